@@ -1,0 +1,66 @@
+//! Conversions between the wire and `types`, and the one shape of errors.
+
+use jiff::Timestamp;
+use tonic::{Code as Grpc, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use types::{Code, Id, Kind};
+
+/// Rows of a page when the caller does not say.
+const PAGE_DEFAULT: u32 = 100;
+/// Rows of a page at most; more is answered with this many.
+const PAGE_MAX: u32 = 1000;
+
+/// An error for a caller: status, sentence, and `google.rpc.ErrorInfo` with the stable reason.
+#[must_use]
+pub fn status(code: Code, message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_error_info(code.as_str(), "tollgate", []);
+    Status::with_error_details(Grpc::from_i32(code.grpc()), message, details)
+}
+
+/// Reads an id of a request.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` naming the field and the form it should have.
+#[expect(
+    clippy::result_large_err,
+    reason = "tonic's own error type, at the edge of a request"
+)]
+pub fn parse_id<K: Kind>(field: &str, text: &str) -> Result<Id<K>, Status> {
+    text.parse()
+        .map_err(|error| status(Code::Invalid, format!("`{field}`: {error}")))
+}
+
+/// To the wire.
+#[must_use]
+pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: at.as_second(),
+        nanos: at.subsec_nanosecond(),
+    }
+}
+
+/// From the wire.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for a time outside years -9999..9999.
+#[expect(
+    clippy::result_large_err,
+    reason = "tonic's own error type, at the edge of a request"
+)]
+pub fn from_timestamp(field: &str, at: &prost_types::Timestamp) -> Result<Timestamp, Status> {
+    Timestamp::new(at.seconds, at.nanos).map_err(|error| {
+        status(
+            Code::Invalid,
+            format!("`{field}` is no point in time: {error}"),
+        )
+    })
+}
+
+/// Rows to read for a page: the default for 0, never more than the maximum.
+#[must_use]
+pub fn page(size: u32) -> i64 {
+    match size {
+        0 => i64::from(PAGE_DEFAULT),
+        size => i64::from(size.min(PAGE_MAX)),
+    }
+}

@@ -1,0 +1,436 @@
+//! The loop of every usage consumer: fetch, decode, subtract, apply, merge, commit, acknowledge.
+//!
+//! - Acknowledged only after the commit, so a death in between repeats and never loses.
+//! - Applied records are subtracted inside the transaction, so a repetition changes nothing.
+//! - A batch that breaks a rule goes whole to the dead letters; the others go on. Its journal's
+//!   watermark waits at the gap, so the journal keeps it.
+//! - A silent subscription is rebuilt: a missed heartbeat is an error here.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use async_nats::jetstream::{
+    AckKind, Message,
+    consumer::{AckPolicy, DeliverPolicy, pull},
+};
+use futures_util::{FutureExt, StreamExt};
+use opentelemetry::trace::TraceContextExt;
+use prost::Message as _;
+use proto::events::v1::{Applied, Record, RecordKind, UsageBatch};
+use types::JournalId;
+
+use crate::{
+    crash_point,
+    host::{Host, Stop},
+    inbox::{self, Ranges},
+    streams,
+    trace::{self, Kind},
+};
+
+/// The durable consumers of the usage stream. A gateway keeps a record until all have applied it.
+pub const USAGE_CONSUMERS: [&str; 4] = [
+    "wallet",
+    "usage-ingest",
+    "stats-aggregator",
+    "anomaly-detector",
+];
+
+/// Messages of one transaction at most; more wait for the next.
+const MESSAGES_MAX: usize = 200;
+/// Unacknowledged messages the server hands out at most.
+const ACK_PENDING_MAX: i64 = 2_000;
+/// The server hands a message out again when nothing is heard for so long.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// A pull request lives so long; half of it without a heartbeat means that it is lost.
+const PULL_EXPIRES: Duration = Duration::from_secs(10);
+const PULL_HEARTBEAT: Duration = Duration::from_secs(3);
+/// Between attempts after a failure.
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// Records of one message that this consumer has not applied yet, in sequence.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// The journal they belong to.
+    pub journal: JournalId,
+    /// Never empty.
+    pub records: Vec<Record>,
+}
+
+/// Why records could not be applied.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// A delivery breaks a rule: it goes to the dead letters, the rest is tried without it.
+    #[error("delivery {delivery}: {reason}")]
+    Poison {
+        /// Its position in the slice.
+        delivery: usize,
+        /// What rule, in words for an operator.
+        reason: String,
+    },
+    /// Anything else: everything is tried again.
+    #[error("not applied")]
+    Failed(#[source] anyhow::Error),
+}
+
+impl From<sqlx::Error> for ApplyError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// The effect of a consumer.
+pub trait Apply: Send + Sync + 'static {
+    /// Schema that holds `inbox` and `dead_letters`.
+    const SCHEMA: &'static str;
+    /// Name of the database operation in traces.
+    const OPERATION: &'static str;
+
+    /// Applies records, all of them new, in the caller's transaction; does not commit. May be
+    /// called again with the same records after a rollback.
+    fn apply(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        fresh: &[Delivery],
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send;
+
+    /// Called after the commit.
+    fn applied(&self, fresh: &[Delivery]) {
+        let _: &[Delivery] = fresh;
+    }
+}
+
+/// One message with its decoded batch.
+struct Parcel {
+    message: Message,
+    stream_seq: u64,
+    journal: JournalId,
+    batch: UsageBatch,
+}
+
+pub(crate) async fn run<A: Apply>(host: Host, consumer: A, stop: Stop) {
+    let consumer = Arc::new(consumer);
+    let mut retry = RETRY_MIN;
+    while !stop.is_requested() {
+        let began = host.clock().monotonic_nanos();
+        let ended = tokio::select! {
+            ended = subscription(&host, consumer.as_ref(), &stop) => ended,
+            () = stop.requested() => return,
+        };
+        if let Err(error) = ended {
+            tracing::warn!(
+                consumer = host.name(),
+                error = format!("{error:#}"),
+                "the subscription to the usage stream was lost, starting another"
+            );
+        }
+        // A subscription that lived long begins again at once.
+        let lived = host.clock().monotonic_nanos().saturating_sub(began);
+        retry = if lived > 10_000_000_000 {
+            RETRY_MIN
+        } else {
+            (retry * 2).min(RETRY_MAX)
+        };
+        tokio::select! {
+            () = tokio::time::sleep(retry) => {}
+            () = stop.requested() => return,
+        }
+    }
+}
+
+async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyhow::Result<()> {
+    let stream = streams::usage(&host.jetstream()).await?;
+    let config = pull::Config {
+        durable_name: Some(host.name().to_owned()),
+        deliver_policy: DeliverPolicy::All,
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_deliver: -1,
+        max_ack_pending: ACK_PENDING_MAX,
+        ..pull::Config::default()
+    };
+    let pull = stream.get_or_create_consumer(host.name(), config).await?;
+    let mut messages = pull
+        .stream()
+        .max_messages_per_batch(MESSAGES_MAX)
+        .expires(PULL_EXPIRES)
+        .heartbeat(PULL_HEARTBEAT)
+        .messages()
+        .await?;
+    loop {
+        let first = tokio::select! {
+            first = messages.next() => first,
+            () = stop.requested() => return Ok(()),
+        };
+        let Some(first) = first else { return Ok(()) };
+        let mut fetched = vec![first?];
+        // What has arrived already belongs to the same transaction; nothing is waited for.
+        while fetched.len() < MESSAGES_MAX {
+            match messages.next().now_or_never() {
+                Some(Some(next)) => fetched.push(next?),
+                _ => break,
+            }
+        }
+        batch(host, consumer, fetched, stop).await?;
+    }
+}
+
+/// Applies fetched messages, whatever it takes; returns early only when asked to stop.
+async fn batch<A: Apply>(
+    host: &Host,
+    consumer: &A,
+    fetched: Vec<Message>,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let mut parcels = Vec::with_capacity(fetched.len());
+    for message in fetched {
+        let stream_seq = message
+            .info()
+            .map_err(|error| anyhow::anyhow!(error))?
+            .stream_sequence;
+        match decode(&message) {
+            Ok((journal, batch)) => parcels.push(Parcel {
+                message,
+                stream_seq,
+                journal,
+                batch,
+            }),
+            Err(reason) => bury(host, A::SCHEMA, &message, stream_seq, &reason, stop).await?,
+        }
+    }
+    let mut retry = RETRY_MIN;
+    while !parcels.is_empty() {
+        match transaction(host, consumer, &parcels).await {
+            Ok(watermarks) => {
+                acknowledge(host, &parcels, watermarks).await?;
+                return Ok(());
+            }
+            Err(ApplyError::Poison { delivery, reason }) => {
+                let parcel = parcels.remove(delivery);
+                let (message, seq) = (&parcel.message, parcel.stream_seq);
+                bury(host, A::SCHEMA, message, seq, &reason, stop).await?;
+            }
+            Err(ApplyError::Failed(error)) => {
+                tracing::warn!(
+                    consumer = host.name(),
+                    error = format!("{error:#}"),
+                    messages = parcels.len(),
+                    "usage not applied, trying again"
+                );
+                for parcel in &parcels {
+                    parcel
+                        .message
+                        .ack_with(AckKind::Progress)
+                        .await
+                        .map_err(|error| anyhow::anyhow!(error))?;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(retry) => {}
+                    () = stop.requested() => return Ok(()),
+                }
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn decode(message: &Message) -> Result<(JournalId, UsageBatch), String> {
+    let batch = UsageBatch::decode(message.payload.clone())
+        .map_err(|error| format!("not a usage batch: {error}"))?;
+    let journal = inbox::check(&batch)?;
+    if message.subject.as_str() != format!("usage.v1.{journal}") {
+        return Err(format!("a batch of {journal} came on {}", message.subject));
+    }
+    Ok((journal, batch))
+}
+
+/// One transaction. On success: each journal's watermark.
+async fn transaction<A: Apply>(
+    host: &Host,
+    consumer: &A,
+    parcels: &[Parcel],
+) -> Result<BTreeMap<JournalId, u64>, ApplyError> {
+    let started = host.clock().system_time();
+    let journals: Vec<JournalId> = parcels.iter().map(|parcel| parcel.journal).collect();
+    let mut transaction = host.postgres().begin().await?;
+    let mut inbox = inbox::lock(&mut transaction, A::SCHEMA, &journals).await?;
+    let mut fresh: Vec<Delivery> = Vec::with_capacity(parcels.len());
+    let mut origins = Vec::with_capacity(parcels.len());
+    for (index, parcel) in parcels.iter().enumerate() {
+        let ranges = inbox.entry(parcel.journal).or_default();
+        let records = unseen(ranges, &parcel.batch);
+        if !records.is_empty() {
+            fresh.push(Delivery {
+                journal: parcel.journal,
+                records,
+            });
+            origins.push(index);
+        }
+    }
+    crash_point!("consumer.batch_fetched");
+    if !fresh.is_empty() {
+        match consumer.apply(&mut transaction, &fresh).await {
+            Ok(()) => {}
+            Err(ApplyError::Poison { delivery, reason }) => {
+                // The caller knows messages, not deliveries.
+                let delivery = origins.get(delivery).copied().unwrap_or(0);
+                return Err(ApplyError::Poison { delivery, reason });
+            }
+            Err(failed) => return Err(failed),
+        }
+        inbox::save(&mut transaction, A::SCHEMA, &inbox).await?;
+    }
+    transaction.commit().await?;
+    crash_point!("consumer.apply_committed");
+    consumer.applied(&fresh);
+    trace_batch::<A>(host, &fresh, started);
+    lag(host, &fresh);
+    Ok(inbox
+        .iter()
+        .map(|(journal, ranges)| (*journal, ranges.watermark()))
+        .collect())
+}
+
+fn unseen(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<Record> {
+    batch
+        .records
+        .iter()
+        .filter(|record| ranges.insert(record.seq))
+        .cloned()
+        .collect()
+}
+
+/// Acknowledges and tells the gateways how far their journals are applied. A lost watermark is
+/// repeated when the gateway ships again.
+async fn acknowledge(
+    host: &Host,
+    parcels: &[Parcel],
+    watermarks: BTreeMap<JournalId, u64>,
+) -> anyhow::Result<()> {
+    for parcel in parcels {
+        parcel
+            .message
+            .ack()
+            .await
+            .map_err(|error| anyhow::anyhow!(error))?;
+    }
+    for (journal, watermark) in watermarks {
+        let applied = Applied {
+            journal_id: journal.bytes().to_vec(),
+            consumer: host.name().to_owned(),
+            watermark,
+        };
+        let subject = format!("usage.v1.applied.{}.{journal}", host.name());
+        host.nats()
+            .publish(subject, applied.encode_to_vec().into())
+            .await?;
+    }
+    crash_point!("consumer.watermark_published");
+    Ok(())
+}
+
+async fn bury(
+    host: &Host,
+    schema: &'static str,
+    message: &Message,
+    stream_seq: u64,
+    reason: &str,
+    stop: &Stop,
+) -> anyhow::Result<()> {
+    let mut retry = RETRY_MIN;
+    loop {
+        let subject = message.subject.as_str();
+        let attempt = async {
+            let mut connection = host.postgres().acquire().await?;
+            inbox::bury(
+                &mut connection,
+                schema,
+                subject,
+                stream_seq,
+                reason,
+                &message.payload,
+            )
+            .await
+        };
+        match attempt.await {
+            Ok(new) => {
+                crash_point!("consumer.dead_letter_committed");
+                if new {
+                    tracing::error!(
+                        consumer = host.name(),
+                        subject,
+                        stream_seq,
+                        reason,
+                        "a usage batch breaks a rule and was put aside"
+                    );
+                    host.shared.usage.dead_letters(host.name());
+                }
+                message
+                    .ack_with(AckKind::Term)
+                    .await
+                    .map_err(|error| anyhow::anyhow!(error))?;
+                return Ok(());
+            }
+            Err(error) => {
+                tracing::warn!(consumer = host.name(), %error, "a dead letter was not stored yet");
+                tokio::select! {
+                    () = tokio::time::sleep(retry) => {}
+                    () = stop.requested() => return Ok(()),
+                }
+                retry = (retry * 2).min(RETRY_MAX);
+            }
+        }
+    }
+}
+
+/// One span under each sampled call: the processing of its message, and in it the database's part.
+fn trace_batch<A: Apply>(host: &Host, fresh: &[Delivery], started: std::time::SystemTime) {
+    let tracer = host.tracer();
+    for delivery in fresh {
+        for record in &delivery.records {
+            let Some(call) = record
+                .call
+                .as_ref()
+                .filter(|call| !call.traceparent.is_empty())
+            else {
+                continue;
+            };
+            let parent = trace::context_of(&call.traceparent);
+            if !parent.span().span_context().is_sampled() {
+                continue;
+            }
+            let name = "process usage.v1";
+            let span = tracer.child_from(name, Kind::Consumer, &parent, Some(started));
+            span.set("messaging.system", "nats");
+            span.set("messaging.operation.type", "process");
+            span.set(
+                "messaging.destination.name",
+                format!("usage.v1.{}", delivery.journal),
+            );
+            span.set("messaging.consumer.group.name", host.name());
+            let context = span.context();
+            let store = tracer.child_from(A::OPERATION, Kind::Client, &context, Some(started));
+            store.set("db.system.name", "postgresql");
+            store.set("db.namespace", A::SCHEMA);
+            store.set(
+                "db.operation.batch.size",
+                i64::try_from(fresh.len()).unwrap_or(i64::MAX),
+            );
+        }
+    }
+}
+
+/// Notes how old the newest call of the batch was when its effect became durable.
+fn lag(host: &Host, fresh: &[Delivery]) {
+    let now = host.clock().now().as_microsecond();
+    for delivery in fresh {
+        let calls = delivery
+            .records
+            .iter()
+            .filter(|r| r.kind == RecordKind::Call as i32);
+        if let Some(last) = calls.last() {
+            let micros = u32::try_from(now.saturating_sub(last.at_unix_micros)).unwrap_or(u32::MAX);
+            host.shared.usage.lag(host.name(), f64::from(micros) / 1e6);
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! One service's view of its process.
+
+use std::{sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use proto::channel::Channel;
+use rand::TryRng as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::{
+    body::Body,
+    codegen::http::{Request, Response},
+    server::NamedService,
+};
+use tower::Service;
+
+use crate::{
+    consume::{self, Apply},
+    grpc,
+    node::Shared,
+    time::{Clock, Ids},
+    trace::Tracer,
+};
+
+/// Tells a task to end.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(pub(crate) CancellationToken);
+
+impl Stop {
+    /// Resolves when the task should end.
+    pub async fn requested(&self) {
+        self.0.cancelled().await;
+    }
+
+    /// True when the task should end.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.0.is_cancelled()
+    }
+}
+
+/// What a service may use. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    pub(crate) name: &'static str,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tracer: Tracer,
+    pub(crate) stop: Stop,
+    pub(crate) tasks: TaskTracker,
+}
+
+impl Host {
+    /// Name of the service.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The pool of this process. Connects when first used.
+    #[must_use]
+    pub fn postgres(&self) -> sqlx::PgPool {
+        self.shared.postgres.clone()
+    }
+
+    /// The connection to NATS. Connects in the background, and again after a loss.
+    #[must_use]
+    pub fn nats(&self) -> async_nats::Client {
+        self.shared.nats.clone()
+    }
+
+    /// JetStream on that connection.
+    #[must_use]
+    pub fn jetstream(&self) -> async_nats::jetstream::Context {
+        self.shared.jetstream.clone()
+    }
+
+    /// The connection to Redis, when one is configured.
+    #[must_use]
+    pub fn redis(&self) -> Option<redis::aio::ConnectionManager> {
+        self.shared.redis.clone()
+    }
+
+    /// The clock.
+    #[must_use]
+    pub fn clock(&self) -> Clock {
+        self.shared.clock.clone()
+    }
+
+    /// New ids.
+    #[must_use]
+    pub fn ids(&self) -> Ids {
+        Ids::default()
+    }
+
+    /// Bytes of the operating system's generator.
+    ///
+    /// # Panics
+    /// When the operating system has no randomness to give, in which case no key may be made.
+    #[must_use]
+    pub fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        rand::rngs::SysRng
+            .try_fill_bytes(&mut bytes)
+            .expect("the system has randomness");
+        bytes
+    }
+
+    /// Spans of this service.
+    #[must_use]
+    pub fn tracer(&self) -> Tracer {
+        self.tracer.clone()
+    }
+
+    /// Registers metrics under the prefix `tollgate`.
+    pub fn metrics(&self, register: impl FnOnce(&mut Registry)) {
+        register(
+            self.shared
+                .registry
+                .lock()
+                .sub_registry_with_prefix("tollgate"),
+        );
+    }
+
+    /// Offers a gRPC service. `service_methods` may be called with the services' token; every
+    /// other method needs the operator's.
+    pub fn grpc<S>(&self, server: S, service_methods: &'static [&'static str])
+    where
+        S: Service<Request<Body>, Error = std::convert::Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+        Response<Body>: From<S::Response>,
+        S::Future: Send + 'static,
+        S: Service<Request<Body>, Response = Response<Body>>,
+    {
+        let mut offers = self.shared.offers.lock();
+        offers.names.push(S::NAME);
+        for method in service_methods {
+            offers
+                .service_methods
+                .insert(format!("/{}/{method}", S::NAME));
+        }
+        offers.routes.add_service(server);
+    }
+
+    /// A channel to a service, in this process or elsewhere.
+    ///
+    /// # Errors
+    /// The service runs elsewhere and its URL is malformed.
+    pub fn channel(&self, service: &'static str) -> anyhow::Result<Channel> {
+        let token = &self.shared.tokens.service;
+        match self.shared.remotes.get(service) {
+            Some(url) => grpc::remote(url, token, self.tracer()),
+            None => grpc::local(self.shared.guard.clone(), token, self.tracer()),
+        }
+    }
+
+    /// Runs a task until it ends or the host stops; stopping waits for it.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that spawns: named, tracked"
+    )]
+    pub fn spawn<F, Fut>(&self, name: &'static str, task: F)
+    where
+        F: FnOnce(Stop) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let service = self.name;
+        let work = task(self.stop.clone());
+        self.tasks.spawn(async move {
+            let handle = tokio::spawn(work);
+            if let Err(error) = handle.await {
+                tracing::error!(service, task = name, %error, "a task has died");
+            }
+        });
+    }
+
+    /// Runs a step at once and then each `period`, until the host stops.
+    pub fn every<F, Fut>(&self, name: &'static str, period: Duration, mut step: F)
+    where
+        F: FnMut() -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.spawn(name, move |stop| async move {
+            let mut ticks = tokio::time::interval(period);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    _ = ticks.tick() => step().await,
+                    () = stop.requested() => return,
+                }
+            }
+        });
+    }
+
+    /// Applies the stream of usage with this service's consumer.
+    pub fn consume<A: Apply>(&self, consumer: A) {
+        let host = self.clone();
+        self.spawn("consume-usage", move |stop| {
+            consume::run(host, consumer, stop)
+        });
+    }
+
+    /// Runs blocking work on a thread of its own, bounded by the runtime's pool.
+    ///
+    /// # Errors
+    /// The work panicked.
+    #[expect(clippy::disallowed_methods, reason = "the one place for blocking work")]
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> anyhow::Result<T> {
+        Ok(tokio::task::spawn_blocking(work).await?)
+    }
+
+    /// True once every service of this process has started and none is stopping.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    /// The stop signal of this service.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+}

@@ -1,0 +1,191 @@
+//! The inbox: per consumer and journal the set of applied records, as ranges in PostgreSQL.
+//!
+//! Reading locks the journal's row until the transaction ends, so two instances of a consumer
+//! cannot apply the same record; merging happens in the transaction of the effect itself.
+//!
+//! The statements are built from the consumer's schema, a constant of the program, because one
+//! implementation serves every consumer and `query!` knows neither that nor multiranges.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "one inbox for all schemas; the schema's name is a constant, never input"
+)]
+
+use std::collections::BTreeMap;
+
+use proto::events::v1::UsageBatch;
+use sqlx::{AssertSqlSafe, PgConnection, Row};
+use types::JournalId;
+
+/// Half-open ranges of sequence numbers, sorted and disjoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ranges(Vec<(u64, u64)>);
+
+impl Ranges {
+    pub(crate) fn contains(&self, seq: u64) -> bool {
+        let after = self.0.partition_point(|(low, _)| *low <= seq);
+        after > 0 && self.0.get(after - 1).is_some_and(|(_, high)| seq < *high)
+    }
+
+    /// The first number that is missing.
+    pub(crate) fn watermark(&self) -> u64 {
+        match self.0.first() {
+            Some((0, high)) => *high,
+            _ => 0,
+        }
+    }
+
+    /// Adds a number; false when it was there.
+    pub(crate) fn insert(&mut self, seq: u64) -> bool {
+        if self.contains(seq) {
+            return false;
+        }
+        let at = self.0.partition_point(|(low, _)| *low <= seq);
+        let joins_left = at > 0 && self.0.get(at - 1).is_some_and(|(_, high)| *high == seq);
+        let joins_right = self.0.get(at).is_some_and(|(low, _)| *low == seq + 1);
+        match (joins_left, joins_right) {
+            (true, true) => {
+                let (_, high) = self.0.remove(at);
+                if let Some(left) = self.0.get_mut(at - 1) {
+                    left.1 = high;
+                }
+            }
+            (true, false) => {
+                if let Some(left) = self.0.get_mut(at - 1) {
+                    left.1 = seq + 1;
+                }
+            }
+            (false, true) => {
+                if let Some(right) = self.0.get_mut(at) {
+                    right.0 = seq;
+                }
+            }
+            (false, false) => self.0.insert(at, (seq, seq + 1)),
+        }
+        true
+    }
+}
+
+fn bound(text: Option<i64>) -> u64 {
+    text.and_then(|bound| u64::try_from(bound).ok())
+        .unwrap_or(0)
+}
+
+/// Locks the inboxes of the journals in id order and reads what is applied.
+pub(crate) async fn lock(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    journals: &[JournalId],
+) -> sqlx::Result<BTreeMap<JournalId, Ranges>> {
+    let mut ids: Vec<uuid::Uuid> = journals.iter().map(|journal| journal.uuid()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let insert = format!(
+        "insert into {schema}.inbox (journal_id, applied, updated_at)
+         select id, '{{}}'::int8multirange, now() from unnest($1::uuid[]) id order by id
+         on conflict (journal_id) do nothing"
+    );
+    sqlx::query(AssertSqlSafe(insert))
+        .bind(&ids)
+        .execute(&mut *connection)
+        .await?;
+    let lock = format!(
+        "select journal_id from {schema}.inbox
+          where journal_id = any($1) order by journal_id for update"
+    );
+    sqlx::query(AssertSqlSafe(lock))
+        .bind(&ids)
+        .execute(&mut *connection)
+        .await?;
+    let read = format!(
+        "select i.journal_id, lower(r) as low, upper(r) as high
+           from {schema}.inbox i, unnest(i.applied) r
+          where i.journal_id = any($1) order by i.journal_id, lower(r)"
+    );
+    let rows = sqlx::query(AssertSqlSafe(read))
+        .bind(&ids)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut found: BTreeMap<JournalId, Ranges> = ids
+        .iter()
+        .map(|id| (JournalId::new(*id), Ranges::default()))
+        .collect();
+    for row in rows {
+        let journal = JournalId::new(row.try_get("journal_id")?);
+        let range = (bound(row.try_get("low")?), bound(row.try_get("high")?));
+        found.entry(journal).or_default().0.push(range);
+    }
+    Ok(found)
+}
+
+/// Writes the ranges back. The rows are locked by this transaction.
+pub(crate) async fn save(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    inbox: &BTreeMap<JournalId, Ranges>,
+) -> sqlx::Result<()> {
+    let (mut journals, mut lows, mut highs) = (Vec::new(), Vec::new(), Vec::new());
+    for (journal, ranges) in inbox {
+        for (low, high) in &ranges.0 {
+            journals.push(journal.uuid());
+            lows.push(i64::try_from(*low).unwrap_or(i64::MAX));
+            highs.push(i64::try_from(*high).unwrap_or(i64::MAX));
+        }
+    }
+    let statement = format!(
+        "update {schema}.inbox i
+            set applied = i.applied + n.applied, updated_at = now()
+           from (select journal_id, range_agg(int8range(low, high)) as applied
+                   from unnest($1::uuid[], $2::int8[], $3::int8[]) u (journal_id, low, high)
+                  group by journal_id) n
+          where i.journal_id = n.journal_id"
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(&journals)
+        .bind(&lows)
+        .bind(&highs)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Keeps a batch that breaks a rule, with its reason, once.
+pub(crate) async fn bury(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    subject: &str,
+    stream_seq: u64,
+    reason: &str,
+    payload: &[u8],
+) -> sqlx::Result<bool> {
+    let statement = format!(
+        "insert into {schema}.dead_letters (subject, stream_seq, reason, payload, at)
+         values ($1, $2, $3, $4, now())
+         on conflict (payload_sha256) do nothing"
+    );
+    let done = sqlx::query(AssertSqlSafe(statement))
+        .bind(subject)
+        .bind(i64::try_from(stream_seq).unwrap_or(i64::MAX))
+        .bind(reason)
+        .bind(payload)
+        .execute(connection)
+        .await?;
+    Ok(done.rows_affected() == 1)
+}
+
+/// Checks the shape every batch must have: a journal, and consecutive sequence numbers.
+pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
+    let journal =
+        JournalId::from_slice(&batch.journal_id).map_err(|error| format!("journal_id: {error}"))?;
+    let Some(first) = batch.records.first() else {
+        return Err("the batch has no records".to_owned());
+    };
+    for (expected, record) in (first.seq..).zip(&batch.records) {
+        if record.seq != expected {
+            return Err(format!(
+                "record {} stands where {expected} should",
+                record.seq
+            ));
+        }
+    }
+    Ok(journal)
+}

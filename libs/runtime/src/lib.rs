@@ -1,0 +1,32 @@
+//! What every service stands on: configuration, servers, listeners, consumers, traces, stop.
+//!
+//! - All configuration is parsed before any I/O, and all its problems are reported at once.
+//! - A consumer's effect and its inbox are one transaction: no record is applied twice.
+//! - No task is without a name and a stop; start is ordered, stop is the reverse and bounded.
+//! - A local service and a remote one are called through the same channel, with the same
+//!   deadline, credentials and trace context.
+
+#![forbid(unsafe_code)]
+
+pub mod config;
+mod consume;
+pub mod crash;
+pub mod grpc;
+mod host;
+mod inbox;
+mod logs;
+mod node;
+mod ops;
+pub mod streams;
+mod time;
+pub mod trace;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{ConfigError, Setting, Variables};
+pub use consume::{Apply, ApplyError, Delivery, USAGE_CONSUMERS};
+pub use grpc::{Actor, actor};
+pub use host::{Host, Stop};
+pub use node::{Node, Settings};
+pub use time::{Clock, Ids};

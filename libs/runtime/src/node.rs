@@ -1,0 +1,412 @@
+//! A process: what its services share, how it starts, serves and stops.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::service::{Routes, RoutesBuilder};
+
+use crate::{
+    config::Variables,
+    grpc::{Guard, Tokens},
+    host::{Host, Stop},
+    logs, ops,
+    time::Clock,
+    trace::{self, Tracer},
+};
+
+/// Every token has at least so many characters.
+const TOKEN_CHARS_MIN: usize = 24;
+/// Connections in the pool of a process.
+const POSTGRES_CONNECTIONS_MAX: u32 = 30;
+
+/// What every process needs, whatever runs in it.
+pub struct Settings {
+    postgres_url: SecretString,
+    nats_url: SecretString,
+    redis_url: Option<SecretString>,
+    grpc_listen: SocketAddr,
+    ops_listen: SocketAddr,
+    remotes: BTreeMap<&'static str, String>,
+    tokens: Tokens,
+    stop_limit: Duration,
+    log_directives: String,
+    log_pretty: bool,
+    crash_at: Option<String>,
+    trace: trace::Settings,
+}
+
+/// The variable that names where a service is reached, and the service.
+const REMOTES: [(&str, &str, &str); 5] = [
+    (
+        "keys",
+        "TOLLGATE_KEYS_GRPC_URL",
+        "where keys is reached when it does not run here",
+    ),
+    (
+        "wallet",
+        "TOLLGATE_WALLET_GRPC_URL",
+        "where wallet is reached when it does not run here",
+    ),
+    (
+        "usage-ingest",
+        "TOLLGATE_USAGE_INGEST_GRPC_URL",
+        "where usage-ingest is reached when it does not run here",
+    ),
+    (
+        "stats-aggregator",
+        "TOLLGATE_STATS_AGGREGATOR_GRPC_URL",
+        "where stats-aggregator is reached when it does not run here",
+    ),
+    (
+        "anomaly-detector",
+        "TOLLGATE_ANOMALY_DETECTOR_GRPC_URL",
+        "where anomaly-detector is reached when it does not run here",
+    ),
+];
+
+fn token(variables: &mut Variables, name: &'static str, meaning: &'static str) -> SecretString {
+    let token = variables.secret(name, meaning);
+    let length = token.expose_secret().len();
+    if (1..TOKEN_CHARS_MIN).contains(&length) {
+        variables.problem(format!(
+            "{name} has {length} characters, needs {TOKEN_CHARS_MIN}"
+        ));
+    }
+    token
+}
+
+impl Settings {
+    /// Reads what a process with these services needs. `calls` are the services they call.
+    pub fn read(variables: &mut Variables, services: &[&'static str], calls: &[&str]) -> Self {
+        let stores = services.iter().any(|service| *service != "gateway");
+        let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database";
+        let postgres_url = if stores {
+            variables.secret("DATABASE_URL", postgres_meaning)
+        } else {
+            variables
+                .secret_optional("DATABASE_URL", postgres_meaning)
+                .unwrap_or_default()
+        };
+        let nats_url = variables.secret("NATS_URL", "NATS with JetStream, e.g. nats://host:4222");
+        let redis_url = variables.secret_optional(
+            "REDIS_URL",
+            "Redis or Valkey; without it keys are cached in-process only",
+        );
+        let grpc_listen = variables.address(
+            "TOLLGATE_GRPC_LISTEN",
+            "127.0.0.1:9090",
+            "address of the gRPC services",
+        );
+        let ops_listen = variables.address(
+            "TOLLGATE_OPS_LISTEN",
+            "127.0.0.1:9100",
+            "address of health, metrics and version",
+        );
+        let mut remotes = BTreeMap::new();
+        for (service, name, meaning) in REMOTES {
+            let url = variables.optional(name, meaning);
+            if services.contains(&service) {
+                continue;
+            }
+            match url {
+                Some(url) => {
+                    remotes.insert(service, url);
+                }
+                None if calls.contains(&service) => variables.problem(format!(
+                    "{name} environment variable is not set, and {service} does not run here"
+                )),
+                None => {}
+            }
+        }
+        let tokens = Tokens {
+            service: token(
+                variables,
+                "TOLLGATE_SERVICE_TOKEN",
+                "shared by all services for calls among them, 24 characters or more",
+            ),
+            operator: token(
+                variables,
+                "TOLLGATE_OPERATOR_TOKEN",
+                "may call every method, 24 characters or more",
+            ),
+        };
+        let stop_limit = variables.seconds(
+            "TOLLGATE_STOP_SECONDS",
+            30,
+            1..=3600,
+            "bound for the orderly stop of each service",
+        );
+        let crash_at = if cfg!(debug_assertions) {
+            variables.optional(
+                "TOLLGATE_CRASH_AT",
+                "debug builds: die at this point, `name:n`",
+            )
+        } else {
+            None
+        };
+        Self {
+            postgres_url,
+            nats_url,
+            redis_url,
+            grpc_listen,
+            ops_listen,
+            remotes,
+            tokens,
+            stop_limit,
+            log_directives: variables.text("RUST_LOG", "info", "what is logged"),
+            log_pretty: variables.flag("TOLLGATE_LOG_PRETTY", false, "text instead of JSON"),
+            crash_at,
+            trace: trace::Settings::read(variables),
+        }
+    }
+}
+
+/// What services offer over gRPC.
+#[derive(Default)]
+pub(crate) struct Offers {
+    pub(crate) routes: RoutesBuilder,
+    pub(crate) names: Vec<&'static str>,
+    pub(crate) service_methods: BTreeSet<String>,
+}
+
+/// What the hosts of a process share.
+pub(crate) struct Shared {
+    pub(crate) postgres: sqlx::PgPool,
+    pub(crate) nats: async_nats::Client,
+    pub(crate) jetstream: async_nats::jetstream::Context,
+    pub(crate) redis: Option<redis::aio::ConnectionManager>,
+    pub(crate) clock: Clock,
+    pub(crate) registry: Mutex<Registry>,
+    pub(crate) usage: ops::UsageMetrics,
+    pub(crate) offers: Mutex<Offers>,
+    pub(crate) tokens: Tokens,
+    pub(crate) remotes: BTreeMap<&'static str, String>,
+    pub(crate) guard: watch::Receiver<Option<Guard>>,
+    pub(crate) ready: AtomicBool,
+    /// Services that need PostgreSQL run here.
+    pub(crate) stores: bool,
+}
+
+/// A process with its services.
+pub struct Node {
+    shared: Arc<Shared>,
+    guard: watch::Sender<Option<Guard>>,
+    settings: Settings,
+    hosts: Vec<Host>,
+}
+
+impl Node {
+    /// Opens listeners' addresses last and connections lazily: nothing here waits for a server.
+    ///
+    /// # Errors
+    /// A URL is malformed, or logging is configured wrongly.
+    pub async fn connect(settings: Settings, services: &[&'static str]) -> anyhow::Result<Self> {
+        logs::start(&settings.log_directives, settings.log_pretty)?;
+        #[cfg(debug_assertions)]
+        if let Some(point) = &settings.crash_at {
+            crate::crash::arm(point);
+        }
+        let stores = services.iter().any(|service| *service != "gateway");
+        let nats = async_nats::ConnectOptions::new()
+            .name(format!("tollgate {}", services.join(",")))
+            .retry_on_initial_connect()
+            .max_reconnects(None)
+            .reconnect_delay_callback(|attempt| {
+                let millis = u64::try_from(attempt)
+                    .unwrap_or(u64::MAX)
+                    .saturating_mul(50);
+                Duration::from_millis(millis.min(1_000))
+            })
+            .connect(settings.nats_url.expose_secret())
+            .await
+            .context("NATS_URL")?;
+        let mut jetstream = async_nats::jetstream::new(nats.clone());
+        jetstream.set_timeout(Duration::from_secs(5));
+        let (guard, guard_seen) = watch::channel(None);
+        let mut registry = Registry::default();
+        let usage = ops::UsageMetrics::register(registry.sub_registry_with_prefix("tollgate"));
+        let shared = Shared {
+            postgres: postgres(&settings, stores)?,
+            nats,
+            jetstream,
+            redis: redis(&settings)?,
+            clock: Clock::system(),
+            registry: Mutex::new(registry),
+            usage,
+            offers: Mutex::default(),
+            tokens: settings.tokens.clone(),
+            remotes: settings.remotes.clone(),
+            guard: guard_seen,
+            ready: AtomicBool::new(false),
+            stores,
+        };
+        Ok(Self {
+            shared: Arc::new(shared),
+            guard,
+            settings,
+            hosts: Vec::new(),
+        })
+    }
+
+    /// The host of one more service. Services stop in the reverse order of this call.
+    ///
+    /// # Errors
+    /// The exporter of traces is configured wrongly.
+    pub fn host(&mut self, name: &'static str) -> anyhow::Result<Host> {
+        let host = Host {
+            name,
+            shared: self.shared.clone(),
+            tracer: Tracer::start(&self.settings.trace, name)?,
+            stop: Stop(CancellationToken::new()),
+            tasks: TaskTracker::new(),
+        };
+        self.hosts.push(host.clone());
+        Ok(host)
+    }
+
+    /// Opens the listeners, is ready, and serves until `stop` resolves; then stops in order.
+    ///
+    /// # Errors
+    /// A port is taken.
+    pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let listening = CancellationToken::new();
+        let tracker = TaskTracker::new();
+        let grpc = bind("TOLLGATE_GRPC_LISTEN", self.settings.grpc_listen).await?;
+        let ops = bind("TOLLGATE_OPS_LISTEN", self.settings.ops_listen).await?;
+        let guard = self.guard_of_offers().await?;
+        if self.guard.send(Some(guard.clone())).is_err() {
+            anyhow::bail!("the services ended before they were served");
+        }
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(grpc);
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(20)))
+            .layer(tower::layer::layer_fn(move |_: Routes| guard.clone()))
+            .add_routes(Routes::default())
+            .serve_with_incoming_shutdown(incoming, listening.clone().cancelled_owned());
+        tracker.spawn(async move {
+            if let Err(error) = server.await {
+                tracing::error!(%error, "the gRPC listener has died");
+            }
+        });
+        tracker.spawn(ops::serve(ops, self.shared.clone(), listening.clone()));
+        self.shared.ready.store(true, Ordering::Release);
+        let services: Vec<&str> = self.hosts.iter().map(|host| host.name).collect();
+        tracing::info!(services = services.join(","), "ready");
+        stop.await;
+        self.stop().await;
+        listening.cancel();
+        tracker.close();
+        if tokio::time::timeout(Duration::from_secs(5), tracker.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!("connections were still open after 5 s and were cut");
+        }
+        Ok(())
+    }
+
+    async fn guard_of_offers(&self) -> anyhow::Result<Guard> {
+        let mut offers = std::mem::take(&mut *self.shared.offers.lock());
+        let (reporter, health) = tonic_health::server::health_reporter();
+        for name in offers.names {
+            reporter
+                .set_service_status(name, tonic_health::ServingStatus::Serving)
+                .await;
+        }
+        offers.routes.add_service(health);
+        let set = proto::FILE_DESCRIPTOR_SET;
+        let reflection = || {
+            tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(set)
+                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        };
+        offers.routes.add_service(reflection().build_v1()?);
+        offers.routes.add_service(reflection().build_v1alpha()?);
+        let tracers = self
+            .hosts
+            .iter()
+            .map(|host| (host.name.to_owned(), host.tracer()))
+            .collect();
+        Ok(Guard::new(
+            offers.routes.routes().prepare(),
+            self.settings.tokens.clone(),
+            Arc::new(offers.service_methods),
+            Arc::new(tracers),
+        ))
+    }
+
+    /// Stops services in the reverse order of their start, each within its bound.
+    async fn stop(&self) {
+        self.shared.ready.store(false, Ordering::Release);
+        for host in self.hosts.iter().rev() {
+            host.stop.0.cancel();
+            host.tasks.close();
+            let limit = self.settings.stop_limit;
+            if tokio::time::timeout(limit, host.tasks.wait())
+                .await
+                .is_err()
+            {
+                tracing::warn!(service = host.name, "did not stop in time and was cut off");
+            }
+            let tracer = host.tracer();
+            if host.blocking(move || tracer.stop()).await.is_err() {
+                tracing::warn!(service = host.name, "its last spans were not exported");
+            }
+        }
+        let flushed = tokio::time::timeout(Duration::from_secs(2), self.shared.nats.flush()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("the last messages to NATS were not flushed");
+        }
+        self.shared.postgres.close().await;
+    }
+}
+
+async fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{variable}: cannot listen on {address}; is it taken?"))
+}
+
+fn postgres(settings: &Settings, needed: bool) -> anyhow::Result<sqlx::PgPool> {
+    let url = settings.postgres_url.expose_secret();
+    let options: PgConnectOptions = if needed || !url.is_empty() {
+        // The error of a malformed URL could quote the password: it is not shown.
+        url.parse()
+            .map_err(|_| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?
+    } else {
+        PgConnectOptions::new()
+    };
+    Ok(PgPoolOptions::new()
+        .max_connections(POSTGRES_CONNECTIONS_MAX)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(options.application_name("tollgate")))
+}
+
+fn redis(settings: &Settings) -> anyhow::Result<Option<redis::aio::ConnectionManager>> {
+    let Some(url) = &settings.redis_url else {
+        return Ok(None);
+    };
+    let client = redis::Client::open(url.expose_secret())
+        .map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
+    let config = redis::aio::ConnectionManagerConfig::new()
+        .set_number_of_retries(1)
+        .set_connection_timeout(Some(Duration::from_millis(500)))
+        .set_response_timeout(Some(Duration::from_millis(100)));
+    Ok(Some(redis::aio::ConnectionManager::new_lazy_with_config(
+        client, config,
+    )?))
+}

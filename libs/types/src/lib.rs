@@ -1,0 +1,38 @@
+//! The nouns of the product, pure: no I/O, no clock, no randomness of their own.
+//!
+//! - An id has a kind; two kinds cannot be swapped.
+//! - Credits are whole and checked; no arithmetic on them can wrap.
+//! - A key or its hash cannot be printed.
+//! - Every failure has one code, with total maps to gRPC and HTTP.
+
+#![forbid(unsafe_code)]
+#![warn(
+    clippy::float_arithmetic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod code;
+mod credits;
+mod id;
+mod key;
+mod limit;
+mod names;
+
+#[cfg(test)]
+mod tests;
+
+pub use code::{Code, Refusal};
+pub use credits::Credits;
+pub use id::{
+    AnomalyId, Id, IdError, JournalId, Key, KeyId, Kind, Lease, LeaseId, OrgId, RequestId, RouteId,
+    ServiceId, UserId,
+};
+pub use key::{
+    KEY_BODY_CHARS, KEY_RANDOM_BYTES, KeyError, KeyHash, NewKey, Pepper, PepperError, PresentedKey,
+};
+pub use limit::{Gcra, Rate};
+pub use names::{
+    Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,
+};

@@ -1,0 +1,172 @@
+create table keys.users (
+    id          uuid primary key,
+    email       text not null constraint users_email_key unique check (email = lower(email)),
+    name        text not null default '',
+    created_at  timestamptz not null,
+    updated_at  timestamptz not null
+);
+
+create table keys.organisations (
+    id          uuid primary key,
+    name        text not null check (char_length(name) between 1 and 80),
+    slug        text not null constraint organisations_slug_key unique
+                check (slug ~ '^[a-z0-9-]{3,64}$'),
+    owner_id    uuid not null references keys.users (id),
+    created_at  timestamptz not null,
+    updated_at  timestamptz not null
+);
+
+create table keys.organisation_members (
+    id          uuid primary key,
+    org_id      uuid not null references keys.organisations (id),
+    user_id     uuid not null references keys.users (id),
+    role        text not null check (role in ('owner', 'admin', 'developer', 'billing')),
+    joined_at   timestamptz not null,
+    constraint organisation_members_org_user_key unique (org_id, user_id)
+);
+create index idx_members_user on keys.organisation_members (user_id);
+
+-- An organisation always has at least one owner, and owner_id names one (checked at commit, so
+-- that creation and transfer can pass through states in between).
+create function keys.check_owner() returns trigger language plpgsql as $$
+begin
+    if not exists (
+        select 1
+          from keys.organisations o
+          join keys.organisation_members m
+            on m.org_id = o.id and m.user_id = o.owner_id and m.role = 'owner'
+         where o.id = coalesce(new.org_id, old.org_id)
+    ) then
+        raise exception 'an organisation keeps at least one owner'
+            using errcode = '23514', constraint = 'organisation_has_owner';
+    end if;
+    return null;
+end $$;
+create constraint trigger organisation_has_owner
+    after insert or update or delete on keys.organisation_members
+    deferrable initially deferred
+    for each row execute function keys.check_owner();
+
+create table keys.services (
+    id                  uuid primary key,
+    name                text not null constraint services_name_key unique
+                        check (name ~ '^[a-z][a-z0-9-]{0,62}$'),
+    display_name        text not null,
+    description         text not null default '',
+    upstream_url        text not null,
+    base_cost_per_call  bigint not null default 1
+                        check (base_cost_per_call between 0 and 1000000),
+    icon                text not null default 'box',
+    category            text not null default 'general',
+    is_active           boolean not null default true,
+    price_version       bigint not null default 1,
+    created_at          timestamptz not null,
+    updated_at          timestamptz not null
+);
+
+-- The catalogue of scopes: a key can only have what stands here.
+create table keys.scopes (
+    name        text primary key check (name ~ '^[a-z][a-z0-9-]*:[a-z][a-z0-9-]*$'),
+    service_id  uuid not null references keys.services (id)
+);
+
+create table keys.routes (
+    id              uuid primary key,
+    service_id      uuid not null references keys.services (id),
+    method          text not null check (method ~ '^(\*|[A-Z]{1,16})$'),
+    path_prefix     text not null check (path_prefix ~ '^/' and length(path_prefix) <= 512),
+    scope           text not null references keys.scopes (name),
+    cost            bigint check (cost between 0 and 1000000),
+    charge_on       text not null default '2xx' check (charge_on in ('2xx', 'always')),
+    durability      text not null default 'process'
+                    check (durability in ('process', 'disk', 'replicated')),
+    body_bytes_max  bigint not null default 10485760 check (body_bytes_max >= 0),
+    timeout_ms      bigint not null default 60000 check (timeout_ms between 1 and 3600000),
+    constraint routes_place_key unique (service_id, method, path_prefix)
+);
+
+create table keys.api_keys (
+    id              uuid primary key,
+    org_id          uuid not null references keys.organisations (id),
+    created_by      uuid not null references keys.users (id),
+    key_name        text not null check (char_length(key_name) between 1 and 80),
+    key_hash        bytea not null constraint api_keys_key_hash_key unique
+                    check (octet_length(key_hash) = 32),
+    -- The hash before the last change of the pepper: gateways that still use the previous one hold
+    -- the key under it, so every change of the key is announced under both.
+    previous_key_hash bytea check (octet_length(previous_key_hash) = 32),
+    -- Names the pepper of key_hash without telling it.
+    pepper_id       text not null,
+    key_prefix      text not null,
+    key_hint        text not null check (char_length(key_hint) = 4),
+    scopes          jsonb not null check (jsonb_array_length(scopes) > 0),
+    environment     text not null,
+    daily_quota     bigint check (daily_quota > 0),
+    monthly_quota   bigint check (monthly_quota > 0),
+    rate_per_second integer check (rate_per_second > 0),
+    burst           integer check (burst > 0),
+    allow           jsonb not null default '[]',
+    is_active       boolean not null default true,
+    revoked_at      timestamptz,
+    revoked_reason  text,
+    last_used_at    timestamptz,
+    last_used_ip    inet,
+    expires_at      timestamptz,
+    version         bigint not null default 1,
+    created_at      timestamptz not null,
+    updated_at      timestamptz not null,
+    -- The environment and the prefix state one fact.
+    constraint api_keys_environment_check check (
+        (environment, key_prefix) in (('production', 'sk_live'), ('test', 'sk_test'))
+    ),
+    -- Revoked is for ever, and never without a reason.
+    constraint api_keys_revoked_check check (
+        revoked_at is null or (not is_active and revoked_reason is not null)
+    ),
+    constraint api_keys_burst_rate_check check (burst is null or rate_per_second is not null)
+);
+create index idx_apikeys_org on keys.api_keys (org_id, id desc);
+
+create table keys.audit_log (
+    id          bigint generated always as identity primary key,
+    org_id      uuid,
+    actor       text not null,
+    action      text not null,
+    target      text not null,
+    details     jsonb not null default '{}',
+    at          timestamptz not null
+);
+create index idx_audit_org on keys.audit_log (org_id, id desc);
+
+create function keys.refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception 'the audit log is append-only';
+end $$;
+create trigger audit_log_is_append_only
+    before update or delete on keys.audit_log
+    for each row execute function keys.refuse_change();
+
+-- The change log and outbox. Writers hold an advisory lock, so ids become visible in order and
+-- "everything after n" misses nothing.
+create table keys.changes (
+    id            bigint generated always as identity primary key,
+    -- The key's hash at the time; null for a change of the catalogue.
+    key_hash      bytea,
+    key_id        uuid,
+    version       bigint,
+    at            timestamptz not null,
+    published_at  timestamptz,
+    constraint changes_subject_check check (
+        (key_hash is null) = (key_id is null) and (key_hash is null) = (version is null)
+    )
+);
+create index idx_changes_unpublished on keys.changes (id) where published_at is null;
+create index idx_changes_catalogue on keys.changes (id) where key_hash is null;
+
+-- Gateways and how far each has applied the change log.
+create table keys.gateways (
+    journal_id      uuid primary key,
+    gateway         text not null,
+    applied_change  bigint not null,
+    seen_at         timestamptz not null
+);

@@ -1,0 +1,48 @@
+create table stats_aggregator.daily_stats (
+    org_id               uuid not null,
+    date                 date not null,
+    environment          text not null check (environment in ('production', 'test')),
+    total_requests       bigint not null check (total_requests >= 0),
+    total_credits        bigint not null check (total_credits >= 0),
+    successful_requests  bigint not null
+                         check (successful_requests between 0 and total_requests),
+    success_rate         numeric(5, 2) generated always as (
+                             case when total_requests = 0 then 0
+                                  else round(100.0 * successful_requests / total_requests, 2)
+                             end
+                         ) stored,
+    -- Calls per service, e.g. {"pdf": 150, "ai": 50}.
+    services_breakdown   jsonb not null default '{}',
+    created_at           timestamptz not null,
+    updated_at           timestamptz not null,
+    primary key (org_id, date, environment)
+);
+
+create table stats_aggregator.hourly_stats (
+    org_id               uuid not null,
+    hour                 timestamptz not null,
+    environment          text not null check (environment in ('production', 'test')),
+    service              text not null,
+    total_requests       bigint not null,
+    total_credits        bigint not null,
+    successful_requests  bigint not null,
+    primary key (org_id, hour, environment, service)
+);
+
+create table stats_aggregator.inbox (
+    journal_id  uuid primary key,
+    applied     int8multirange not null,
+    updated_at  timestamptz not null
+);
+
+create table stats_aggregator.dead_letters (
+    id           bigint generated always as identity primary key,
+    subject      text not null,
+    stream_seq   bigint not null,
+    reason       text not null,
+    payload      bytea not null,
+    -- A batch that is shipped again is one dead letter.
+    payload_sha256  bytea not null generated always as (sha256(payload)) stored
+                    constraint dead_letters_payload_key unique,
+    at           timestamptz not null
+);

@@ -1,0 +1,158 @@
+create table wallet.wallets (
+    id               uuid primary key,
+    org_id           uuid not null constraint wallets_org_key unique,
+    balance          bigint not null default 0 check (balance >= 0),
+    reserved         bigint not null default 0,
+    total_purchased  bigint not null default 0 check (total_purchased >= 0),
+    total_granted    bigint not null default 0 check (total_granted >= 0),
+    total_refunded   bigint not null default 0 check (total_refunded >= 0),
+    total_expired    bigint not null default 0,
+    total_used       bigint not null default 0 check (total_used >= 0),
+    currency         text not null default 'EUR',
+    created_at       timestamptz not null,
+    updated_at       timestamptz not null,
+    -- I2: what is lent is there.
+    constraint wallets_reserved_check check (reserved between 0 and balance),
+    -- I1: conservation.
+    constraint wallets_conservation_check check (
+        total_purchased + total_granted - total_refunded - total_expired - total_used = balance
+    )
+);
+
+-- One per user; an epoch of 30 days. Totals run over all epochs.
+create table wallet.test_wallets (
+    id             uuid primary key,
+    user_id        uuid not null constraint test_wallets_user_key unique,
+    balance        bigint not null default 0 check (balance between 0 and 100),
+    reserved       bigint not null default 0,
+    epoch          bigint not null default 0,
+    total_granted  bigint not null default 0 check (total_granted >= 0),
+    total_expired  bigint not null default 0,
+    total_used     bigint not null default 0 check (total_used >= 0),
+    reset_at       timestamptz not null,
+    created_at     timestamptz not null,
+    updated_at     timestamptz not null,
+    constraint test_wallets_reserved_check check (reserved between 0 and balance),
+    constraint test_wallets_conservation_check check (
+        total_granted - total_expired - total_used = balance
+    )
+);
+
+-- One process life of a gateway. A retired journal never gets another credit.
+create table wallet.journals (
+    id            uuid primary key,
+    gateway       text not null,
+    heartbeat_at  timestamptz not null,
+    retired_at    timestamptz
+);
+
+create table wallet.leases (
+    id            uuid primary key,
+    -- Exactly one of the two: whose credits these are.
+    wallet_id       uuid references wallet.wallets (id),
+    test_wallet_id  uuid references wallet.test_wallets (id),
+    -- Epoch of the test wallet; 0 for a live wallet.
+    epoch         bigint not null default 0,
+    journal_id    uuid not null references wallet.journals (id),
+    -- Lent now: everything granted less everything returned.
+    granted       bigint not null check (granted >= 0),
+    returned_cum  bigint not null default 0 check (returned_cum >= 0),
+    settled_cum   bigint not null default 0 check (settled_cum >= 0),
+    known_cum     bigint not null default 0 check (known_cum >= 0),
+    final_cum     bigint,
+    state         text not null default 'active'
+                  check (state in ('active', 'draining', 'closed', 'orphaned', 'written_off')),
+    -- When its journal was found silent. The write-off counts from here, not from the last
+    -- heartbeat: after a long stop of this service every journal looks silent at first.
+    orphaned_at   timestamptz,
+    created_at    timestamptz not null,
+    updated_at    timestamptz not null,
+    constraint leases_owner_check check (num_nonnulls(wallet_id, test_wallet_id) = 1),
+    -- I3: no overspend.
+    constraint leases_spent_check check (greatest(settled_cum, known_cum) <= granted),
+    constraint leases_orphaned_check check ((state = 'orphaned') = (orphaned_at is not null)),
+    constraint leases_final_check check (
+        state <> 'closed' or (final_cum is not null and settled_cum = final_cum)
+    )
+);
+-- A journal holds at most one lease it can still spend of a wallet and epoch.
+create unique index leases_active_key
+    on wallet.leases (journal_id, coalesce(wallet_id, test_wallet_id), epoch)
+    where state in ('active', 'orphaned');
+create index idx_leases_wallet on wallet.leases (wallet_id) where state <> 'closed';
+create index idx_leases_test_wallet on wallet.leases (test_wallet_id) where state <> 'closed';
+create index idx_leases_journal on wallet.leases (journal_id) where state <> 'closed';
+
+-- Every Acquire by its nonce: a lost reply strands nothing.
+create table wallet.acquisitions (
+    journal_id   uuid not null,
+    nonce        bytea not null check (octet_length(nonce) = 16),
+    lease_id     uuid not null references wallet.leases (id),
+    credits      bigint not null check (credits > 0),
+    at           timestamptz not null,
+    primary key (journal_id, nonce)
+);
+-- Forgotten after a day; by then nobody waits for the reply.
+create index idx_acquisitions_at on wallet.acquisitions (at);
+
+-- Append-only. Σ credits of a wallet = its balance.
+create table wallet.ledger_entries (
+    id               bigint generated always as identity primary key,
+    wallet_id        uuid references wallet.wallets (id),
+    test_wallet_id   uuid references wallet.test_wallets (id),
+    epoch            bigint not null default 0,
+    kind             text not null
+                     check (kind in ('purchase', 'grant', 'usage', 'refund', 'expiry')),
+    credits          bigint not null,
+    balance_after    bigint not null check (balance_after >= 0),
+    lease_id         uuid references wallet.leases (id),
+    -- usage: the lease's settled total after this entry.
+    cum_to           bigint,
+    reason           text not null default '',
+    actor            text not null default 'system',
+    idempotency_key  text,
+    at               timestamptz not null,
+    constraint ledger_entries_owner_check check (num_nonnulls(wallet_id, test_wallet_id) = 1),
+    constraint ledger_entries_lease_key unique (lease_id, cum_to),
+    constraint ledger_entries_idempotency_key unique (wallet_id, kind, idempotency_key)
+);
+create index idx_ledger_wallet on wallet.ledger_entries (wallet_id, id desc);
+create index idx_ledger_test_wallet on wallet.ledger_entries (test_wallet_id, id desc);
+-- Grants and expiries of test credits happen once per epoch.
+create unique index ledger_entries_epoch_key
+    on wallet.ledger_entries (test_wallet_id, epoch, kind)
+    where test_wallet_id is not null and kind = 'grant';
+
+create function wallet.refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception 'the ledger is append-only';
+end $$;
+create trigger ledger_is_append_only
+    before update or delete on wallet.ledger_entries
+    for each row execute function wallet.refuse_change();
+
+-- Spend that turned up after its lease had been written off: the provider's loss.
+create table wallet.write_offs (
+    lease_id    uuid primary key references wallet.leases (id),
+    released    bigint not null check (released >= 0),
+    late_spend  bigint not null default 0 check (late_spend >= 0),
+    at          timestamptz not null
+);
+
+create table wallet.inbox (
+    journal_id  uuid primary key,
+    applied     int8multirange not null,
+    updated_at  timestamptz not null
+);
+
+create table wallet.dead_letters (
+    id           bigint generated always as identity primary key,
+    subject      text not null,
+    stream_seq   bigint not null,
+    reason       text not null,
+    payload      bytea not null,
+    -- A batch that is shipped again is one dead letter.
+    payload_sha256  bytea not null generated always as (sha256(payload)) stored
+                    constraint dead_letters_payload_key unique,
+    at           timestamptz not null
+);
