@@ -21,10 +21,6 @@ pub fn status(code: Code, message: impl Into<String>) -> Status {
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` naming the field and the form it should have.
-#[expect(
-    clippy::result_large_err,
-    reason = "tonic's own error type, at the edge of a request"
-)]
 pub fn parse_id<K: Kind>(field: &str, text: &str) -> Result<Id<K>, Status> {
     text.parse()
         .map_err(|error| status(Code::Invalid, format!("`{field}`: {error}")))
@@ -43,10 +39,6 @@ pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
 ///
 /// # Errors
 /// `INVALID_ARGUMENT` for a time outside years -9999..9999.
-#[expect(
-    clippy::result_large_err,
-    reason = "tonic's own error type, at the edge of a request"
-)]
 pub fn from_timestamp(field: &str, at: &prost_types::Timestamp) -> Result<Timestamp, Status> {
     Timestamp::new(at.seconds, at.nanos).map_err(|error| {
         status(

@@ -15,12 +15,13 @@ macro_rules! package {
         /// Generated from the `.proto` of the same name.
         pub mod $name {
             /// Version 1, the only one.
-            #[expect(
-                clippy::allow_attributes,
-                clippy::allow_attributes_without_reason,
-                reason = "generated"
-            )]
             pub mod v1 {
+                #![allow(
+                    clippy::allow_attributes,
+                    clippy::allow_attributes_without_reason,
+                    clippy::too_many_lines,
+                    reason = "generated, and not every package has every one of these"
+                )]
                 include!(concat!("gen/", $file, ".v1.rs"));
             }
         }

@@ -53,10 +53,6 @@ pub struct Variables {
 impl Variables {
     /// Takes the environment of this process. The only place that reads it.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one reader of the environment"
-    )]
     pub fn from_process() -> Self {
         Self::from_pairs(std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -273,8 +269,9 @@ impl Variables {
         meaning: &'static str,
     ) -> SocketAddr {
         let parsed = self.parsed(name, default, meaning, |text| {
-            text.parse()
-                .map_err(|_| "must be an address and port such as 127.0.0.1:8080".to_owned())
+            text.parse().map_err(|_malformed| {
+                "must be an address and port such as 127.0.0.1:8080".to_owned()
+            })
         });
         parsed.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)))
     }

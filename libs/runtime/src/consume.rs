@@ -424,11 +424,8 @@ fn trace_batch<A: Apply>(host: &Host, fresh: &[Delivery], started: std::time::Sy
 fn lag(host: &Host, fresh: &[Delivery]) {
     let now = host.clock().now().as_microsecond();
     for delivery in fresh {
-        let calls = delivery
-            .records
-            .iter()
-            .filter(|r| r.kind == RecordKind::Call as i32);
-        if let Some(last) = calls.last() {
+        let call = i32::from(RecordKind::Call);
+        if let Some(last) = delivery.records.iter().rfind(|record| record.kind == call) {
             let micros = u32::try_from(now.saturating_sub(last.at_unix_micros)).unwrap_or(u32::MAX);
             host.shared.usage.lag(host.name(), f64::from(micros) / 1e6);
         }

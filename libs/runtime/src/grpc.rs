@@ -14,7 +14,7 @@ use opentelemetry::{
     trace::{FutureExt as _, TraceContextExt},
 };
 use proto::{
-    channel::{BoxError, Channel},
+    channel::{BoxError, Channel, ChannelError},
     convert::status,
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -251,10 +251,11 @@ struct Caller {
 
 impl Service<Request<Body>> for Caller {
     type Response = Response<Body>;
-    type Error = BoxError;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Response<Body>, BoxError>> + Send>>;
+    type Error = ChannelError;
+    type Future =
+        std::pin::Pin<Box<dyn Future<Output = Result<Response<Body>, ChannelError>> + Send>>;
 
-    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), BoxError>> {
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), ChannelError>> {
         Poll::Ready(Ok(())) // waited for within the call, so that its deadline covers it
     }
 
@@ -307,7 +308,7 @@ impl Service<Request<Body>> for Caller {
                 }
                 Ok(Err(error)) => {
                     span.fail(error.to_string());
-                    Err(error)
+                    Err(ChannelError(error))
                 }
                 Err(_) => Ok(Status::deadline_exceeded("the deadline has passed").into_http()),
             }

@@ -31,10 +31,30 @@ impl Stop {
         self.0.cancelled().await;
     }
 
+    /// Tells everybody who holds it.
+    pub fn request(&self) {
+        self.0.cancel();
+    }
+
     /// True when the task should end.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         self.0.is_cancelled()
+    }
+}
+
+/// A reason for not being ready yet.
+pub struct Starting {
+    shared: Arc<Shared>,
+    entry: (&'static str, &'static str),
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        let mut starting = self.shared.starting.lock();
+        if let Some(at) = starting.iter().position(|entry| *entry == self.entry) {
+            starting.swap_remove(at);
+        }
     }
 }
 
@@ -213,6 +233,16 @@ impl Host {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> anyhow::Result<T> {
         Ok(tokio::task::spawn_blocking(work).await?)
+    }
+
+    /// Keeps the process from being ready until the returned value is dropped.
+    #[must_use]
+    pub fn starting(&self, why: &'static str) -> Starting {
+        self.shared.starting.lock().push((self.name, why));
+        Starting {
+            shared: Arc::clone(&self.shared),
+            entry: (self.name, why),
+        }
     }
 
     /// True once every service of this process has started and none is stopping.

@@ -27,6 +27,6 @@ mod tests;
 pub use config::{ConfigError, Setting, Variables};
 pub use consume::{Apply, ApplyError, Delivery, USAGE_CONSUMERS};
 pub use grpc::{Actor, actor};
-pub use host::{Host, Stop};
+pub use host::{Host, Starting, Stop};
 pub use node::{Node, Settings};
 pub use time::{Clock, Ids};

@@ -89,6 +89,31 @@ fn token(variables: &mut Variables, name: &'static str, meaning: &'static str) -
     token
 }
 
+/// Where the services are reached that do not run here.
+fn read_remotes(
+    variables: &mut Variables,
+    services: &[&'static str],
+    calls: &[&str],
+) -> BTreeMap<&'static str, String> {
+    let mut remotes = BTreeMap::new();
+    for (service, name, meaning) in REMOTES {
+        let url = variables.optional(name, meaning);
+        if services.contains(&service) {
+            continue;
+        }
+        match url {
+            Some(url) => {
+                remotes.insert(service, url);
+            }
+            None if calls.contains(&service) => variables.problem(format!(
+                "{name} environment variable is not set, and {service} does not run here"
+            )),
+            None => {}
+        }
+    }
+    remotes
+}
+
 impl Settings {
     /// Reads what a process with these services needs. `calls` are the services they call.
     pub fn read(variables: &mut Variables, services: &[&'static str], calls: &[&str]) -> Self {
@@ -116,22 +141,7 @@ impl Settings {
             "127.0.0.1:9100",
             "address of health, metrics and version",
         );
-        let mut remotes = BTreeMap::new();
-        for (service, name, meaning) in REMOTES {
-            let url = variables.optional(name, meaning);
-            if services.contains(&service) {
-                continue;
-            }
-            match url {
-                Some(url) => {
-                    remotes.insert(service, url);
-                }
-                None if calls.contains(&service) => variables.problem(format!(
-                    "{name} environment variable is not set, and {service} does not run here"
-                )),
-                None => {}
-            }
-        }
+        let remotes = read_remotes(variables, services, calls);
         let tokens = Tokens {
             service: token(
                 variables,
@@ -197,6 +207,8 @@ pub(crate) struct Shared {
     pub(crate) remotes: BTreeMap<&'static str, String>,
     pub(crate) guard: watch::Receiver<Option<Guard>>,
     pub(crate) ready: AtomicBool,
+    /// What is not ready yet, and why.
+    pub(crate) starting: Mutex<Vec<(&'static str, &'static str)>>,
     /// Services that need PostgreSQL run here.
     pub(crate) stores: bool,
 }
@@ -252,6 +264,7 @@ impl Node {
             remotes: settings.remotes.clone(),
             guard: guard_seen,
             ready: AtomicBool::new(false),
+            starting: Mutex::default(),
             stores,
         };
         Ok(Self {
@@ -386,7 +399,7 @@ fn postgres(settings: &Settings, needed: bool) -> anyhow::Result<sqlx::PgPool> {
     let options: PgConnectOptions = if needed || !url.is_empty() {
         // The error of a malformed URL could quote the password: it is not shown.
         url.parse()
-            .map_err(|_| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?
+            .map_err(|_quotes_it| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?
     } else {
         PgConnectOptions::new()
     };
@@ -401,7 +414,7 @@ fn redis(settings: &Settings) -> anyhow::Result<Option<redis::aio::ConnectionMan
         return Ok(None);
     };
     let client = redis::Client::open(url.expose_secret())
-        .map_err(|_| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
+        .map_err(|_quotes_it| anyhow::anyhow!("REDIS_URL is not a Redis URL"))?;
     let config = redis::aio::ConnectionManagerConfig::new()
         .set_number_of_retries(1)
         .set_connection_timeout(Some(Duration::from_millis(500)))

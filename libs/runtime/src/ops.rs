@@ -88,6 +88,9 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     if !shared.ready.load(Ordering::Acquire) {
         problems.push("starting or stopping".to_owned());
     }
+    for (service, why) in shared.starting.lock().iter() {
+        problems.push(format!("{service}: {why}"));
+    }
     let limit = std::time::Duration::from_secs(1);
     if shared.stores {
         let asked = tokio::time::timeout(limit, shared.postgres.acquire()).await;

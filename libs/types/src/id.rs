@@ -82,7 +82,7 @@ impl<K: Kind> FromStr for Id<K> {
             .and_then(|rest| rest.strip_prefix('_'))
             .filter(|digits| digits.len() == 32)
             .ok_or_else(wrong)?;
-        let uuid = Uuid::try_parse(digits).map_err(|_| wrong())?;
+        let uuid = Uuid::try_parse(digits).map_err(|_malformed| wrong())?;
         Ok(Self::new(uuid))
     }
 }

@@ -51,6 +51,15 @@ impl Gcra {
         }
     }
 
+    /// Calls that would be admitted at once at `now`.
+    #[must_use]
+    pub fn remaining(&self, rate: Rate, now: u64) -> u32 {
+        let early = self.0.load(Ordering::Relaxed).saturating_sub(now);
+        let used = early.div_ceil(rate.interval_nanos().max(1));
+        rate.burst
+            .saturating_sub(u32::try_from(used).unwrap_or(u32::MAX))
+    }
+
     /// Gives an admitted call back, because a later check refused it.
     pub fn give_back(&self, rate: Rate) {
         self.0.fetch_sub(rate.interval_nanos(), Ordering::Relaxed);

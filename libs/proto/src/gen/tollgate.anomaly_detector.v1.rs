@@ -43,6 +43,9 @@ pub struct Anomaly {
     /// Absent: open.
     #[prost(message, optional, tag = "8")]
     pub resolved_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// `operator` or `usr_…`; empty while it is open.
+    #[prost(string, tag = "9")]
+    pub resolved_by: ::prost::alloc::string::String,
 }
 /// Resolves one.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -50,8 +53,11 @@ pub struct ResolveAnomalyRequest {
     /// `ano_…`
     #[prost(string, tag = "1")]
     pub anomaly_id: ::prost::alloc::string::String,
+    /// `org_…`; empty: any, for operators.
+    #[prost(string, tag = "2")]
+    pub org_id: ::prost::alloc::string::String,
 }
-/// Nothing to say.
+/// Nothing to say: resolving again changes nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResolveAnomalyResponse {}
 /// Generated client implementations.

@@ -1,0 +1,193 @@
+//! Services and routes as the edge uses them: an immutable snapshot.
+
+use std::{collections::HashMap, time::Duration};
+
+use http::{Method, uri::Authority};
+use proto::keys::v1 as wire;
+use types::ServiceId;
+
+use crate::path;
+
+/// Which answers are charged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ChargeOn {
+    /// Statuses 200–299.
+    Success,
+    /// Every answer of the upstream.
+    Always,
+}
+
+/// What must be true of a call's record before its last byte leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Durability {
+    /// Written to the journal: survives the process.
+    Process,
+    /// On disk: survives the machine's power.
+    Disk,
+    /// In the stream: survives the machine.
+    Replicated,
+}
+
+/// Where a service's calls go.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(crate) struct Upstream {
+    pub(crate) tls: bool,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
+/// A service of the catalogue.
+#[derive(Debug)]
+pub(crate) struct Service {
+    pub(crate) id: ServiceId,
+    pub(crate) name: String,
+    pub(crate) active: bool,
+    pub(crate) upstream: Upstream,
+    /// For the `Host` header.
+    pub(crate) authority: Authority,
+    /// Put before the path; without a slash at its end.
+    pub(crate) base_path: String,
+    pub(crate) price_version: i64,
+    routes: Vec<Route>,
+}
+
+/// A part of a service.
+#[derive(Debug)]
+pub(crate) struct Route {
+    method: Option<Method>,
+    prefix: String,
+    pub(crate) scope: String,
+    pub(crate) cost: i64,
+    pub(crate) charge_on: ChargeOn,
+    pub(crate) durability: Durability,
+    pub(crate) body_bytes_max: u64,
+    pub(crate) timeout: Duration,
+}
+
+/// All services.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogue {
+    pub(crate) version: i64,
+    services: HashMap<String, Service>,
+}
+
+impl Catalogue {
+    /// Takes what `keys` sent. A service that makes no sense is left out, loudly.
+    pub(crate) fn from_wire(wire: wire::Catalogue) -> Self {
+        let mut services = HashMap::new();
+        for service in wire.services {
+            let name = service.name.clone();
+            match Service::from_wire(service) {
+                Ok(service) => {
+                    services.insert(name, service);
+                }
+                Err(error) => {
+                    tracing::error!(service = name, %error, "a service cannot be used");
+                }
+            }
+        }
+        Self {
+            version: wire.version,
+            services,
+        }
+    }
+
+    pub(crate) fn service(&self, name: &str) -> Option<&Service> {
+        self.services.get(name)
+    }
+}
+
+impl Service {
+    fn from_wire(wire: wire::Service) -> anyhow::Result<Self> {
+        let url = url::Url::parse(&wire.upstream_url)?;
+        let tls = match url.scheme() {
+            "http" => false,
+            "https" => true,
+            other => anyhow::bail!("`{other}` is neither http nor https"),
+        };
+        let host = url
+            .host_str()
+            .ok_or_else(|| anyhow::anyhow!("the URL has no host"))?;
+        let port = url
+            .port_or_known_default()
+            .ok_or_else(|| anyhow::anyhow!("the URL has no port"))?;
+        let authority = match url.port() {
+            Some(port) => format!("{host}:{port}"),
+            None => host.to_owned(),
+        };
+        let mut routes = Vec::with_capacity(wire.routes.len());
+        for route in wire.routes {
+            routes.push(Route::from_wire(route, wire.base_cost_per_call)?);
+        }
+        // The first match wins: longer prefixes first, and a named method before any.
+        routes.sort_by(|a, b| {
+            (b.prefix.len(), b.method.is_some()).cmp(&(a.prefix.len(), a.method.is_some()))
+        });
+        Ok(Self {
+            id: wire.service_id.parse()?,
+            active: wire.active,
+            upstream: Upstream {
+                tls,
+                host: host
+                    .trim_start_matches('[')
+                    .trim_end_matches(']')
+                    .to_owned(),
+                port,
+            },
+            authority: authority.parse()?,
+            base_path: url.path().trim_end_matches('/').to_owned(),
+            price_version: wire.price_version,
+            routes,
+            name: wire.name,
+        })
+    }
+
+    /// The route of a method and a path behind the service.
+    pub(crate) fn route(&self, method: &Method, path: &str) -> Option<&Route> {
+        let path = if path.is_empty() { "/" } else { path };
+        self.routes.iter().find(|route| {
+            route
+                .method
+                .as_ref()
+                .is_none_or(|expected| expected == method)
+                && path::matches(&route.prefix, path)
+        })
+    }
+}
+
+impl Route {
+    fn from_wire(wire: wire::Route, base_cost: i64) -> anyhow::Result<Self> {
+        let cost = wire.cost.unwrap_or(base_cost);
+        anyhow::ensure!(cost >= 0, "a cost is negative");
+        Ok(Self {
+            method: match wire.method.as_str() {
+                "*" => None,
+                method => Some(method.parse()?),
+            },
+            prefix: wire.path_prefix,
+            scope: wire.scope,
+            cost,
+            charge_on: if wire.charge_on == "always" {
+                ChargeOn::Always
+            } else {
+                ChargeOn::Success
+            },
+            durability: match wire.durability.as_str() {
+                "disk" => Durability::Disk,
+                "replicated" => Durability::Replicated,
+                _ => Durability::Process,
+            },
+            body_bytes_max: u64::try_from(wire.body_bytes_max)?,
+            timeout: Duration::from_millis(u64::try_from(wire.timeout_ms)?),
+        })
+    }
+
+    /// What a call costs whose upstream answered with `status`.
+    pub(crate) fn charge(&self, status: u16) -> i64 {
+        match self.charge_on {
+            ChargeOn::Always => self.cost,
+            ChargeOn::Success if (200..300).contains(&status) => self.cost,
+            ChargeOn::Success => 0,
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! Every variable of the gateway.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use runtime::Variables;
+use secrecy::{ExposeSecret, SecretString};
+use types::Pepper;
+
+/// What the environment says.
+#[derive(Debug)]
+pub struct Config {
+    pub(crate) listen: SocketAddr,
+    pub(crate) name: String,
+    pub(crate) threads: usize,
+    pub(crate) pepper: Option<Pepper>,
+    pub(crate) previous_pepper: Option<Pepper>,
+    pub(crate) principal_secret: SecretString,
+    pub(crate) journal_dir: PathBuf,
+    pub(crate) journal_segment_bytes: usize,
+    pub(crate) journal_bytes_max: u64,
+    pub(crate) trusted_hops: u8,
+    pub(crate) country_db: Option<PathBuf>,
+    pub(crate) keys_max: usize,
+    pub(crate) drain: Duration,
+    pub(crate) traces_per_second: u32,
+}
+
+impl Config {
+    /// Reads all variables; problems are collected by `v`.
+    pub fn read(v: &mut Variables) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let (pepper, previous_pepper) = read_peppers(v);
+        let principal_secret = v.secret(
+            "TOLLGATE_GATEWAY_PRINCIPAL_SECRET",
+            "signs the tollgate-principal header that upstreams receive",
+        );
+        let (journal_dir, journal_segment_bytes, journal_bytes_max) = read_journal(v);
+        Self {
+            listen: v.address(
+                "TOLLGATE_GATEWAY_LISTEN",
+                "127.0.0.1:8080",
+                "where calls come in",
+            ),
+            name: v.text(
+                "TOLLGATE_GATEWAY_NAME",
+                "gateway",
+                "name in reports, unique",
+            ),
+            threads: v.number(
+                "TOLLGATE_GATEWAY_THREADS",
+                cores,
+                1..=256,
+                "threads that carry calls, one event loop each; default: one a core",
+            ),
+            pepper,
+            previous_pepper,
+            principal_secret,
+            journal_dir,
+            journal_segment_bytes,
+            journal_bytes_max,
+            trusted_hops: v.number(
+                "TOLLGATE_GATEWAY_TRUSTED_HOPS",
+                0,
+                0..=8,
+                "proxies in front whose X-Forwarded-For entry is believed",
+            ),
+            country_db: v
+                .optional(
+                    "TOLLGATE_GATEWAY_COUNTRY_DB",
+                    "an .mmdb file, or geoip text as in Debian's tor-geoipdb",
+                )
+                .map(PathBuf::from),
+            keys_max: v.number(
+                "TOLLGATE_GATEWAY_KEYS_MAX",
+                200_000,
+                100..=10_000_000,
+                "keys kept in memory",
+            ),
+            drain: v.seconds(
+                "TOLLGATE_GATEWAY_DRAIN_SECONDS",
+                20,
+                0..=3600,
+                "calls in flight have so long to end when the gateway stops",
+            ),
+            traces_per_second: v.number(
+                "TOLLGATE_GATEWAY_TRACES_PER_SECOND",
+                50,
+                1..=100_000,
+                "traces that may begin in a second, whatever the sampler says",
+            ),
+        }
+    }
+}
+
+fn read_journal(v: &mut Variables) -> (PathBuf, usize, u64) {
+    let dir = v.required(
+        "TOLLGATE_GATEWAY_JOURNAL_DIR",
+        "directory of the journals, one owner",
+    );
+    let segment_bytes = v.number(
+        "TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES",
+        8 << 20,
+        64 << 10..=1 << 30,
+        "size of a journal segment, a multiple of 4096 bytes",
+    );
+    let bytes_max = v.number(
+        "TOLLGATE_GATEWAY_JOURNAL_BYTES_MAX",
+        4 << 30,
+        1 << 20..=1 << 50,
+        "bytes of all journals above which metered calls answer 503",
+    );
+    (dir.into(), segment_bytes, bytes_max)
+}
+
+fn read_peppers(v: &mut Variables) -> (Option<Pepper>, Option<Pepper>) {
+    let current = v.secret("API_KEY_PEPPER", "hashed with every key, 32 bytes or more");
+    let previous = v.secret_optional(
+        "API_KEY_PEPPER_PREVIOUS",
+        "the pepper before, while its keys are being re-hashed",
+    );
+    (
+        read_pepper(v, "API_KEY_PEPPER", Some(current)),
+        read_pepper(v, "API_KEY_PEPPER_PREVIOUS", previous),
+    )
+}
+
+fn read_pepper(v: &mut Variables, name: &str, secret: Option<SecretString>) -> Option<Pepper> {
+    let secret = secret.filter(|secret| !secret.expose_secret().is_empty())?;
+    match Pepper::new(secret.expose_secret()) {
+        Ok(pepper) => Some(pepper),
+        Err(error) => {
+            v.problem(format!("{name} {error}"));
+            None
+        }
+    }
+}

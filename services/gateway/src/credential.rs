@@ -1,0 +1,45 @@
+//! Finds the one credential of a request.
+
+use http::{HeaderMap, header::AUTHORIZATION};
+use types::{PresentedKey, Refusal};
+
+/// Query parameters that people put keys into. A URL ends up in logs, so a key there is refused.
+const QUERY_NAMES: [&str; 4] = ["api_key", "apikey", "key", "access_token"];
+
+/// Reads the presented key.
+///
+/// # Errors
+/// None, more than one, one in the query, or one that cannot be a key.
+pub(crate) fn find(headers: &HeaderMap, query: Option<&str>) -> Result<PresentedKey, Refusal> {
+    if query.is_some_and(holds_key) {
+        return Err(Refusal::AmbiguousCredentials);
+    }
+    let mut authorizations = headers.get_all(AUTHORIZATION).iter();
+    let mut plain = headers.get_all("x-api-key").iter();
+    let (authorization, api_key) = (authorizations.next(), plain.next());
+    if authorizations.next().is_some() || plain.next().is_some() {
+        return Err(Refusal::AmbiguousCredentials);
+    }
+    let text = match (authorization, api_key) {
+        (Some(_), Some(_)) => return Err(Refusal::AmbiguousCredentials),
+        (None, None) => return Err(Refusal::MissingKey),
+        (None, Some(value)) => value.to_str().unwrap_or_default(),
+        (Some(value), None) => {
+            let value = value.to_str().unwrap_or_default();
+            match value.split_once(' ') {
+                Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+                _ => return Err(Refusal::MissingKey),
+            }
+        }
+    };
+    PresentedKey::parse(text).map_err(|_one_answer_for_all| Refusal::InvalidKey)
+}
+
+fn holds_key(query: &str) -> bool {
+    query.split('&').any(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        value.starts_with("sk_live_")
+            || value.starts_with("sk_test_")
+            || (QUERY_NAMES.contains(&name) && value.starts_with("sk_"))
+    })
+}

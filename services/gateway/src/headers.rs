@@ -1,0 +1,140 @@
+//! Which headers cross the gateway.
+//!
+//! - Nothing a client sends can pass for something the gateway says: its names are removed in
+//!   every spelling that an upstream could mistake for them.
+//! - `Connection` governs what arrived, never what the gateway adds: strip first, then add.
+//! - The caller's key stays here.
+
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE};
+
+#[cfg(test)]
+mod tests;
+
+/// Names removed per pass over the headers; more take another pass.
+const BATCH: usize = 8;
+
+/// Headers of one connection (RFC 9110, 7.6.1). `trailer` is not among them, it announces fields
+/// that are forwarded; `te` has a rule of its own.
+const HOP_BY_HOP: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "proxy-authorization",
+    "proxy-authenticate",
+];
+
+/// What a client has no say in: its credentials, our identifiers, and where it came from. The last
+/// two make some upstreams serve another path than the one we matched.
+const NOT_FROM_CLIENTS: [&str; 10] = [
+    "authorization",
+    "x-api-key",
+    REQUEST_ID,
+    "traceparent",
+    "tracestate",
+    "baggage",
+    "forwarded",
+    "x-real-ip",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+const REQUEST_ID: &str = "x-request-id";
+/// `tollgate-principal`, `tollgate-cost` and whatever else we say.
+const OURS: &str = "tollgate-";
+const FORWARDED_ANYTHING: &str = "x-forwarded-";
+
+/// Removes from a client's request what must not reach the upstream. Authenticate before, add the
+/// gateway's own headers (an `upgrade` included) after.
+pub(crate) fn strip_request(headers: &mut HeaderMap) {
+    remove_nominated(headers);
+    keep_only_trailers_of_te(headers);
+    remove(headers, |name| {
+        is_hop_by_hop(name)
+            || NOT_FROM_CLIENTS
+                .iter()
+                .any(|other| is_spelling_of(name, other))
+            || begins_like(name, OURS)
+            || begins_like(name, FORWARDED_ANYTHING)
+    });
+}
+
+/// Removes from an upstream's response what must not reach the client, or is ours to say.
+pub(crate) fn strip_response(headers: &mut HeaderMap) {
+    remove_nominated(headers);
+    remove(headers, |name| {
+        is_hop_by_hop(name)
+            || is_spelling_of(name, TE.as_str())
+            || is_spelling_of(name, REQUEST_ID)
+            || begins_like(name, OURS)
+    });
+}
+
+/// Removes the headers that `Connection` names.
+fn remove_nominated(headers: &mut HeaderMap) {
+    let mut at = 0_usize;
+    while let Some(value) = headers.get_all(CONNECTION).iter().nth(at).cloned() {
+        for name in value.as_bytes().split(|byte| *byte == b',') {
+            let Ok(name) = HeaderName::from_bytes(name.trim_ascii()) else {
+                continue;
+            };
+            // `connection` itself is still read; of `te`, `trailers` may stay.
+            if name != CONNECTION && name != TE {
+                headers.remove(name);
+            }
+        }
+        at = at.saturating_add(1);
+    }
+}
+
+/// `te: trailers` is what gRPC asks of everybody on the way; other codings end with the connection.
+fn keep_only_trailers_of_te(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(TE).iter().any(|value| {
+        let mut codings = value.as_bytes().split(|byte| *byte == b',');
+        codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    });
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    } else {
+        headers.remove(TE);
+    }
+}
+
+/// Removes every header whose name is forbidden, without allocating.
+fn remove(headers: &mut HeaderMap, is_forbidden: impl Fn(&HeaderName) -> bool) {
+    loop {
+        let mut found = [const { None }; BATCH];
+        let forbidden = headers.keys().filter(|name| is_forbidden(name));
+        for (slot, name) in found.iter_mut().zip(forbidden) {
+            *slot = Some(name.clone());
+        }
+        let more = found.iter().all(Option::is_some);
+        for name in found.into_iter().flatten() {
+            headers.remove(name);
+        }
+        if !more {
+            return;
+        }
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    HOP_BY_HOP.iter().any(|other| is_spelling_of(name, other))
+}
+
+/// Whether an upstream could take `name` for `other`: names become variables with `_` for `-` in
+/// CGI and its heirs, and some of those turn every sign into `_`.
+fn is_spelling_of(name: &HeaderName, other: &str) -> bool {
+    name.as_str().len() == other.len() && begins_like(name, other)
+}
+
+fn begins_like(name: &HeaderName, beginning: &str) -> bool {
+    // A `HeaderName` is lower-case whatever was sent.
+    let name = name.as_str().as_bytes();
+    name.len() >= beginning.len()
+        && name.iter().zip(beginning.as_bytes()).all(|(byte, wanted)| {
+            byte == wanted || (*wanted == b'-' && !byte.is_ascii_alphanumeric())
+        })
+}

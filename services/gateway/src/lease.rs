@@ -1,0 +1,290 @@
+//! Credits held in memory, and who they belong to.
+//!
+//! - Spent + held ≤ granted, always: a credit is taken by one compare-and-swap on `remaining`.
+//! - `cum` changes only under the journal's lock, with the record that says so.
+//! - Once a lease is draining and nothing is held, it never spends again.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering},
+};
+
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use types::{LeaseId, OrgId, Refusal, UserId};
+
+/// Whose credits pay for a key's calls.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Owner {
+    /// A live key: its organisation's wallet.
+    Organisation(OrgId),
+    /// A test key: the test wallet of the user who made it.
+    TestUser(UserId),
+}
+
+/// A block of credits lent to this process.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    pub(crate) id: LeaseId,
+    remaining: AtomicI64,
+    held: AtomicI64,
+    cum: AtomicI64,
+    granted_cum: AtomicI64,
+    returned_cum: AtomicI64,
+    /// What the last extension brought, for deciding when to renew.
+    block: AtomicI64,
+    /// Unix microseconds after which nothing is spent from it.
+    spend_until: i64,
+    draining: AtomicBool,
+    closed: AtomicBool,
+}
+
+/// Credits set aside for one call. Dropped without being spent, they go back.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    lease: Arc<Lease>,
+    credits: i64,
+}
+
+impl Lease {
+    pub(crate) fn new(id: LeaseId, spend_until: Option<i64>) -> Self {
+        Self {
+            id,
+            remaining: AtomicI64::new(0),
+            held: AtomicI64::new(0),
+            cum: AtomicI64::new(0),
+            granted_cum: AtomicI64::new(0),
+            returned_cum: AtomicI64::new(0),
+            block: AtomicI64::new(0),
+            spend_until: spend_until.unwrap_or(i64::MAX),
+            draining: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes credits for a call, if they are there.
+    pub(crate) fn hold(self: &Arc<Self>, credits: i64, now_micros: i64) -> Option<Hold> {
+        debug_assert!(credits > 0, "a free call holds nothing");
+        // Announce first, look second: whoever drains looks the other way round, so one of the
+        // two sees the other.
+        self.held.fetch_add(credits, Ordering::SeqCst);
+        let blocked = self.draining.load(Ordering::SeqCst) || now_micros >= self.spend_until;
+        let taken = !blocked
+            && self
+                .remaining
+                .fetch_update(Ordering::AcqRel, Ordering::Acquire, |remaining| {
+                    let left = remaining.checked_sub(credits)?;
+                    (left >= 0).then_some(left)
+                })
+                .is_ok();
+        if taken {
+            return Some(Hold {
+                lease: Arc::clone(self),
+                credits,
+            });
+        }
+        self.held.fetch_sub(credits, Ordering::SeqCst);
+        None
+    }
+
+    /// Notes what the wallet has lent in all. Older news changes nothing. The caller has written
+    /// the grant to the journal.
+    pub(crate) fn extend(&self, granted_cum: i64) {
+        let before = self.granted_cum.fetch_max(granted_cum, Ordering::AcqRel);
+        let more = granted_cum.saturating_sub(before);
+        if more > 0 {
+            self.block.store(more, Ordering::Relaxed);
+            self.remaining.fetch_add(more, Ordering::AcqRel);
+        }
+    }
+
+    /// True when the wallet has lent more than this process has heard of.
+    pub(crate) fn is_news(&self, granted_cum: i64) -> bool {
+        granted_cum > self.granted_cum.load(Ordering::Acquire)
+    }
+
+    /// Gives everything back that is not held; returns the total given back so far.
+    pub(crate) fn give_back(&self) -> i64 {
+        let credits = self.remaining.swap(0, Ordering::AcqRel).max(0);
+        self.returned_cum
+            .fetch_add(credits, Ordering::AcqRel)
+            .saturating_add(credits)
+    }
+
+    /// True when less than half of the last block is left.
+    pub(crate) fn is_low(&self) -> bool {
+        let block = self.block.load(Ordering::Relaxed);
+        self.remaining.load(Ordering::Relaxed).saturating_mul(2) < block
+    }
+
+    /// Spends no more from now on. What is held may still be.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::SeqCst)
+    }
+
+    /// True when nothing will ever be spent from it again.
+    pub(crate) fn is_spent(&self) -> bool {
+        self.is_draining() && self.held.load(Ordering::SeqCst) == 0
+    }
+
+    /// True for the first caller; the final count is written once.
+    pub(crate) fn claim_close(&self) -> bool {
+        !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// The total spent. Exact under the journal's lock.
+    pub(crate) fn cum(&self) -> i64 {
+        self.cum.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn returned_cum(&self) -> i64 {
+        self.returned_cum.load(Ordering::Acquire)
+    }
+}
+
+impl Hold {
+    pub(crate) fn lease_id(&self) -> LeaseId {
+        self.lease.id
+    }
+
+    /// Adds a call's cost to the lease's total. Only under the journal's lock, with the record.
+    pub(crate) fn spend(&self, cost: i64) -> i64 {
+        assert!(
+            (0..=self.credits).contains(&cost),
+            "a call costs at most its hold"
+        );
+        self.lease
+            .cum
+            .fetch_add(cost, Ordering::AcqRel)
+            .saturating_add(cost)
+    }
+
+    /// Ends the hold after its record is written.
+    pub(crate) fn settle(mut self, cost: i64) {
+        self.credits = self.release(cost);
+    }
+
+    fn release(&self, cost: i64) -> i64 {
+        let rest = self.credits.saturating_sub(cost);
+        if rest > 0 {
+            self.lease.remaining.fetch_add(rest, Ordering::AcqRel);
+        }
+        self.lease.held.fetch_sub(self.credits, Ordering::SeqCst);
+        0
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.credits > 0 {
+            self.release(0);
+        }
+    }
+}
+
+/// The credits of one owner in this process. Never removed while the process lives: two accounts
+/// of one owner would share a lease.
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub(crate) owner: Owner,
+    lease: ArcSwapOption<Lease>,
+    /// One acquisition at a time.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Acquisitions begun so far.
+    begun: AtomicU64,
+    /// The last one that failed, and how.
+    failed: Mutex<(u64, Refusal)>,
+    renewing: AtomicBool,
+    spent: AtomicI64,
+    /// Credits a second, lately.
+    rate: AtomicI64,
+    idle_ticks: AtomicU64,
+}
+
+impl Account {
+    pub(crate) fn new(owner: Owner) -> Self {
+        Self {
+            owner,
+            lease: ArcSwapOption::empty(),
+            turn: tokio::sync::Mutex::new(()),
+            begun: AtomicU64::new(0),
+            failed: Mutex::new((0, Refusal::CreditsExhausted)),
+            renewing: AtomicBool::new(false),
+            spent: AtomicI64::new(0),
+            rate: AtomicI64::new(0),
+            idle_ticks: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn lease(&self) -> Option<Arc<Lease>> {
+        self.lease.load_full()
+    }
+
+    /// Puts another lease in place and returns the one before.
+    pub(crate) fn replace(&self, lease: Arc<Lease>) -> Option<Arc<Lease>> {
+        self.lease.swap(Some(lease))
+    }
+
+    /// Takes credits for a call from the lease in hand.
+    pub(crate) fn hold(&self, credits: i64, now_micros: i64) -> Option<Hold> {
+        let lease = self.lease.load();
+        let hold = lease.as_ref()?.hold(credits, now_micros)?;
+        self.spent.fetch_add(credits, Ordering::Relaxed);
+        Some(hold)
+    }
+
+    /// True for one caller, when it is time to renew in the background.
+    pub(crate) fn claim_renewal(&self) -> bool {
+        let low = self
+            .lease
+            .load()
+            .as_ref()
+            .is_some_and(|lease| lease.is_low());
+        low && !self.renewing.swap(true, Ordering::AcqRel)
+    }
+
+    pub(crate) fn renewed(&self) {
+        self.renewing.store(false, Ordering::Release);
+    }
+
+    /// Acquisitions begun so far; an acquisition with a higher number began later.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn begin(&self) -> u64 {
+        self.begun.fetch_add(1, Ordering::AcqRel).saturating_add(1)
+    }
+
+    pub(crate) fn fail(&self, attempt: u64, refusal: Refusal) {
+        *self.failed.lock() = (attempt, refusal);
+    }
+
+    /// How an acquisition ended that began after `seen`, if it failed.
+    pub(crate) fn failed_since(&self, seen: u64) -> Option<Refusal> {
+        let (attempt, refusal) = *self.failed.lock();
+        (attempt > seen).then_some(refusal)
+    }
+
+    /// Once a second: measures the rate. Returns for how many ticks nothing was spent.
+    pub(crate) fn tick(&self) -> u64 {
+        let spent = self.spent.swap(0, Ordering::Relaxed);
+        let decayed = self.rate.load(Ordering::Relaxed).saturating_mul(4) / 5;
+        self.rate.store(spent.max(decayed), Ordering::Relaxed);
+        if spent > 0 {
+            self.idle_ticks.store(0, Ordering::Relaxed);
+            return 0;
+        }
+        self.idle_ticks
+            .fetch_add(1, Ordering::Relaxed)
+            .saturating_add(1)
+    }
+
+    pub(crate) fn rate(&self) -> i64 {
+        self.rate.load(Ordering::Relaxed)
+    }
+}

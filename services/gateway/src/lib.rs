@@ -1,0 +1,42 @@
+//! The edge: checks each call, carries it to the seller's API and back, and records it.
+//!
+//! - No network hop is added to an admitted call: keys, limits and credits are in memory.
+//! - Spent + held ≤ granted in every lease; a wallet is never overspent by a credit.
+//! - The record of a call is in the journal before its last byte leaves, however it ends.
+//! - A record leaves the journal when every consumer has applied it, not when it was sent.
+
+#![warn(
+    clippy::float_arithmetic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod address;
+mod body;
+mod catalogue;
+mod config;
+mod country;
+mod credential;
+mod domain;
+mod edge;
+mod headers;
+pub mod journal;
+mod keyring;
+mod lease;
+mod lender;
+mod listen;
+mod meter;
+mod metrics;
+mod path;
+mod pool;
+mod principal;
+mod proxy;
+mod record;
+mod refuse;
+mod ship;
+mod start;
+mod sync;
+
+pub use config::Config;
+pub use start::start;

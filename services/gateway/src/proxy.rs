@@ -1,0 +1,239 @@
+//! Carries an admitted call to its upstream and the answer back.
+
+use std::{rc::Rc, time::Duration};
+
+use http::{
+    HeaderValue, Request, Response, Uri, Version,
+    header::{HOST, VIA},
+};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use proto::events::v1::Disposition;
+use runtime::trace::{Kind, Span, TRACEPARENT};
+use types::Refusal;
+
+use crate::{
+    body::{EdgeBody, Uploaded},
+    catalogue::Service,
+    edge::{Admitted, COST, REQUEST_ID, Worker},
+    headers,
+    meter::Ticket,
+    pool::Lent,
+    principal::PRINCIPAL,
+    refuse::Refused,
+};
+
+/// Attempts to send a request: each after the first only because a reused connection turned out
+/// to be dead before a byte of the request was sent.
+const SEND_ATTEMPTS_MAX: u32 = 3;
+
+/// Forwards a call. The ticket inside ends in a record whatever happens here.
+pub(crate) async fn forward(
+    worker: &Rc<Worker>,
+    request: Request<Incoming>,
+    admitted: Admitted<'_>,
+) -> Result<Response<EdgeBody>, Refused> {
+    let Admitted {
+        mut ticket,
+        service,
+        route,
+        rest,
+    } = admitted;
+    let announced = request.body().size_hint().exact();
+    if announced.is_some_and(|bytes| bytes > route.body_bytes_max) {
+        ticket.refuse(Refusal::BodyTooLarge, Disposition::Refused);
+        return Err(Refusal::BodyTooLarge.into());
+    }
+    let span = upstream_span(worker, &ticket, service);
+    let Some(request) = outgoing(worker, request, &ticket, service, &rest, &span) else {
+        ticket.refuse(Refusal::BadRequest, Disposition::Refused);
+        return Err(Refusal::BadRequest.into());
+    };
+    let (request, upload) = {
+        let (parts, body) = request.into_parts();
+        let (body, upload) = Uploaded::new(body, route.body_bytes_max);
+        (Request::from_parts(parts, body), upload)
+    };
+    ticket.forwarding(Rc::clone(&upload));
+    let sent = send(worker, service, request, route.timeout).await;
+    let (lent, response) = match sent {
+        Ok(answered) => answered,
+        Err(refusal) => {
+            let too_large = upload.too_large.get();
+            let refusal = if too_large {
+                Refusal::BodyTooLarge
+            } else {
+                refusal
+            };
+            span.fail(refusal.as_str());
+            let disposition = if too_large {
+                Disposition::Refused
+            } else {
+                Disposition::UpstreamFailed
+            };
+            ticket.refuse(refusal, disposition);
+            return Err(refusal.into());
+        }
+    };
+    span.set(
+        "http.response.status_code",
+        i64::from(response.status().as_u16()),
+    );
+    drop(span);
+    let cost = ticket.answered(route, response.status(), response.headers());
+    incoming(response, ticket, lent, cost).await
+}
+
+fn upstream_span(worker: &Worker, ticket: &Ticket, service: &Service) -> Span {
+    let facts = ticket.facts();
+    if !facts.span.is_some() {
+        return Span::none();
+    }
+    let method = facts.method.as_str();
+    let context = facts.span.context();
+    let span = worker
+        .edge
+        .tracer
+        .child(method.to_owned(), Kind::Client, &context);
+    span.set("http.request.method", method.to_owned());
+    span.set("server.address", service.upstream.host.clone());
+    span.set("server.port", i64::from(service.upstream.port));
+    span
+}
+
+/// The request as the upstream gets it: its own address, no credential, no header of ours that a
+/// client made up. Ours are added last, so that no `Connection` header can remove them.
+fn outgoing(
+    worker: &Worker,
+    request: Request<Incoming>,
+    ticket: &Ticket,
+    service: &Service,
+    rest: &str,
+    span: &Span,
+) -> Option<Request<Incoming>> {
+    let (mut parts, body) = request.into_parts();
+    let path = if rest.is_empty() && service.base_path.is_empty() {
+        "/"
+    } else {
+        rest
+    };
+    let target = match parts.uri.query() {
+        Some(query) => format!("{}{path}?{query}", service.base_path),
+        None => format!("{}{path}", service.base_path),
+    };
+    let scheme = if parts.uri.scheme_str() == Some("https") {
+        "https"
+    } else {
+        "http"
+    };
+    let host = parts
+        .headers
+        .get(HOST)
+        .cloned()
+        .or_else(|| HeaderValue::try_from(parts.uri.authority()?.as_str()).ok());
+    parts.uri = Uri::try_from(target).ok()?;
+    parts.version = Version::HTTP_11;
+    let facts = ticket.facts();
+    let headers = &mut parts.headers;
+    headers::strip_request(headers);
+    headers.insert(
+        HOST,
+        HeaderValue::try_from(service.authority.as_str()).ok()?,
+    );
+    headers.append(VIA, HeaderValue::from_static("1.1 tollgate"));
+    headers.insert(
+        "x-forwarded-for",
+        HeaderValue::try_from(facts.client.to_string()).ok()?,
+    );
+    headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
+    if let Some(host) = host {
+        headers.insert("x-forwarded-host", host);
+    }
+    headers.insert(
+        REQUEST_ID,
+        HeaderValue::try_from(facts.request.to_string()).ok()?,
+    );
+    let carried = if span.is_some() {
+        span.traceparent()
+    } else {
+        String::new()
+    };
+    if !carried.is_empty() && worker.edge.tracer.propagates() {
+        headers.insert(TRACEPARENT, HeaderValue::try_from(carried).ok()?);
+    }
+    let now = worker.edge.clock.now().as_second();
+    let principal = worker
+        .edge
+        .signer
+        .header(ticket.entry(), facts.request, now)?;
+    headers.insert(PRINCIPAL, principal);
+    Some(Request::from_parts(parts, body))
+}
+
+/// Sends a request and waits for the head of the answer.
+async fn send(
+    worker: &Rc<Worker>,
+    service: &Service,
+    request: Request<Uploaded>,
+    timeout: Duration,
+) -> Result<(Lent, Response<Incoming>), Refusal> {
+    let attempts = async {
+        let mut request = request;
+        for attempt in 1..=SEND_ATTEMPTS_MAX {
+            // The last attempt is made on a connection of its own.
+            let reused = if attempt < SEND_ATTEMPTS_MAX {
+                worker.pool.reuse(&service.upstream)
+            } else {
+                None
+            };
+            let mut lent = match reused {
+                Some(lent) => lent,
+                None => worker.pool.open(&service.upstream).await.map_err(|error| {
+                    tracing::debug!(service = service.name, %error, "no connection");
+                    Refusal::UpstreamUnreachable
+                })?,
+            };
+            match lent.sender.try_send_request(request).await {
+                Ok(response) => return Ok((lent, response)),
+                Err(mut failed) => match failed.take_message() {
+                    Some(unsent) if lent.reused => request = unsent,
+                    _ => {
+                        let error = failed.into_error();
+                        tracing::debug!(service = service.name, %error, "no answer");
+                        return Err(Refusal::UpstreamUnreachable);
+                    }
+                },
+            }
+        }
+        Err(Refusal::UpstreamUnreachable)
+    };
+    tokio::time::timeout(timeout, attempts)
+        .await
+        .unwrap_or(Err(Refusal::UpstreamTimeout))
+}
+
+/// The answer as the client gets it.
+async fn incoming(
+    response: Response<Incoming>,
+    ticket: Ticket,
+    lent: Lent,
+    cost: i64,
+) -> Result<Response<EdgeBody>, Refused> {
+    let (mut parts, body) = response.into_parts();
+    headers::strip_response(&mut parts.headers);
+    parts.headers.insert(COST, HeaderValue::from(cost));
+    parts
+        .headers
+        .append(VIA, HeaderValue::from_static("1.1 tollgate"));
+    parts.version = Version::default();
+    parts.extensions = http::Extensions::new();
+    if !body.is_end_stream() {
+        let body = EdgeBody::metered(body, ticket, lent);
+        return Ok(Response::from_parts(parts, body));
+    }
+    lent.give_back();
+    if !ticket.finish(Disposition::Completed).wait().await {
+        return Err(Refusal::MeteringUnavailable.into());
+    }
+    Ok(Response::from_parts(parts, EdgeBody::empty()))
+}

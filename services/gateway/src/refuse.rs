@@ -1,0 +1,100 @@
+//! Answers that the edge gives itself.
+
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
+};
+use types::{Refusal, RequestId};
+
+use crate::body::EdgeBody;
+
+/// A refusal with what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) refusal: Refusal,
+    /// For the caller, with the remedy.
+    pub(crate) detail: &'static str,
+    /// Seconds after which it may work.
+    pub(crate) retry_after: Option<u64>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let retry_after = match refusal {
+            Refusal::MeteringUnavailable | Refusal::CreditsUnavailable | Refusal::Draining => {
+                Some(1)
+            }
+            _ => None,
+        };
+        Self {
+            refusal,
+            detail: detail(refusal),
+            retry_after,
+        }
+    }
+}
+
+/// What to do about it.
+fn detail(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::BadRequest => "Send the path without `..`, `//`, `;` or encoded separators.",
+        Refusal::AmbiguousCredentials => {
+            "Send the key once, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`, and never \
+             in the query."
+        }
+        Refusal::MissingKey => "Send `Authorization: Bearer sk_…` or `X-API-Key: sk_…`.",
+        Refusal::InvalidKey => "Check that the key is complete and belongs to this platform.",
+        Refusal::KeyExpired => "Create a new key; this one's end of life has passed.",
+        Refusal::KeyRevoked => "Create a new key; this one was revoked for good.",
+        Refusal::CreditsExhausted => "Add credits to the wallet and call again.",
+        Refusal::InsufficientScope => "Give the key the scope that this route needs.",
+        Refusal::KeySuspended => "Restore the key, or use another one.",
+        Refusal::IpNotAllowed => "Call from an address on the key's list, or extend the list.",
+        Refusal::ServiceDisabled => "The seller has switched this service off.",
+        Refusal::UnknownService => "Check the name behind /api/v1/.",
+        Refusal::UnknownRoute => "Check method and path; the service does not offer this one.",
+        Refusal::BodyTooLarge => "Send a smaller body.",
+        Refusal::HeadersTooLarge => "Send fewer or shorter headers.",
+        Refusal::RateLimited => "Slow down; Retry-After says when the next call is welcome.",
+        Refusal::DailyQuotaExceeded => "Wait for the next day (UTC) or raise the quota.",
+        Refusal::MonthlyQuotaExceeded => "Wait for the next month (UTC) or raise the quota.",
+        Refusal::AbnormalUsageDetected => "Look at the open anomaly of this key.",
+        Refusal::UpstreamUnreachable => "The service is down; the call was not charged.",
+        Refusal::UpstreamTimeout => "The service is too slow; the call was not charged.",
+        Refusal::MeteringUnavailable => "Nothing can be recorded now; the call was not forwarded.",
+        Refusal::CreditsUnavailable => "Credits cannot be had now; the call was not forwarded.",
+        Refusal::Draining => "Connect again; another gateway will answer.",
+    }
+}
+
+impl Refused {
+    /// The answer: a problem document (RFC 9457).
+    pub(crate) fn into_response(self, request: RequestId) -> Response<EdgeBody> {
+        let refusal = self.refusal;
+        // Every part is a constant or an id, so nothing needs escaping.
+        let body = format!(
+            "{{\"type\":\"https://tollgate.dev/errors/{code}\",\"title\":\"{title}\",\
+             \"status\":{status},\"detail\":\"{detail}\",\"code\":\"{code}\",\
+             \"request_id\":\"{request}\"}}\n",
+            code = refusal.as_str(),
+            title = refusal.title(),
+            status = refusal.status(),
+            detail = self.detail,
+        );
+        let mut response = Response::new(EdgeBody::full(body));
+        *response.status_mut() =
+            StatusCode::from_u16(refusal.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if refusal.status() == 401 {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

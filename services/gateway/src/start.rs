@@ -1,0 +1,313 @@
+//! Builds the edge, runs it, and stops it in order: no new calls, calls in flight, final counts,
+//! everything shipped.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use proto::keys::v1::KeyUse;
+use runtime::{Host, Stop};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use types::{Gcra, JournalId, Rate};
+
+use crate::{
+    Config,
+    catalogue::Catalogue,
+    country::Countries,
+    edge::Edge,
+    journal::{Journal, Options, Recovered},
+    keyring::Keyring,
+    lease::Account,
+    lender::Lender,
+    listen,
+    metrics::Metrics,
+    principal::Signer,
+    ship::{self, Shipper},
+    sync,
+};
+
+/// Between two rounds of upkeep of the journal: bounds what a power failure can cost.
+const UPKEEP_PERIOD: Duration = Duration::from_millis(4);
+/// Between two heartbeats.
+const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
+/// Between two looks at whether the gateway may carry calls.
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// Starts the gateway.
+///
+/// # Errors
+/// The address is taken, the journal directory is in use, or a file cannot be read.
+pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
+    let sockets = listen::bind(config.listen, config.threads)?;
+    let countries = open_countries(&config)?;
+    let (journal, recovered) = open_journal(host, &config).await?;
+    let (lender, renewals) = Lender::new(host, journal.clone(), config.name.clone())?;
+    let (touches, used) = mpsc::channel(sync::TOUCHES_MAX);
+    let edge = edge(
+        host,
+        &config,
+        journal.clone(),
+        Arc::clone(&lender),
+        countries,
+        touches,
+    )?;
+    let stops = Stops::default();
+    keep_keys(host, &edge, &config, used, &stops)?;
+    keep_leases(host, &lender, renewals, &stops);
+    upkeep(host, Arc::clone(&edge), stops.background.clone())?;
+    let wallet = host.channel("wallet")?;
+    for found in recovered {
+        let (own, wallet) = (host.clone(), wallet.clone());
+        host.spawn("recover-journal", move |stop| {
+            ship::recover(own, wallet, found, stop)
+        });
+    }
+    let shipper = Shipper::new(
+        host,
+        journal,
+        Arc::clone(&edge.shipping),
+        edge.shipped.clone(),
+    );
+    let drained = stops.drained.clone();
+    host.spawn("ship-journal", move |stop| {
+        ship_until(shipper, drained, stop)
+    });
+    let (own, tls) = (host.clone(), tls()?);
+    host.spawn("edge", move |asked| {
+        run(own, edge, config, sockets, tls, asked, stops)
+    });
+    Ok(())
+}
+
+/// What the threads share.
+fn edge(
+    host: &Host,
+    config: &Config,
+    journal: Journal,
+    lender: Arc<Lender>,
+    countries: Countries,
+    touches: mpsc::Sender<KeyUse>,
+) -> anyhow::Result<Arc<Edge>> {
+    let metrics = Metrics::register(host);
+    let keyring = Keyring::new(host, config, Arc::clone(&lender), metrics.clone())?;
+    Ok(Arc::new(Edge {
+        clock: host.clock(),
+        ids: host.ids(),
+        tracer: host.tracer(),
+        journal,
+        catalogue: ArcSwap::from_pointee(Catalogue::default()),
+        keyring: Arc::new(keyring),
+        lender,
+        countries,
+        metrics,
+        signer: Signer::new(&config.principal_secret)?,
+        trusted_hops: config.trusted_hops,
+        control: tokio::runtime::Handle::current(),
+        draining: AtomicBool::new(false),
+        in_flight: AtomicU64::new(0),
+        shipping: Arc::new(Notify::new()),
+        synced: watch::Sender::new(0),
+        shipped: watch::Sender::new(0),
+        touches,
+        trace_budget: Gcra::default(),
+        trace_rate: Rate {
+            per_second: config.traces_per_second,
+            burst: config.traces_per_second,
+        },
+    }))
+}
+
+/// Keeps keys and services young.
+fn keep_keys(
+    host: &Host,
+    edge: &Arc<Edge>,
+    config: &Config,
+    used: mpsc::Receiver<KeyUse>,
+    stops: &Stops,
+) -> anyhow::Result<()> {
+    let hint = Arc::new(Notify::new());
+    let (keys, edge, stop) = (
+        host.channel("keys")?,
+        Arc::clone(edge),
+        stops.background.clone(),
+    );
+    let (name, hinted) = (config.name.clone(), Arc::clone(&hint));
+    host.spawn("sync-keys", move |_| {
+        sync::run(edge, keys, name, hinted, stop)
+    });
+    let keys = host.channel("keys")?;
+    host.spawn("report-uses", |stop| sync::touch(keys, used, stop));
+    let own = host.clone();
+    host.spawn("hear-changes", move |stop| sync::listen(own, hint, stop));
+    Ok(())
+}
+
+/// Keeps leases filled, known to the wallet, and recallable.
+fn keep_leases(
+    host: &Host,
+    lender: &Arc<Lender>,
+    renewals: mpsc::Receiver<Arc<Account>>,
+    stops: &Stops,
+) {
+    let (own, stop) = (Arc::clone(lender), stops.background.clone());
+    host.spawn("answer-recalls", move |_| own.answer_recalls(stop));
+    let own = Arc::clone(lender);
+    host.spawn("renew-leases", move |stop| own.renew(renewals, stop));
+    let (own, stop) = (Arc::clone(lender), stops.background.clone());
+    host.spawn("heartbeat", move |_| heartbeat(own, stop));
+}
+
+/// What is stopped after the last call.
+#[derive(Clone, Default)]
+struct Stops {
+    background: Stop,
+    drained: Stop,
+}
+
+fn open_countries(config: &Config) -> anyhow::Result<Countries> {
+    match &config.country_db {
+        Some(path) => Countries::open(path).context("TOLLGATE_GATEWAY_COUNTRY_DB"),
+        None => {
+            tracing::warn!("no country database: calls carry ZZ and the country rule is off");
+            Ok(Countries::none())
+        }
+    }
+}
+
+async fn open_journal(host: &Host, config: &Config) -> anyhow::Result<(Journal, Vec<Recovered>)> {
+    let options = Options {
+        segment_bytes: config.journal_segment_bytes,
+        bytes_max: config.journal_bytes_max,
+        ..Options::new(&config.journal_dir)
+    };
+    let id: JournalId = host.ids().new_id();
+    let now_ms = u64::try_from(host.clock().now().as_millisecond()).unwrap_or(0);
+    let opened = host
+        .blocking(move || Journal::open(&options, id.uuid(), now_ms))
+        .await?;
+    let (journal, recovered) = opened.context("TOLLGATE_GATEWAY_JOURNAL_DIR")?;
+    tracing::info!(journal.id = %id, recovered = recovered.len(), "the journal is open");
+    Ok((journal, recovered))
+}
+
+fn tls() -> anyhow::Result<Arc<rustls::ClientConfig>> {
+    use rustls_platform_verifier::BuilderVerifierExt;
+    let mut config = rustls::ClientConfig::builder()
+        .with_platform_verifier()?
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
+async fn heartbeat(lender: Arc<Lender>, stop: Stop) {
+    while !stop.is_requested() {
+        lender.heartbeat().await;
+        tokio::select! {
+            () = tokio::time::sleep(HEARTBEAT_PERIOD) => {}
+            () = stop.requested() => {}
+        }
+    }
+}
+
+async fn ship_until(shipper: Shipper, drained: Stop, host_stop: Stop) {
+    let done =
+        |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
+    if let Err(error) = shipper.run(done, &host_stop).await {
+        tracing::warn!(
+            error = format!("{error:#}"),
+            "the journal was not shipped to its end; the next start does"
+        );
+    }
+}
+
+/// Allocates ahead and syncs, on a thread of its own: it blocks, and it must not wait for others.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a thread that lives as long as the gateway"
+)]
+fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
+    let thread = std::thread::Builder::new().name("journal-upkeep".to_owned());
+    let clock = host.clock();
+    thread.spawn(move || {
+        let mut failing = false;
+        while !stop.is_requested() {
+            let now_ms = u64::try_from(clock.now().as_millisecond()).unwrap_or(0);
+            match edge.journal.maintain(now_ms) {
+                Ok(stats) => {
+                    failing = false;
+                    edge.synced.send_if_modified(|seen| {
+                        let more = stats.synced_seq > *seen;
+                        *seen = stats.synced_seq.max(*seen);
+                        more
+                    });
+                    let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+                    edge.metrics.journal_bytes.set(signed(stats.bytes));
+                    edge.metrics.unapplied.set(signed(stats.unapplied));
+                }
+                Err(error) => {
+                    if !failing {
+                        tracing::error!(%error, "the journal cannot grow; metered calls wait");
+                    }
+                    failing = true;
+                }
+            }
+            std::thread::sleep(UPKEEP_PERIOD);
+        }
+    })?;
+    Ok(())
+}
+
+/// Carries calls until asked to stop, then drains.
+async fn run(
+    host: Host,
+    edge: Arc<Edge>,
+    config: Config,
+    sockets: Vec<std::net::TcpListener>,
+    tls: Arc<rustls::ClientConfig>,
+    asked: Stop,
+    stops: Stops,
+) {
+    let starting = host.starting("the gateway has no news of keys and services yet");
+    // Calls are accepted once keys and services are known: a balancer's probe fails before.
+    while !edge.is_ready() && !asked.is_requested() {
+        tokio::time::sleep(READY_POLL).await;
+    }
+    let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+    let mut threads = Vec::new();
+    for (index, socket) in sockets.into_iter().enumerate() {
+        let (edge, tls) = (Arc::clone(&edge), Arc::clone(&tls));
+        match listen::start(index, edge, socket, tls, stop.clone(), cut.clone()) {
+            Ok(thread) => threads.push(thread),
+            Err(error) => tracing::error!(%error, "a thread of the edge did not start"),
+        }
+    }
+    drop(starting);
+    tracing::info!(listen = %config.listen, threads = threads.len(), "the edge carries calls");
+    asked.requested().await;
+    edge.draining.store(true, Ordering::Release);
+    stop.cancel();
+    let joined = host.blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
+    let mut joined = std::pin::pin!(joined);
+    if tokio::time::timeout(config.drain, joined.as_mut())
+        .await
+        .is_err()
+    {
+        let calls = edge.in_flight.load(Ordering::Acquire);
+        tracing::warn!(calls, "calls were still in flight and are cut off");
+        cut.cancel();
+        if !matches!(joined.await, Ok(true)) {
+            tracing::error!("a thread of the edge has panicked");
+        }
+    }
+    edge.lender.close_all().await;
+    edge.lender.heartbeat().await;
+    stops.background.request();
+    stops.drained.request();
+}

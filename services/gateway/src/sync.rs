@@ -1,0 +1,148 @@
+//! Keeps the gateway's knowledge of keys and services young.
+//!
+//! Once a second, and at once when the bus hints at a change, the gateway tells `keys` how far it
+//! has applied the change log and is told what is new. The bus only saves time: cut off from it,
+//! a gateway is a second late, not wrong.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::StreamExt;
+use proto::{
+    channel::Channel,
+    keys::v1::{KeyUse, SyncRequest, TouchKeysRequest, keys_service_client::KeysServiceClient},
+};
+use runtime::{Host, Stop};
+use tokio::sync::{Notify, mpsc};
+use types::{JournalId, KeyHash};
+
+use crate::{catalogue::Catalogue, edge::Edge};
+
+/// Between two questions without a hint.
+const PERIOD: Duration = Duration::from_secs(1);
+/// An answer takes at most so long.
+const TIMEOUT: Duration = Duration::from_secs(2);
+/// Uses of keys sent in one message.
+pub(crate) const TOUCHES_MAX: usize = 1_000;
+/// Uses are gathered for so long.
+const TOUCH_PERIOD: Duration = Duration::from_secs(5);
+
+/// Asks `keys` until told to stop.
+pub(crate) async fn run(
+    edge: Arc<Edge>,
+    channel: Channel,
+    name: String,
+    hint: Arc<Notify>,
+    stop: Stop,
+) {
+    let mut change = 0;
+    let mut warned = false;
+    while !stop.is_requested() {
+        match ask(&edge, &channel, &name, change).await {
+            Ok(newest) => {
+                // What was applied is reported at once, so that a revocation is confirmed soon.
+                let news = newest != change;
+                change = newest;
+                warned = false;
+                if news {
+                    continue;
+                }
+            }
+            Err(error) => {
+                if !warned {
+                    tracing::warn!(error = format!("{error:#}"), "no news of keys, trying on");
+                }
+                warned = true;
+            }
+        }
+        edge.metrics.staleness.set(edge.keyring.staleness_seconds());
+        edge.keyring.prune();
+        let pause = if edge.is_ready() {
+            PERIOD
+        } else {
+            Duration::from_millis(50)
+        };
+        tokio::select! {
+            () = hint.notified() => {}
+            () = tokio::time::sleep(pause) => {}
+            () = stop.requested() => {}
+        }
+    }
+}
+
+async fn ask(edge: &Edge, channel: &Channel, name: &str, change: i64) -> anyhow::Result<i64> {
+    let mut request = tonic::Request::new(SyncRequest {
+        journal_id: JournalId::new(edge.journal.id()).to_string(),
+        gateway: name.to_owned(),
+        applied_change: change,
+        catalogue_version: edge.catalogue.load().version,
+    });
+    request.set_timeout(TIMEOUT);
+    let news = KeysServiceClient::new(channel.clone())
+        .sync(request)
+        .await?
+        .into_inner();
+    if news.reset {
+        edge.keyring.reset();
+    }
+    for key in news.keys {
+        if let Some(hash) = KeyHash::from_slice(&key.key_hash) {
+            edge.keyring.changed(hash, key.version).await;
+        }
+    }
+    if let Some(catalogue) = news.catalogue {
+        tracing::info!(version = catalogue.version, "the catalogue has changed");
+        edge.catalogue
+            .store(Arc::new(Catalogue::from_wire(catalogue)));
+    }
+    edge.keyring.informed(news.live_gateways);
+    Ok(news.change)
+}
+
+/// Turns messages on the bus into hints.
+pub(crate) async fn listen(host: Host, hint: Arc<Notify>, stop: Stop) {
+    let mut changes = match host.nats().subscribe("keys.v1.changed.*").await {
+        Ok(changes) => changes,
+        Err(error) => {
+            tracing::error!(%error, "changes of keys will be a second late");
+            return;
+        }
+    };
+    loop {
+        tokio::select! {
+            change = changes.next() => match change {
+                Some(_) => hint.notify_one(),
+                None => return,
+            },
+            () = stop.requested() => return,
+        }
+    }
+}
+
+/// Reports the last use of keys, gathered.
+pub(crate) async fn touch(channel: Channel, mut uses: mpsc::Receiver<KeyUse>, stop: Stop) {
+    let mut gathered = Vec::with_capacity(TOUCHES_MAX);
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(TOUCH_PERIOD) => {}
+            () = stop.requested() => return,
+        }
+        while gathered.len() < TOUCHES_MAX
+            && let Ok(used) = uses.try_recv()
+        {
+            gathered.push(used);
+        }
+        if gathered.is_empty() {
+            continue;
+        }
+        let request = TouchKeysRequest {
+            uses: std::mem::take(&mut gathered),
+        };
+        if let Err(status) = KeysServiceClient::new(channel.clone())
+            .touch_keys(request)
+            .await
+        {
+            // The next use of the key says it again.
+            tracing::debug!(code = ?status.code(), "last uses were not reported");
+        }
+    }
+}
