@@ -46,3 +46,14 @@ create table stats_aggregator.dead_letters (
                     constraint dead_letters_payload_key unique,
     at           timestamptz not null
 );
+
+-- Adds two objects of counts, e.g. {"pdf": 150} and {"pdf": 1, "ai": 2} to {"ai": 2, "pdf": 151}.
+create function stats_aggregator.add_counts(a jsonb, b jsonb) returns jsonb
+language sql immutable parallel safe as $$
+    select coalesce(jsonb_object_agg(name, total), '{}')
+      from (select name, sum(count::bigint) as total
+              from (select key as name, value as count from jsonb_each_text(a)
+                    union all
+                    select key, value from jsonb_each_text(b)) counts
+             group by name) sums
+$$;

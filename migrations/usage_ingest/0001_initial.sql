@@ -38,6 +38,13 @@ create index idx_usage_request on usage_ingest.api_usage_logs (request_id);
 -- Days without a partition of their own (a journal that turns up late) land here and are watched.
 create table usage_ingest.api_usage_logs_default partition of usage_ingest.api_usage_logs default;
 
+-- Days whose addresses and agents are erased. A row of such a day that comes later has none.
+create table usage_ingest.erasures (
+    day        date primary key,
+    rows       bigint not null check (rows >= 0),
+    erased_at  timestamptz not null
+);
+
 create table usage_ingest.inbox (
     journal_id  uuid primary key,
     applied     int8multirange not null,

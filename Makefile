@@ -1,0 +1,41 @@
+# One way to run it, one way to test it; both fetch what they need first and may run side by side.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run test tools deny faults bench
+
+# Prints how long a phase took; a phase that fails ends the recipe with its own output.
+define phase
+printf '%-8s' '$(1)'; begin=$$(date +%s); $(2) || exit 1; printf ' %ss\n' "$$(( $$(date +%s) - begin ))"
+endef
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+run: ## fetch what is missing, build, and run `tollgate dev` (ARGS="--ports auto" …) until Ctrl-C
+	@tools/prepare.sh
+	@echo 'build: tollgate (minutes the first time, seconds after)' >&2
+	@cargo build -p tollgate --bin tollgate
+	@exec target/debug/tollgate dev $(ARGS)
+
+test: ## every check: format, lints, bans, unit, integration, fault smoke
+	@tools/prepare.sh test
+	@echo 'checks run quietly; a first build takes minutes'
+	@$(call phase,format,cargo fmt --all --check)
+	@$(call phase,lints,cargo clippy -q --workspace --all-targets -- -D warnings)
+	@$(call phase,bans,tools/deny.sh if-installed)
+	@echo 'tests   building, then running'
+	@cargo nextest run --workspace --cargo-quiet
+
+tools: ## fetch what `run` and `test` need, and nothing else
+	@tools/prepare.sh test
+
+deny: ## licences, banned crates and sources of the dependency tree (needs cargo-deny)
+	@tools/deny.sh
+
+faults: ## every fault test in its long form (an hour or more)
+	@tools/prepare.sh test
+	@cargo nextest run --workspace --cargo-quiet --profile faults --run-ignored all
+
+bench: ## the measurements behind the published figures
+	@tools/prepare.sh
+	@cargo bench --workspace

@@ -1,0 +1,110 @@
+//! What was found, by kind.
+
+use serde::Serialize;
+
+/// Differences described in a report; the others are counted.
+const DESCRIBED_MAX: usize = 50;
+
+/// What a difference means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A complete answer without its one record, row or debit.
+    Lost,
+    /// Something booked twice.
+    Double,
+    /// So many credits were spent that were not there.
+    Overspent(i128),
+    /// So many records are missing.
+    Gap(u64),
+    /// So many credits are reserved for nobody.
+    Stranded(i128),
+    /// So many batches were put aside.
+    DeadLetters(u64),
+    /// So many records wait for a consumer.
+    Unapplied(u64),
+    /// Anything else that does not add up.
+    Sum,
+}
+
+/// Collects differences.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    report: Report,
+}
+
+/// The figures. Everything but the counts of what was looked at should be zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Everything that differs.
+    pub differences: u64,
+    /// Complete answers without exactly one record, row and debit.
+    pub lost: u64,
+    /// Calls with more than one row, records with more than one row.
+    pub double: u64,
+    /// Credits spent that were not there.
+    pub overspent: u64,
+    /// Records missing below a watermark or within a journal.
+    pub gaps: u64,
+    /// Credits reserved for owners that are gone.
+    pub stranded: u64,
+    /// Batches put aside.
+    pub dead_letters: u64,
+    /// Records that a consumer has not applied yet.
+    pub unapplied: u64,
+    /// Wallets looked at.
+    pub wallets: usize,
+    /// Test wallets looked at.
+    pub test_wallets: usize,
+    /// Leases looked at.
+    pub leases: usize,
+    /// Ledger entries looked at.
+    pub ledger_entries: usize,
+    /// Rows looked at.
+    pub calls: u64,
+    /// Credits they cost.
+    pub credits: i64,
+    /// Journals found on disk.
+    pub journals: usize,
+    /// Records found in them.
+    pub records_on_disk: u64,
+    /// Answers of clients that were compared.
+    pub transcript: usize,
+    /// Milliseconds until this look was over.
+    pub waited_ms: u64,
+    /// The first differences in words.
+    pub first_differences: Vec<String>,
+}
+
+impl Findings {
+    /// Notes a difference.
+    pub(super) fn add(&mut self, kind: Kind, text: impl Into<String>) {
+        let report = &mut self.report;
+        report.differences += 1;
+        let credits = |credits: i128| u64::try_from(credits.max(0)).unwrap_or(u64::MAX);
+        match kind {
+            Kind::Lost => report.lost += 1,
+            Kind::Double => report.double += 1,
+            Kind::Overspent(by) => report.overspent += credits(by),
+            Kind::Gap(records) => report.gaps += records,
+            Kind::Stranded(by) => report.stranded += credits(by),
+            Kind::DeadLetters(batches) => report.dead_letters += batches,
+            Kind::Unapplied(records) => report.unapplied += records,
+            Kind::Sum => {}
+        }
+        if report.first_differences.len() < DESCRIBED_MAX {
+            report.first_differences.push(text.into());
+        }
+    }
+
+    /// Notes two numbers that should be one.
+    pub(super) fn same(&mut self, what: impl FnOnce() -> String, stored: i128, recomputed: i128) {
+        if stored != recomputed {
+            let text = format!("{}: stored {stored}, recomputed {recomputed}", what());
+            self.add(Kind::Sum, text);
+        }
+    }
+
+    pub(super) fn into_report(self) -> Report {
+        self.report
+    }
+}

@@ -1,0 +1,192 @@
+//! What the records of journals say, replayed lease by lease.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use uuid::Uuid;
+
+use super::journal::Journals;
+use super::{Findings, Kind};
+
+/// The part of a record that is audited; field numbers as in `events.proto`.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Record {
+    /// Position, if the writer put it there.
+    #[prost(uint64, tag = "1")]
+    pub seq: u64,
+    /// One of the kinds below.
+    #[prost(int32, tag = "2")]
+    pub kind: i32,
+    /// Microseconds since 1970.
+    #[prost(int64, tag = "3")]
+    pub at_unix_micros: i64,
+    /// 16 bytes, or none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub lease_id: Vec<u8>,
+    /// Credits.
+    #[prost(int64, tag = "5")]
+    pub cost: i64,
+    /// The lease's total with this record.
+    #[prost(int64, tag = "6")]
+    pub cum: i64,
+    /// Credits granted to the lease so far.
+    #[prost(int64, tag = "7")]
+    pub granted: i64,
+    /// The call.
+    #[prost(message, optional, tag = "9")]
+    pub call: Option<Call>,
+}
+
+/// The part of a call that is audited.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Call {
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub request_id: Vec<u8>,
+    /// Name of the service.
+    #[prost(string, tag = "6")]
+    pub service: String,
+    /// Status the client was given.
+    #[prost(uint32, tag = "10")]
+    pub status: u32,
+}
+
+const GRANT: i32 = 1;
+const CALL: i32 = 4;
+const CLOSE: i32 = 6;
+
+impl Record {
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// It is no record.
+    pub fn read(payload: &[u8]) -> anyhow::Result<Self> {
+        Ok(Self::decode(payload)?)
+    }
+
+    /// The kind in words.
+    #[must_use]
+    pub fn kind_name(&self) -> &'static str {
+        match self.kind {
+            GRANT => "GRANT",
+            2 => "OPEN",
+            3 => "PROGRESS",
+            CALL => "CALL",
+            5 => "VOID",
+            CLOSE => "CLOSE",
+            _ => "unknown",
+        }
+    }
+
+    /// The lease concerned.
+    #[must_use]
+    pub fn lease(&self) -> Option<Uuid> {
+        Uuid::from_slice(&self.lease_id).ok()
+    }
+
+    /// The call concerned.
+    #[must_use]
+    pub fn request(&self) -> Option<Uuid> {
+        Uuid::from_slice(&self.call.as_ref()?.request_id).ok()
+    }
+}
+
+/// A CALL that lies on disk.
+#[derive(Debug)]
+pub(super) struct CallOnDisk {
+    pub(super) journal: Uuid,
+    pub(super) seq: u64,
+    pub(super) request: Option<Uuid>,
+    pub(super) cost: i64,
+}
+
+/// Everything the journals say.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    pub(super) calls: Vec<CallOnDisk>,
+    /// Journal, and the number after its last record.
+    pub(super) ends: BTreeMap<Uuid, u64>,
+    pub(super) records: u64,
+}
+
+/// A lease as its owner wrote it.
+#[derive(Default)]
+struct Lease {
+    granted: i64,
+    /// Absent until the first record of the lease that is still on disk.
+    cum: Option<i64>,
+}
+
+/// Goes through all records and checks the arithmetic of every lease.
+pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
+    let mut replay = Replay::default();
+    for journal in &journals.all {
+        let name = format!("jrn_{}", journal.id.simple());
+        for gap in &journal.gaps {
+            let text = format!("{name}: records {} to {} are missing", gap.start, gap.end - 1);
+            findings.add(Kind::Gap(gap.end - gap.start), text);
+        }
+        for damage in &journal.damage {
+            findings.add(Kind::Sum, format!("{name}: {damage}"));
+        }
+        replay.ends.insert(journal.id, journal.end);
+        let mut leases = BTreeMap::new();
+        for (seq, payload) in &journal.records {
+            replay.records += 1;
+            let record = match Record::read(payload) {
+                Ok(record) => record,
+                Err(error) => {
+                    findings.add(Kind::Sum, format!("{name}/{seq} is no record: {error}"));
+                    continue;
+                }
+            };
+            if record.kind == CALL {
+                let (request, cost) = (record.request(), record.cost);
+                replay.calls.push(CallOnDisk { journal: journal.id, seq: *seq, request, cost });
+            }
+            check(&record, &format!("{name}/{seq}"), &mut leases, findings);
+        }
+    }
+    replay
+}
+
+fn check(
+    record: &Record,
+    name: &str,
+    leases: &mut BTreeMap<Uuid, Lease>,
+    findings: &mut Findings,
+) {
+    let Some(id) = record.lease() else {
+        if record.cost != 0 {
+            findings.add(Kind::Sum, format!("{name} costs {} without a lease", record.cost));
+        }
+        return;
+    };
+    let lease = leases.entry(id).or_default();
+    match record.kind {
+        GRANT => lease.granted = lease.granted.max(record.granted),
+        CALL => {
+            let before = lease.cum.map(i128::from);
+            let after = i128::from(record.cum);
+            if before.is_some_and(|before| before + i128::from(record.cost) != after) {
+                let text = format!(
+                    "{name}: lease {id} goes from {} to {after} by {}",
+                    before.unwrap_or_default(),
+                    record.cost
+                );
+                findings.add(Kind::Sum, text);
+            }
+            lease.cum = Some(record.cum);
+        }
+        CLOSE if lease.cum.is_some_and(|cum| cum != record.cum) => {
+            let text = format!("{name}: lease {id} closes with {}", record.cum);
+            findings.add(Kind::Sum, text);
+        }
+        _ => {}
+    }
+    // A GRANT that was trimmed with its segment says nothing any more.
+    let over = i128::from(lease.cum.unwrap_or(0)) - i128::from(lease.granted);
+    if record.kind == CALL && lease.granted > 0 && over > 0 {
+        findings.add(Kind::Overspent(over), format!("{name}: lease {id} is overspent by {over}"));
+    }
+}

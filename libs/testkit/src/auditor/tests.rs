@@ -1,0 +1,191 @@
+use std::fs;
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::journal::Journals;
+use super::records::{Call, Record, replay};
+use super::{Findings, Transcript, read_transcript};
+
+const JOURNAL: Uuid = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001);
+const LEASE: Uuid = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0002);
+const SEGMENT_BYTES: usize = 65_536;
+
+/// A segment written from the description of the format.
+struct Segment {
+    bytes: Vec<u8>,
+    next_seq: u64,
+    offset: usize,
+}
+
+impl Segment {
+    fn new(first_seq: u64) -> Self {
+        let mut bytes = vec![0; SEGMENT_BYTES];
+        bytes[..4].copy_from_slice(b"TGJL");
+        bytes[4..8].copy_from_slice(&1_u32.to_le_bytes());
+        bytes[8..24].copy_from_slice(JOURNAL.as_bytes());
+        bytes[24..32].copy_from_slice(&first_seq.to_le_bytes());
+        bytes[40..44].copy_from_slice(&65_536_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&bytes[..60]);
+        bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+        Self { bytes, next_seq: first_seq, offset: 64 }
+    }
+
+    fn push(&mut self, payload: &[u8]) -> usize {
+        let at = self.offset;
+        let mut covered = self.next_seq.to_le_bytes().to_vec();
+        covered.extend_from_slice(payload);
+        let length = u32::try_from(payload.len()).unwrap();
+        self.bytes[at..at + 4].copy_from_slice(&length.to_le_bytes());
+        self.bytes[at + 4..at + 8].copy_from_slice(&crc32c::crc32c(&covered).to_le_bytes());
+        self.bytes[at + 8..at + 8 + payload.len()].copy_from_slice(payload);
+        self.offset += 8 + payload.len().next_multiple_of(8);
+        self.next_seq += 1;
+        at
+    }
+
+    fn write(&self, dir: &Path, name: &str) {
+        fs::write(dir.join(name), &self.bytes).unwrap();
+    }
+}
+
+struct Root {
+    root: tempfile::TempDir,
+    dir: std::path::PathBuf,
+}
+
+fn root() -> Root {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join(format!("jrn_{}", JOURNAL.simple()));
+    fs::create_dir(&dir).unwrap();
+    fs::write(root.path().join("LOCK"), "1").unwrap();
+    Root { root, dir }
+}
+
+impl Root {
+    fn read(&self) -> Journals {
+        Journals::read(&[self.root.path().to_owned()]).unwrap()
+    }
+
+    fn seqs(&self) -> Vec<u64> {
+        self.read().all[0].records.iter().map(|(seq, _)| *seq).collect()
+    }
+}
+
+fn call(cost: i64, cum: i64) -> Vec<u8> {
+    let call = Call { request_id: vec![7; 16], service: "pdf".to_owned(), status: 200 };
+    encode(Record { kind: 4, cost, cum, call: Some(call), ..Record::default() })
+}
+
+fn grant(granted: i64) -> Vec<u8> {
+    encode(Record { kind: 1, granted, ..Record::default() })
+}
+
+fn encode(record: Record) -> Vec<u8> {
+    let record = Record { lease_id: LEASE.as_bytes().to_vec(), ..record };
+    prost::Message::encode_to_vec(&record)
+}
+
+#[test]
+fn segments_are_read_in_order_and_unused_spares_hold_nothing() {
+    let root = root();
+    let mut second = Segment::new(2);
+    second.push(b"two");
+    second.write(&root.dir, "spare_00000001.seg");
+    let mut first = Segment::new(0);
+    first.push(b"zero");
+    first.push(b"one");
+    first.write(&root.dir, &format!("{:020}.seg", 0));
+    fs::write(root.dir.join("spare_00000002.seg"), vec![0; SEGMENT_BYTES]).unwrap();
+
+    let journals = root.read();
+    let journal = &journals.all[0];
+    assert_eq!((journal.id, journal.end, journal.watermark), (JOURNAL, 3, 0));
+    assert_eq!(journal.records[2], (2, b"two".to_vec()));
+    assert!(journal.damage.is_empty() && journal.gaps.is_empty() && !journal.is_torn);
+    assert_eq!(journal.segments.len(), 2);
+}
+
+#[test]
+fn a_damaged_record_is_a_gap_and_the_ones_behind_it_are_read() {
+    let root = root();
+    let mut segment = Segment::new(0);
+    segment.push(b"zero");
+    let at = segment.push(b"one");
+    segment.push(b"two");
+    segment.bytes[at + 9] ^= 1;
+    segment.write(&root.dir, &format!("{:020}.seg", 0));
+
+    assert_eq!(root.seqs(), [0, 2]);
+    let journals = root.read();
+    assert_eq!(journals.all[0].gaps, [1..2]);
+    let mut findings = Findings::default();
+    replay(&journals, &mut findings);
+    assert_eq!(findings.into_report().gaps, 1);
+}
+
+#[test]
+fn a_torn_tail_is_the_end_and_no_damage() {
+    let root = root();
+    let mut segment = Segment::new(0);
+    segment.push(b"zero");
+    let at = segment.push(b"one");
+    segment.bytes[at + 8] ^= 1;
+    segment.write(&root.dir, &format!("{:020}.seg", 0));
+
+    let journals = root.read();
+    assert_eq!(root.seqs(), [0]);
+    assert!(journals.all[0].is_torn && journals.all[0].damage.is_empty());
+}
+
+#[test]
+fn a_missing_segment_is_a_gap_unless_the_watermark_is_behind_it() {
+    let root = root();
+    let mut segment = Segment::new(5);
+    segment.push(b"five");
+    segment.write(&root.dir, &format!("{:020}.seg", 5));
+    assert_eq!(root.read().all[0].gaps, [0..5]);
+
+    let mut watermark = b"TGJW".to_vec();
+    watermark.extend(1_u32.to_le_bytes());
+    watermark.extend(5_u64.to_le_bytes());
+    watermark.extend(crc32c::crc32c(&watermark).to_le_bytes());
+    fs::write(root.dir.join("watermark"), watermark).unwrap();
+    let journals = root.read();
+    assert!(journals.all[0].gaps.is_empty());
+    assert_eq!((journals.all[0].watermark, journals.all[0].end), (5, 6));
+}
+
+#[test]
+fn totals_of_a_lease_follow_from_the_costs_and_stay_within_the_grant() {
+    let root = root();
+    let mut segment = Segment::new(0);
+    for payload in [grant(4), call(1, 1), call(2, 3)] {
+        segment.push(&payload);
+    }
+    segment.write(&root.dir, &format!("{:020}.seg", 0));
+    let mut findings = Findings::default();
+    assert_eq!(replay(&root.read(), &mut findings).calls.len(), 2);
+    assert_eq!(findings.into_report().differences, 0);
+
+    segment.push(&call(1, 5));
+    segment.write(&root.dir, &format!("{:020}.seg", 0));
+    let mut findings = Findings::default();
+    replay(&root.read(), &mut findings);
+    let report = findings.into_report();
+    assert_eq!((report.differences, report.overspent), (2, 1));
+}
+
+#[test]
+fn a_line_cut_short_by_a_kill_is_left_out_of_the_transcript() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let answer = Transcript {
+        request_id: format!("req_{}", JOURNAL.simple()),
+        status: 200,
+        complete: true,
+        cost: Some(1),
+    };
+    let line = serde_json::to_string(&answer).unwrap();
+    fs::write(file.path(), format!("{line}\n{}", &line[..20])).unwrap();
+    assert_eq!(read_transcript(file.path()).unwrap(), [answer]);
+}

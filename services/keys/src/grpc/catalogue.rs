@@ -1,0 +1,158 @@
+//! Services, routes and scopes.
+
+use proto::keys::v1 as pb;
+use runtime::Actor;
+use serde_json::json;
+use tonic::Status;
+use types::{ServiceId, ServiceName};
+
+use super::{Keys, operators_only, wire};
+use crate::{
+    domain::{
+        catalogue::{RouteWish, ServiceWish, default_scope, reprices, service_name},
+        difference,
+    },
+    error::{Error, Result},
+    store::Tx,
+};
+
+/// Creates a service with one route: everything needs the default scope.
+async fn create(
+    tx: &mut Tx,
+    keys: &Keys,
+    name: &ServiceName,
+    wish: &ServiceWish,
+    scope: Option<&str>,
+) -> Result<()> {
+    let settings = wish.apply(name, None)?;
+    let scope = default_scope(name, scope)?;
+    let (place, route) = RouteWish::everything(&scope).check(name)?;
+    let ids = keys.host.ids();
+    let service: ServiceId = ids.new_id();
+    tx.insert_service(service, name, &settings).await?;
+    tx.ensure_scope(&scope, service).await?;
+    let route_id = tx.save_route(ids.new_id(), service, &place, &route).await?;
+    let details = json!({ "after": settings.facts() });
+    tx.audit(None, "service.created", service, &details).await?;
+    let details = json!({ "after": route.facts(&place) });
+    tx.audit(None, "route.created", route_id, &details).await
+}
+
+impl Keys {
+    /// Announces a change of the catalogue, commits it and reads the service.
+    async fn publish(
+        &self,
+        mut tx: Tx,
+        name: &ServiceName,
+    ) -> std::result::Result<pb::Service, Status> {
+        tx.announce_catalogue().await?;
+        let service = tx.lock_service(name).await?;
+        tx.commit().await?;
+        self.committed();
+        match service {
+            Some(service) => Ok(wire::service(&service)),
+            None => Err(Error::not_found("service", name).into()),
+        }
+    }
+
+    pub(super) async fn offer(
+        &self,
+        actor: Actor,
+        request: pb::SetServiceRequest,
+    ) -> std::result::Result<pb::SetServiceResponse, Status> {
+        operators_only(actor, "change services")?;
+        let name = service_name("name", &request.name)?;
+        let wish = ServiceWish {
+            upstream_url: request.upstream_url,
+            base_cost: request.base_cost_per_call,
+            active: request.active,
+            display_name: request.display_name,
+            description: request.description,
+        };
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        match tx.lock_service(&name).await? {
+            None => {
+                create(
+                    &mut tx,
+                    self,
+                    &name,
+                    &wish,
+                    request.default_scope.as_deref(),
+                )
+                .await?
+            }
+            Some(service) => {
+                let settings = wish.apply(&name, Some(&service.settings))?;
+                if settings == service.settings {
+                    return Ok(pb::SetServiceResponse {
+                        service: Some(wire::service(&service)),
+                    });
+                }
+                tx.save_service(service.id, &settings).await?;
+                let details = difference(&service.settings.facts(), &settings.facts());
+                tx.audit(None, "service.updated", service.id, &details)
+                    .await?;
+            }
+        }
+        let service = Some(self.publish(tx, &name).await?);
+        Ok(pb::SetServiceResponse { service })
+    }
+
+    pub(super) async fn services(&self) -> std::result::Result<pb::ListServicesResponse, Status> {
+        let services = self.store.services().await?;
+        Ok(pb::ListServicesResponse {
+            services: services.iter().map(wire::service).collect(),
+            scopes: wire::scopes(&self.store.scopes().await?),
+        })
+    }
+
+    pub(super) async fn route(
+        &self,
+        actor: Actor,
+        request: pb::SetRouteRequest,
+    ) -> std::result::Result<pb::SetRouteResponse, Status> {
+        operators_only(actor, "change routes")?;
+        let name = service_name("service", &request.service)?;
+        let Some(route) = request.route else {
+            return Err(Error::invalid("route", "is missing: say scope and place").into());
+        };
+        let wish = RouteWish {
+            method: route.method,
+            path_prefix: route.path_prefix,
+            scope: route.scope,
+            cost: route.cost,
+            charge_on: route.charge_on,
+            durability: route.durability,
+            body_bytes_max: route.body_bytes_max,
+            timeout_ms: route.timeout_ms,
+        };
+        let (place, settings) = wish.check(&name)?;
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        let Some(service) = tx.lock_service(&name).await? else {
+            return Err(Error::not_found("service", &name).into());
+        };
+        let before = service.routes.iter().find(|route| route.place == place);
+        let old = before.map(|route| &route.settings);
+        if old == Some(&settings) {
+            return Ok(pb::SetRouteResponse {
+                service: Some(wire::service(&service)),
+            });
+        }
+        tx.ensure_scope(&settings.scope, service.id).await?;
+        let new = self.host.ids().new_id();
+        let id = tx.save_route(new, service.id, &place, &settings).await?;
+        if reprices(old, &settings) {
+            tx.reprice(service.id).await?;
+        }
+        let (action, details) = match old {
+            Some(old) => (
+                "route.updated",
+                difference(&old.facts(&place), &settings.facts(&place)),
+            ),
+            None => ("route.created", json!({ "after": settings.facts(&place) })),
+        };
+        tx.audit(None, action, id, &details).await?;
+        let service = Some(self.publish(tx, &name).await?);
+        Ok(pb::SetRouteResponse { service })
+    }
+}

@@ -1,0 +1,238 @@
+//! Keys, as people make and end them.
+
+use proto::{
+    convert::{from_timestamp, page, parse_id},
+    keys::v1 as pb,
+};
+use runtime::Actor;
+use serde_json::json;
+use tonic::Status;
+use types::{Environment, KeyId, NewKey, OrgId, UserId};
+use zeroize::Zeroizing;
+
+use super::{Keys, page_of, scope, wire};
+use crate::{
+    domain::{
+        difference,
+        key::{self, ApiKey, Draft, Edit},
+        rights::{Action, Authority},
+    },
+    error::{Error, Result},
+    store::NewKeyRow,
+};
+
+impl Keys {
+    /// A key somebody may see, and what they are in its organisation.
+    async fn visible(&self, actor: Actor, key: KeyId) -> Result<(ApiKey, Authority)> {
+        let key = self.store.key(scope(actor), key).await?;
+        let authority = self.authority(actor, key.org).await?;
+        Ok((key, authority))
+    }
+
+    pub(super) async fn issue(
+        &self,
+        actor: Actor,
+        request: pb::CreateKeyRequest,
+    ) -> std::result::Result<pb::CreateKeyResponse, Status> {
+        let org: OrgId = parse_id("org_id", &request.org_id)?;
+        let user: UserId = parse_id("user_id", &request.user_id)?;
+        let environment: Environment = request.environment.parse().map_err(Error::from)?;
+        let authority = self.authority(actor, org).await?;
+        authority.require(Action::CreateKey {
+            environment,
+            own: authority.is(user),
+        })?;
+        let end_of_life = request
+            .expires_at
+            .as_ref()
+            .map(|at| from_timestamp("expires_at", at));
+        let draft = Draft {
+            expires_at: end_of_life.transpose()?,
+            name: request.name,
+            scopes: request.scopes,
+            daily_quota: request.daily_quota,
+            monthly_quota: request.monthly_quota,
+            rate_per_second: request.rate_per_second,
+            burst: request.burst,
+            allow: request.allow,
+        };
+        let now = self.host.clock().now();
+        let settings = draft.check(&self.store.scopes().await?, now)?;
+
+        let random = Zeroizing::new(self.host.random());
+        let new = NewKey::from_random(environment, &random);
+        let row = NewKeyRow {
+            id: self.host.ids().new_id(),
+            org,
+            created_by: user,
+            hash: new.presented().hash(&self.pepper),
+            pepper_id: self.pepper.id(),
+            hint: new.hint(),
+            environment,
+        };
+        let mut tx = self.store.begin(actor, now).await?;
+        if !tx.hold_membership(org, user).await? {
+            let problem = "is not a member of the organisation: add the member first";
+            return Err(Error::invalid("user_id", problem).into());
+        }
+        tx.insert_key(&row, &settings).await?;
+        let details = json!({
+            "environment": environment.as_str(),
+            "created_by": user.to_string(),
+            "after": settings.facts(),
+        });
+        tx.audit(Some(org), "key.created", row.id, &details).await?;
+        // A gateway may have noted that there is no such key.
+        tx.announce_keys(&[row.id]).await?;
+        tx.commit().await?;
+        self.committed();
+        Ok(pb::CreateKeyResponse {
+            key_id: row.id.to_string(),
+            key: new.reveal().to_owned(),
+        })
+    }
+
+    pub(super) async fn key(
+        &self,
+        actor: Actor,
+        request: pb::GetKeyRequest,
+    ) -> std::result::Result<pb::GetKeyResponse, Status> {
+        let (key, authority) = self
+            .visible(actor, parse_id("key_id", &request.key_id)?)
+            .await?;
+        authority.require(Action::ViewKeys)?;
+        Ok(pb::GetKeyResponse {
+            key: Some(wire::key(&key, self.host.clock().now())),
+        })
+    }
+
+    pub(super) async fn keys(
+        &self,
+        actor: Actor,
+        request: pb::ListKeysRequest,
+    ) -> std::result::Result<pb::ListKeysResponse, Status> {
+        let org = parse_id("org_id", &request.org_id)?;
+        self.authority(actor, org)
+            .await?
+            .require(Action::ViewKeys)?;
+        let before = match request.page_token.as_str() {
+            "" => None,
+            token => Some(parse_id("page_token", token)?),
+        };
+        let size = page(request.page_size);
+        let keys = self.store.keys(scope(actor), org, before, size + 1).await?;
+        let (keys, next_page_token) = page_of(keys, size, |key| key.id.to_string());
+        let now = self.host.clock().now();
+        let keys = keys.iter().map(|key| wire::key(key, now)).collect();
+        Ok(pb::ListKeysResponse {
+            keys,
+            next_page_token,
+        })
+    }
+
+    pub(super) async fn change(
+        &self,
+        actor: Actor,
+        request: pb::UpdateKeyRequest,
+    ) -> std::result::Result<pb::UpdateKeyResponse, Status> {
+        let id: KeyId = parse_id("key_id", &request.key_id)?;
+        let end_of_life = request
+            .expires_at
+            .as_ref()
+            .map(|at| from_timestamp("expires_at", at));
+        let edit = Edit {
+            expires_at: end_of_life.transpose()?,
+            name: request.name,
+            scopes: request.scopes,
+            daily_quota: request.daily_quota,
+            monthly_quota: request.monthly_quota,
+            rate_per_second: request.rate_per_second,
+            burst: request.burst,
+            allow: request.set_allow.then_some(request.allow),
+            active: request.active,
+        };
+        let (key, authority) = self.visible(actor, id).await?;
+        let own = authority.is(key.created_by);
+        authority.require(Action::ChangeKey {
+            environment: key.environment,
+            own,
+        })?;
+        let known = self.store.scopes().await?;
+
+        let now = self.host.clock().now();
+        let mut tx = self.store.begin(actor, now).await?;
+        let key = tx.lock_key(scope(actor), id).await?;
+        let settings = edit.apply(&key, &known, now)?;
+        if settings.active && !key.settings.active {
+            authority.require(Action::RestoreKey)?;
+        }
+        if settings == key.settings {
+            return Ok(pb::UpdateKeyResponse {
+                key: Some(wire::key(&key, now)),
+            });
+        }
+        tx.save_key(id, &settings).await?;
+        let details = difference(&key.settings.facts(), &settings.facts());
+        let action = match (key.settings.active, settings.active) {
+            (true, false) => "key.suspended",
+            (false, true) => "key.restored",
+            _ => "key.updated",
+        };
+        tx.audit(Some(key.org), action, id, &details).await?;
+        tx.announce_keys(&[id]).await?;
+        tx.commit().await?;
+        self.committed();
+        let key = ApiKey {
+            settings,
+            version: key.version + 1,
+            ..key
+        };
+        Ok(pb::UpdateKeyResponse {
+            key: Some(wire::key(&key, now)),
+        })
+    }
+
+    pub(super) async fn revoke(
+        &self,
+        actor: Actor,
+        request: pb::RevokeKeyRequest,
+    ) -> std::result::Result<pb::RevokeKeyResponse, Status> {
+        let id = parse_id("key_id", &request.key_id)?;
+        let reason = key::reason(&request.reason)?;
+        let (key, authority) = self.visible(actor, id).await?;
+        let own = authority.is(key.created_by);
+        authority.require(Action::RevokeKey {
+            environment: key.environment,
+            own,
+        })?;
+        let change = match self.end(actor, id, &reason).await? {
+            Some(change) => change,
+            // It was revoked before: whoever has applied the log up to now knows.
+            None => self.store.position().await?,
+        };
+        let (confirmed_gateways, pending_gateways) = self.confirm(change).await?;
+        Ok(pb::RevokeKeyResponse {
+            confirmed_gateways,
+            pending_gateways,
+        })
+    }
+
+    /// Revokes a key for good. The position gateways have to apply; `None` when it was revoked.
+    async fn end(&self, actor: Actor, id: KeyId, reason: &str) -> Result<Option<i64>> {
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        let key = tx.lock_key(scope(actor), id).await?;
+        if key.revoked.is_some() {
+            return Ok(None);
+        }
+        tx.revoke_key(id, reason).await?;
+        let details = json!({
+            "before": { "active": key.settings.active },
+            "after": { "active": false, "reason": reason },
+        });
+        tx.audit(Some(key.org), "key.revoked", id, &details).await?;
+        let change = tx.announce_keys(&[id]).await?;
+        tx.commit().await?;
+        self.committed();
+        Ok(Some(change))
+    }
+}

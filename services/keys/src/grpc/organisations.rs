@@ -1,0 +1,212 @@
+//! Organisations and members.
+
+use proto::{
+    convert::{page, parse_id},
+    keys::v1 as pb,
+};
+use runtime::Actor;
+use serde_json::json;
+use tonic::Status;
+use types::{OrgId, Role, Slug, UserId, parse_email, parse_key_name};
+
+use super::{Keys, page_of, scope, wire};
+use crate::{
+    domain::{
+        organisation::{owner_after, slug_candidate, slug_stem},
+        rights::Action,
+    },
+    error::{Error, Result},
+    store::Tx,
+};
+
+/// Slugs tried for a name that others have too.
+const SLUGS_MAX: u32 = 1000;
+/// Why a leaving member's test keys end.
+const MEMBER_LEFT: &str = "member_left";
+
+/// Creates the organisation under the slug that was asked for, or the first free one of its name.
+async fn insert(
+    tx: &mut Tx,
+    org: OrgId,
+    name: &str,
+    slug: Option<Slug>,
+    owner: UserId,
+) -> Result<Slug> {
+    if let Some(slug) = slug {
+        return match tx.insert_organisation(org, name, &slug, owner).await? {
+            true => Ok(slug),
+            false => Err(Error::Conflict("`slug` is taken: choose another")),
+        };
+    }
+    let stem = slug_stem(name);
+    let taken = tx.slugs_like(&stem).await?;
+    for n in 1..=SLUGS_MAX {
+        let slug = slug_candidate(&stem, n)?;
+        if taken.iter().any(|taken| taken == slug.as_str()) {
+            continue;
+        }
+        // Somebody may take it at this moment: then the next.
+        if tx.insert_organisation(org, name, &slug, owner).await? {
+            return Ok(slug);
+        }
+    }
+    Err(Error::Conflict(
+        "too many organisations have this name: set `slug`",
+    ))
+}
+
+impl Keys {
+    pub(super) async fn found(
+        &self,
+        actor: Actor,
+        request: pb::CreateOrganisationRequest,
+    ) -> std::result::Result<pb::CreateOrganisationResponse, Status> {
+        let name = parse_key_name("name", &request.name).map_err(Error::from)?;
+        let email = parse_email("owner_email", &request.owner_email).map_err(Error::from)?;
+        let slug = match request.slug.as_str() {
+            "" => None,
+            text => Some(text.parse().map_err(Error::from)?),
+        };
+        let ids = self.host.ids();
+        let org: OrgId = ids.new_id();
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        let owner = tx.user_of(&email, ids.new_id()).await?;
+        if matches!(actor, Actor::User(user) if user != owner) {
+            return Err(Error::OperatorsOnly {
+                what: "create organisations for others",
+            }
+            .into());
+        }
+        let slug = insert(&mut tx, org, &name, slug, owner).await?;
+        tx.insert_member(ids.new_id(), org, owner, Role::Owner)
+            .await?;
+        let details = json!({ "after": {
+            "name": name, "slug": slug.as_str(), "owner": owner.to_string(),
+        }});
+        tx.audit(Some(org), "organisation.created", org, &details)
+            .await?;
+        tx.commit().await?;
+        Ok(pb::CreateOrganisationResponse {
+            org_id: org.to_string(),
+            user_id: owner.to_string(),
+            slug: slug.to_string(),
+        })
+    }
+
+    pub(super) async fn organisation(
+        &self,
+        actor: Actor,
+        request: pb::GetOrganisationRequest,
+    ) -> std::result::Result<pb::GetOrganisationResponse, Status> {
+        let org = parse_id("org_id", &request.org_id)?;
+        self.authority(actor, org)
+            .await?
+            .require(Action::ViewOrganisation)?;
+        let organisation = self.store.organisation(scope(actor), org).await?;
+        let organisation = Some(wire::organisation(&organisation));
+        Ok(pb::GetOrganisationResponse { organisation })
+    }
+
+    pub(super) async fn organisations(
+        &self,
+        actor: Actor,
+        request: pb::ListOrganisationsRequest,
+    ) -> std::result::Result<pb::ListOrganisationsResponse, Status> {
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(parse_id("page_token", token)?),
+        };
+        let size = page(request.page_size);
+        let rows = self
+            .store
+            .organisations(scope(actor), after, size + 1)
+            .await?;
+        let (rows, next_page_token) = page_of(rows, size, |row| row.id.to_string());
+        let organisations = rows.iter().map(wire::organisation).collect();
+        Ok(pb::ListOrganisationsResponse {
+            organisations,
+            next_page_token,
+        })
+    }
+
+    pub(super) async fn admit(
+        &self,
+        actor: Actor,
+        request: pb::AddMemberRequest,
+    ) -> std::result::Result<pb::AddMemberResponse, Status> {
+        let org: OrgId = parse_id("org_id", &request.org_id)?;
+        let email = parse_email("email", &request.email).map_err(Error::from)?;
+        let role: Role = request.role.parse().map_err(Error::from)?;
+        self.authority(actor, org)
+            .await?
+            .require(Action::AddMember { role })?;
+        let ids = self.host.ids();
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        tx.lock_organisation(org).await?;
+        let user = tx.user_of(&email, ids.new_id()).await?;
+        tx.insert_member(ids.new_id(), org, user, role).await?;
+        let details = json!({ "after": { "role": role.as_str() } });
+        tx.audit(Some(org), "member.added", user, &details).await?;
+        tx.commit().await?;
+        Ok(pb::AddMemberResponse {
+            user_id: user.to_string(),
+        })
+    }
+
+    pub(super) async fn members(
+        &self,
+        actor: Actor,
+        request: pb::ListMembersRequest,
+    ) -> std::result::Result<pb::ListMembersResponse, Status> {
+        let org = parse_id("org_id", &request.org_id)?;
+        self.authority(actor, org)
+            .await?
+            .require(Action::ViewOrganisation)?;
+        let members = self.store.members(scope(actor), org).await?;
+        Ok(pb::ListMembersResponse {
+            members: members.iter().map(wire::member).collect(),
+        })
+    }
+
+    pub(super) async fn dismiss(
+        &self,
+        actor: Actor,
+        request: pb::RemoveMemberRequest,
+    ) -> std::result::Result<pb::RemoveMemberResponse, Status> {
+        let org: OrgId = parse_id("org_id", &request.org_id)?;
+        let user: UserId = parse_id("user_id", &request.user_id)?;
+        let authority = self.authority(actor, org).await?;
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        let owner = tx.lock_organisation(org).await?;
+        let members = tx.memberships(org).await?;
+        let Some(leaving) = members.iter().find(|member| member.user == user) else {
+            return Err(Error::not_found("member", user).into());
+        };
+        authority.require(match authority.is(user) {
+            true => Action::Leave,
+            false => Action::RemoveMember { role: leaving.role },
+        })?;
+        let next_owner = owner_after(&members, owner, user)?;
+        if next_owner != owner {
+            tx.set_owner(org, next_owner).await?;
+        }
+        tx.delete_member(org, user).await?;
+        // A test key spends its creator's test credits: it does not outlive the membership.
+        let keys = tx.lock_test_keys(org, user).await?;
+        for key in &keys {
+            tx.revoke_key(*key, MEMBER_LEFT).await?;
+            let details = json!({ "after": { "reason": MEMBER_LEFT } });
+            tx.audit(Some(org), "key.revoked", key, &details).await?;
+        }
+        let details = json!({ "before": { "role": leaving.role.as_str() } });
+        tx.audit(Some(org), "member.removed", user, &details)
+            .await?;
+        if !keys.is_empty() {
+            tx.announce_keys(&keys).await?;
+        }
+        tx.commit().await?;
+        self.committed();
+        let revoked_test_keys = u32::try_from(keys.len()).unwrap_or(u32::MAX);
+        Ok(pb::RemoveMemberResponse { revoked_test_keys })
+    }
+}

@@ -1,0 +1,139 @@
+//! Stored things as messages.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use proto::{convert::timestamp, keys::v1 as pb};
+use types::Scope;
+
+use crate::{
+    domain::{
+        catalogue::{Route, Service},
+        key::ApiKey,
+    },
+    store::{AuditEntry, Member, Organisation},
+};
+
+fn texts<T: ToString>(values: &[T]) -> Vec<String> {
+    values.iter().map(ToString::to_string).collect()
+}
+
+/// A key as people see it: never its hash.
+pub(super) fn key(key: &ApiKey, now: Timestamp) -> pb::Key {
+    let settings = &key.settings;
+    let revoked = key.revoked.as_ref();
+    pb::Key {
+        key_id: key.id.to_string(),
+        org_id: key.org.to_string(),
+        created_by: key.created_by.to_string(),
+        name: settings.name.clone(),
+        prefix: key.environment.key_prefix().to_owned(),
+        hint: key.hint.clone(),
+        scopes: texts(&settings.scopes),
+        environment: key.environment.as_str().to_owned(),
+        daily_quota: settings.daily_quota,
+        monthly_quota: settings.monthly_quota,
+        rate_per_second: settings.rate.map(|rate| rate.per_second),
+        burst: settings.rate.map_or(0, |rate| rate.burst),
+        allow: texts(&settings.allow),
+        status: key.status(now).to_owned(),
+        revoked_reason: revoked
+            .map(|revoked| revoked.reason.clone())
+            .unwrap_or_default(),
+        revoked_at: revoked.map(|revoked| timestamp(revoked.at)),
+        expires_at: settings.expires_at.map(timestamp),
+        last_used_at: key.last_used_at.map(timestamp),
+        last_used_ip: key
+            .last_used_ip
+            .as_ref()
+            .map(IpAddr::to_string)
+            .unwrap_or_default(),
+        created_at: Some(timestamp(key.created_at)),
+        version: key.version,
+    }
+}
+
+/// A key as a gateway needs it.
+pub(super) fn record(key: &ApiKey) -> pb::KeyRecord {
+    let settings = &key.settings;
+    pb::KeyRecord {
+        key_id: key.id.to_string(),
+        org_id: key.org.to_string(),
+        created_by: key.created_by.to_string(),
+        test: key.environment == types::Environment::Test,
+        scopes: texts(&settings.scopes),
+        active: settings.active,
+        revoked: key.revoked.is_some(),
+        expires_at: settings.expires_at.map(timestamp),
+        daily_quota: settings.daily_quota,
+        monthly_quota: settings.monthly_quota,
+        rate_per_second: settings.rate.map(|rate| rate.per_second),
+        burst: settings.rate.map_or(0, |rate| rate.burst),
+        allow: texts(&settings.allow),
+        version: key.version,
+    }
+}
+
+fn route(route: &Route) -> pb::Route {
+    pb::Route {
+        route_id: route.id.to_string(),
+        method: route.place.method.clone(),
+        path_prefix: route.place.path_prefix.clone(),
+        scope: route.settings.scope.to_string(),
+        cost: route.settings.cost,
+        charge_on: route.settings.charge_on.clone(),
+        durability: route.settings.durability.clone(),
+        body_bytes_max: route.settings.body_bytes_max,
+        timeout_ms: route.settings.timeout_ms,
+    }
+}
+
+pub(super) fn service(service: &Service) -> pb::Service {
+    pb::Service {
+        service_id: service.id.to_string(),
+        name: service.name.to_string(),
+        display_name: service.settings.display_name.clone(),
+        description: service.settings.description.clone(),
+        upstream_url: service.settings.upstream_url.clone(),
+        base_cost_per_call: service.settings.base_cost,
+        icon: service.icon.clone(),
+        category: service.category.clone(),
+        active: service.settings.active,
+        routes: service.routes.iter().map(route).collect(),
+        price_version: service.price_version,
+    }
+}
+
+pub(super) fn scopes(scopes: &[Scope]) -> Vec<String> {
+    texts(scopes)
+}
+
+pub(super) fn organisation(organisation: &Organisation) -> pb::Organisation {
+    pb::Organisation {
+        org_id: organisation.id.to_string(),
+        name: organisation.name.clone(),
+        slug: organisation.slug.clone(),
+        owner_id: organisation.owner.to_string(),
+        created_at: Some(timestamp(organisation.created_at)),
+    }
+}
+
+pub(super) fn member(member: &Member) -> pb::Member {
+    pb::Member {
+        user_id: member.user.to_string(),
+        email: member.email.clone(),
+        role: member.role.as_str().to_owned(),
+        joined_at: Some(timestamp(member.joined_at)),
+    }
+}
+
+pub(super) fn audit_entry(entry: &AuditEntry) -> pb::AuditEntry {
+    pb::AuditEntry {
+        id: entry.id,
+        actor: entry.actor.clone(),
+        action: entry.action.clone(),
+        target: entry.target.clone(),
+        details: entry.details.to_string(),
+        at: Some(timestamp(entry.at)),
+    }
+}

@@ -1,0 +1,180 @@
+//! Every statement of the service.
+//!
+//! Transactions lock in one order: organisation, member, key, audit log, change log. The change
+//! log comes last because its lock is one for all.
+
+mod audit;
+mod catalogue;
+mod gateways;
+mod keys;
+mod organisations;
+mod outbox;
+
+use anyhow::anyhow;
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use serde_json::Value;
+use sqlx::{PgPool, Postgres, Transaction};
+use types::{KeyId, OrgId};
+
+pub(crate) use self::{
+    audit::{AuditEntry, AuditFilter},
+    gateways::Report,
+    keys::{KeyUse, NewKeyRow},
+    organisations::{Member, Organisation},
+    outbox::Pending,
+};
+use crate::error::{Error, Result};
+
+/// Writers of the change log take turns under this number, until they commit.
+const CHANGE_LOG_LOCK: i64 = 0x6b65_7973_0001;
+
+/// The tables of schema `keys`.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pool: PgPool,
+}
+
+/// A transaction on behalf of somebody, at one moment. Dropped without `commit`, it undoes all.
+#[derive(Debug)]
+pub(crate) struct Tx {
+    inner: Transaction<'static, Postgres>,
+    actor: String,
+    at: Timestamp,
+}
+
+impl Store {
+    pub(crate) const fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Begins a transaction; `actor` and `at` stand in what it writes.
+    pub(crate) async fn begin(&self, actor: impl ToString, at: Timestamp) -> Result<Tx> {
+        Ok(Tx {
+            inner: self.pool.begin().await?,
+            actor: actor.to_string(),
+            at,
+        })
+    }
+
+    /// The change log's position: everything up to it is visible.
+    pub(crate) async fn position(&self) -> Result<i64> {
+        let position =
+            sqlx::query_scalar!(r#"select coalesce(max(id), 0) as "position!" from keys.changes"#);
+        Ok(position.fetch_one(&self.pool).await?)
+    }
+}
+
+impl Tx {
+    /// Makes everything durable at once.
+    pub(crate) async fn commit(self) -> Result<()> {
+        Ok(self.inner.commit().await?)
+    }
+
+    /// Notes who did what. An entry that names an organisation is shown to its members.
+    pub(crate) async fn audit(
+        &mut self,
+        org: Option<OrgId>,
+        action: &str,
+        target: impl ToString,
+        details: &Value,
+    ) -> Result<()> {
+        let insert = sqlx::query!(
+            r#"
+            insert into keys.audit_log (org_id, actor, action, target, details, at)
+            values ($1, $2, $3, $4, $5, $6)"#,
+            org.map(OrgId::uuid),
+            self.actor,
+            action,
+            target.to_string(),
+            details,
+            self.at.to_sqlx(),
+        );
+        insert.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Announces that keys have changed, under each hash a gateway may hold them by. Returns the
+    /// position a gateway must have applied to know.
+    pub(crate) async fn announce_keys(&mut self, keys: &[KeyId]) -> Result<i64> {
+        self.lock_change_log().await?;
+        let ids: Vec<_> = keys.iter().map(|key| key.uuid()).collect();
+        let insert = sqlx::query_scalar!(
+            r#"
+            insert into keys.changes (key_hash, key_id, version, at)
+            select held.hash, k.id, k.version, $2
+              from keys.api_keys k
+             cross join lateral unnest(array[k.key_hash, k.previous_key_hash]) held (hash)
+             where k.id = any($1) and held.hash is not null
+             order by k.id
+            returning id"#,
+            &ids,
+            self.at.to_sqlx() as _,
+        );
+        let positions = insert.fetch_all(&mut *self.inner).await?;
+        Ok(positions.into_iter().max().unwrap_or_default())
+    }
+
+    /// Announces that a service, route or scope has changed.
+    pub(crate) async fn announce_catalogue(&mut self) -> Result<()> {
+        self.lock_change_log().await?;
+        let insert = sqlx::query!(
+            "insert into keys.changes (at) values ($1)",
+            self.at.to_sqlx(),
+        );
+        insert.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// From here to the commit nobody else takes an id of the change log, so that ids become
+    /// visible in their order.
+    async fn lock_change_log(&mut self) -> Result<()> {
+        let lock = sqlx::query!("select pg_advisory_xact_lock($1)", CHANGE_LOG_LOCK);
+        lock.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+}
+
+/// A stored value that breaks the rules it was stored by.
+fn corrupt(what: &str, problem: impl std::fmt::Display) -> Error {
+    Error::Internal(anyhow!("stored {what}: {problem}"))
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let database = error.as_database_error();
+        match database.and_then(sqlx::error::DatabaseError::constraint) {
+            Some("organisation_has_owner") => return Self::LastOwner,
+            Some("organisations_slug_key") => {
+                return Self::Conflict("`slug` is taken: choose another");
+            }
+            Some("organisation_members_org_user_key") => {
+                return Self::Conflict("the user is a member already");
+            }
+            Some("services_name_key" | "routes_place_key" | "users_email_key") => {
+                return Self::Conflict("somebody else created it at the same moment: try again");
+            }
+            Some("api_keys_key_hash_key") => {
+                return Self::Conflict("a key of this hash exists already: try again");
+            }
+            _ => {}
+        }
+        let lost = match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed => true,
+            // Connection, transaction rollback, resources, operator intervention.
+            sqlx::Error::Database(inner) => inner.code().is_some_and(|code| {
+                ["08", "40", "53", "57"]
+                    .iter()
+                    .any(|class| code.starts_with(class))
+            }),
+            _ => false,
+        };
+        match lost {
+            true => Self::Unavailable(error.into()),
+            false => Self::Internal(error.into()),
+        }
+    }
+}

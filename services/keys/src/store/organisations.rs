@@ -1,0 +1,281 @@
+//! Users, organisations and members.
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use types::{Id, OrgId, Role, Slug, UserId};
+use uuid::Uuid;
+
+use super::{Store, Tx, corrupt};
+use crate::{
+    domain::{organisation::Membership, rights::OrgScope},
+    error::{Error, Result},
+};
+
+/// A stored organisation.
+#[derive(Debug)]
+pub(crate) struct Organisation {
+    pub(crate) id: OrgId,
+    pub(crate) name: String,
+    pub(crate) slug: String,
+    pub(crate) owner: UserId,
+    pub(crate) created_at: Timestamp,
+}
+
+/// A member, as lists show it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) user: UserId,
+    pub(crate) email: String,
+    pub(crate) role: Role,
+    pub(crate) joined_at: Timestamp,
+}
+
+struct OrganisationRow {
+    id: Uuid,
+    name: String,
+    slug: String,
+    owner_id: Uuid,
+    created_at: jiff_sqlx::Timestamp,
+}
+
+impl From<OrganisationRow> for Organisation {
+    fn from(row: OrganisationRow) -> Self {
+        Self {
+            id: OrgId::new(row.id),
+            name: row.name,
+            slug: row.slug,
+            owner: UserId::new(row.owner_id),
+            created_at: row.created_at.to_jiff(),
+        }
+    }
+}
+
+fn role(text: &str) -> Result<Role> {
+    text.parse().map_err(|error| corrupt("role", error))
+}
+
+impl Store {
+    /// A user's role; `None` for strangers.
+    pub(crate) async fn role(&self, org: OrgId, user: UserId) -> Result<Option<Role>> {
+        let select = sqlx::query_scalar!(
+            "select role from keys.organisation_members where org_id = $1 and user_id = $2",
+            org.uuid(),
+            user.uuid(),
+        );
+        let found = select.fetch_optional(&self.pool).await?;
+        found.map(|text| role(&text)).transpose()
+    }
+
+    /// One organisation.
+    pub(crate) async fn organisation(&self, scope: OrgScope, org: OrgId) -> Result<Organisation> {
+        let select = sqlx::query_as!(
+            OrganisationRow,
+            r#"
+            select o.id, o.name, o.slug, o.owner_id, o.created_at
+              from keys.organisations o
+             where o.id = $1
+               and ($2::uuid is null or exists (
+                   select 1 from keys.organisation_members m
+                    where m.org_id = o.id and m.user_id = $2))"#,
+            org.uuid(),
+            scope.member(),
+        );
+        let found = select.fetch_optional(&self.pool).await?;
+        found
+            .map(Organisation::from)
+            .ok_or_else(|| Error::not_found("organisation", org))
+    }
+
+    /// Organisations created after `after`, oldest first.
+    pub(crate) async fn organisations(
+        &self,
+        scope: OrgScope,
+        after: Option<OrgId>,
+        limit: i64,
+    ) -> Result<Vec<Organisation>> {
+        let select = sqlx::query_as!(
+            OrganisationRow,
+            r#"
+            select o.id, o.name, o.slug, o.owner_id, o.created_at
+              from keys.organisations o
+             where ($1::uuid is null or o.id > $1)
+               and ($2::uuid is null or exists (
+                   select 1 from keys.organisation_members m
+                    where m.org_id = o.id and m.user_id = $2))
+             order by o.id
+             limit $3"#,
+            after.map(OrgId::uuid),
+            scope.member(),
+            limit,
+        );
+        let rows = select.fetch_all(&self.pool).await?;
+        Ok(rows.into_iter().map(Organisation::from).collect())
+    }
+
+    /// All members, by joining date.
+    pub(crate) async fn members(&self, scope: OrgScope, org: OrgId) -> Result<Vec<Member>> {
+        let select = sqlx::query!(
+            r#"
+            select m.user_id, u.email, m.role, m.joined_at
+              from keys.organisation_members m
+              join keys.users u on u.id = m.user_id
+             where m.org_id = $1
+               and ($2::uuid is null or exists (
+                   select 1 from keys.organisation_members me
+                    where me.org_id = m.org_id and me.user_id = $2))
+             order by m.joined_at, m.id"#,
+            org.uuid(),
+            scope.member(),
+        );
+        let mut members = Vec::new();
+        for row in select.fetch_all(&self.pool).await? {
+            members.push(Member {
+                user: UserId::new(row.user_id),
+                email: row.email,
+                role: role(&row.role)?,
+                joined_at: row.joined_at.to_jiff(),
+            });
+        }
+        Ok(members)
+    }
+}
+
+impl Tx {
+    /// The user of an address; `new` becomes one if there is none.
+    pub(crate) async fn user_of(&mut self, email: &str, new: UserId) -> Result<UserId> {
+        // The update changes nothing: it makes `returning` answer for a row that exists.
+        let upsert = sqlx::query_scalar!(
+            r#"
+            insert into keys.users (id, email, created_at, updated_at)
+            values ($1, $2, $3, $3)
+            on conflict (email) do update set email = excluded.email
+            returning id"#,
+            new.uuid(),
+            email,
+            self.at.to_sqlx(),
+        );
+        Ok(UserId::new(upsert.fetch_one(&mut *self.inner).await?))
+    }
+
+    /// Slugs that begin like this one.
+    pub(crate) async fn slugs_like(&mut self, stem: &str) -> Result<Vec<String>> {
+        let select = sqlx::query_scalar!(
+            "select slug from keys.organisations where slug = $1 or slug like $1 || '-%'",
+            stem,
+        );
+        Ok(select.fetch_all(&mut *self.inner).await?)
+    }
+
+    /// Creates an organisation; false when the slug is taken.
+    pub(crate) async fn insert_organisation(
+        &mut self,
+        org: OrgId,
+        name: &str,
+        slug: &Slug,
+        owner: UserId,
+    ) -> Result<bool> {
+        let insert = sqlx::query!(
+            r#"
+            insert into keys.organisations (id, name, slug, owner_id, created_at, updated_at)
+            values ($1, $2, $3, $4, $5, $5)
+            on conflict (slug) do nothing"#,
+            org.uuid(),
+            name,
+            slug.as_str(),
+            owner.uuid(),
+            self.at.to_sqlx(),
+        );
+        Ok(insert.execute(&mut *self.inner).await?.rows_affected() == 1)
+    }
+
+    /// Adds a member.
+    pub(crate) async fn insert_member(
+        &mut self,
+        membership: Id<Membership>,
+        org: OrgId,
+        user: UserId,
+        role: Role,
+    ) -> Result<()> {
+        let insert = sqlx::query!(
+            r#"
+            insert into keys.organisation_members (id, org_id, user_id, role, joined_at)
+            values ($1, $2, $3, $4, $5)"#,
+            membership.uuid(),
+            org.uuid(),
+            user.uuid(),
+            role.as_str(),
+            self.at.to_sqlx(),
+        );
+        insert.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Locks an organisation against other changes of its members; its owner.
+    pub(crate) async fn lock_organisation(&mut self, org: OrgId) -> Result<UserId> {
+        let select = sqlx::query_scalar!(
+            "select owner_id from keys.organisations where id = $1 for no key update",
+            org.uuid(),
+        );
+        let owner = select.fetch_optional(&mut *self.inner).await?;
+        owner
+            .map(UserId::new)
+            .ok_or_else(|| Error::not_found("organisation", org))
+    }
+
+    /// Everybody's role, by joining date. The organisation is locked.
+    pub(crate) async fn memberships(&mut self, org: OrgId) -> Result<Vec<Membership>> {
+        let select = sqlx::query!(
+            r#"
+            select user_id, role
+              from keys.organisation_members
+             where org_id = $1
+             order by joined_at, id"#,
+            org.uuid(),
+        );
+        let mut memberships = Vec::new();
+        for row in select.fetch_all(&mut *self.inner).await? {
+            memberships.push(Membership {
+                user: UserId::new(row.user_id),
+                role: role(&row.role)?,
+            });
+        }
+        Ok(memberships)
+    }
+
+    /// Keeps a membership from ending before this transaction has; false for strangers.
+    pub(crate) async fn hold_membership(&mut self, org: OrgId, user: UserId) -> Result<bool> {
+        let select = sqlx::query_scalar!(
+            r#"
+            select id
+              from keys.organisation_members
+             where org_id = $1 and user_id = $2
+               for share"#,
+            org.uuid(),
+            user.uuid(),
+        );
+        Ok(select.fetch_optional(&mut *self.inner).await?.is_some())
+    }
+
+    /// Ends a membership.
+    pub(crate) async fn delete_member(&mut self, org: OrgId, user: UserId) -> Result<()> {
+        let delete = sqlx::query!(
+            "delete from keys.organisation_members where org_id = $1 and user_id = $2",
+            org.uuid(),
+            user.uuid(),
+        );
+        delete.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Names another owner. The organisation is locked.
+    pub(crate) async fn set_owner(&mut self, org: OrgId, owner: UserId) -> Result<()> {
+        let update = sqlx::query!(
+            "update keys.organisations set owner_id = $2, updated_at = $3 where id = $1",
+            org.uuid(),
+            owner.uuid(),
+            self.at.to_sqlx(),
+        );
+        update.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+}
