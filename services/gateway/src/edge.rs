@@ -257,10 +257,7 @@ fn facts(
     (service, rest): (&str, &str),
 ) -> Facts {
     let headers = request.headers();
-    let forwarded = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|v| v.to_str().ok());
+    let forwarded = headers.get_all("x-forwarded-for").iter();
     let client = address::client_address(peer, forwarded, edge.trusted_hops);
     let user_agent = headers
         .get(USER_AGENT)

@@ -69,16 +69,10 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
             ship::recover(own, wallet, found, stop)
         });
     }
-    let shipper = Shipper::new(
-        host,
-        journal,
-        Arc::clone(&edge.shipping),
-        edge.shipped.clone(),
-    );
+    let (own, wake) = (host.clone(), Arc::clone(&edge.shipping));
+    let shipper = Shipper::new(host, journal.clone(), wake, edge.shipped.clone());
     let drained = stops.drained.clone();
-    host.spawn("ship-journal", move |stop| {
-        ship_until(shipper, drained, stop)
-    });
+    host.spawn("ship-journal", move |stop| ship_until(shipper, journal, own, drained, stop));
     let (own, tls) = (host.clone(), tls()?);
     host.spawn("edge", move |asked| {
         run(own, edge, config, sockets, tls, asked, stops)
@@ -216,10 +210,16 @@ async fn heartbeat(lender: Arc<Lender>, stop: Stop) {
     }
 }
 
-async fn ship_until(shipper: Shipper, drained: Stop, host_stop: Stop) {
+/// Ships until everything is applied after the last call, and then removes the journal.
+async fn ship_until(shipper: Shipper, journal: Journal, host: Host, drained: Stop, stop: Stop) {
     let done =
         |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
-    if let Err(error) = shipper.run(done, &host_stop).await {
+    let ended = async {
+        shipper.run(done, &stop).await?;
+        host.blocking(move || journal.remove()).await??;
+        anyhow::Ok(())
+    };
+    if let Err(error) = ended.await {
         tracing::warn!(
             error = format!("{error:#}"),
             "the journal was not shipped to its end; the next start does"

@@ -39,7 +39,7 @@ fn victim() {
             }
         });
         // Ends by being killed; the bound is for a parent that died.
-        for _ in 0..10_000_000 {
+        while !patience.is_over() {
             let Some(reservation) = journal.reserve() else {
                 continue;
             };

@@ -1,0 +1,24 @@
+//! Every variable of the service.
+
+use runtime::Variables;
+
+/// What the service needs to know.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Days after which address and agent of a call are erased.
+    pub personal_data_days: u32,
+}
+
+impl Config {
+    /// Reads the variables; problems are collected in `variables`.
+    pub fn read(variables: &mut Variables) -> Self {
+        Self {
+            personal_data_days: variables.number(
+                "TOLLGATE_USAGE_INGEST_PERSONAL_DATA_DAYS",
+                90,
+                1..=3650,
+                "Days after which the client address and user agent of a call are erased",
+            ),
+        }
+    }
+}

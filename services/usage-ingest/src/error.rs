@@ -1,0 +1,41 @@
+//! What can go wrong, with one code each.
+
+use tonic::Status;
+use tracing::error;
+use types::{Code, RequestId};
+
+/// A failure of the service.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("there is no call {request}")]
+    UnknownCall { request: RequestId },
+    #[error("`page_token` is not one of ours: pass the `next_page_token` of the page before")]
+    PageToken,
+    #[error("internal error")]
+    Internal(#[source] anyhow::Error),
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    pub(crate) fn code(&self) -> Code {
+        match self {
+            Self::UnknownCall { .. } => Code::NotFound,
+            Self::PageToken => Code::Invalid,
+            Self::Internal(_) => Code::Internal,
+        }
+    }
+}
+
+impl From<Error> for Status {
+    /// Callers get the sentence, the log the cause.
+    fn from(failure: Error) -> Self {
+        if let Error::Internal(cause) = &failure {
+            error!(
+                error = format!("{cause:#}"),
+                "a call of usage-ingest failed"
+            );
+        }
+        proto::convert::status(failure.code(), failure.to_string())
+    }
+}
