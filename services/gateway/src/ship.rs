@@ -316,13 +316,14 @@ async fn finish(
 ) -> anyhow::Result<()> {
     let id = JournalId::new(journal.id());
     let mut totals = totals(host, journal).await?;
-    let open = retire(channel, id, stop).await?;
-    for lease in open {
-        // Lent, but the reply never came: nothing was spent.
-        totals.entry(lease).or_insert(Total {
+    for (lease, settled_cum) in retire(channel, id, stop).await? {
+        // Lent, but the reply never came: nothing was spent. Or all its calls are applied, and
+        // their records gone: what is settled is what was spent.
+        let total = totals.entry(lease).or_insert(Total {
             cum: 0,
             closed: false,
         });
+        total.cum = total.cum.max(settled_cum);
     }
     let now = host.clock().now();
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
@@ -392,8 +393,12 @@ async fn totals(host: &Host, journal: &Journal) -> anyhow::Result<BTreeMap<Lease
     .await?
 }
 
-/// Ends the journal at the wallet and returns its open leases.
-async fn retire(channel: &Channel, id: JournalId, stop: &Stop) -> anyhow::Result<Vec<LeaseId>> {
+/// Ends the journal at the wallet and returns its open leases with what is settled of them.
+async fn retire(
+    channel: &Channel,
+    id: JournalId,
+    stop: &Stop,
+) -> anyhow::Result<Vec<(LeaseId, i64)>> {
     let mut retry = RETRY_MIN;
     loop {
         let request = RetireJournalRequest {
@@ -406,11 +411,10 @@ async fn retire(channel: &Channel, id: JournalId, stop: &Stop) -> anyhow::Result
             .await
         {
             Ok(answer) => {
-                let leases = answer.into_inner().leases;
-                return Ok(leases
-                    .iter()
-                    .map(|lease| LeaseId::from_slice(&lease.lease_id))
-                    .collect::<Result<_, _>>()?);
+                let leases = answer.into_inner().leases.into_iter();
+                let open = leases
+                    .map(|lease| Ok((LeaseId::from_slice(&lease.lease_id)?, lease.settled_cum)));
+                return open.collect();
             }
             Err(status) => {
                 tracing::debug!(code = ?status.code(), "a journal is not retired yet");

@@ -72,7 +72,9 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     let (own, wake) = (host.clone(), Arc::clone(&edge.shipping));
     let shipper = Shipper::new(host, journal.clone(), wake, edge.shipped.clone());
     let drained = stops.drained.clone();
-    host.spawn("ship-journal", move |stop| ship_until(shipper, journal, own, drained, stop));
+    host.spawn("ship-journal", move |stop| {
+        ship_until(shipper, journal, own, drained, stop)
+    });
     let (own, tls) = (host.clone(), tls()?);
     host.spawn("edge", move |asked| {
         run(own, edge, config, sockets, tls, asked, stops)

@@ -56,6 +56,9 @@ pub struct Lease {
     /// After this the owner stops spending and asks anew; absent: no end.
     #[prost(message, optional, tag = "4")]
     pub spend_until: ::core::option::Option<::prost_types::Timestamp>,
+    /// Spend that is settled. The final count of a lease is never below it.
+    #[prost(int64, tag = "5")]
+    pub settled_cum: i64,
 }
 /// A gateway's leases.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,0 +1,76 @@
+//! What happens without anybody asking: silent gateways, lost leases, figures.
+
+use jiff::{SignedDuration, Timestamp};
+use runtime::Clock;
+
+use crate::{config::Config, error::Result, metrics::Metrics, store::Store};
+
+/// The periodic work. Several instances may do it at once.
+#[derive(Clone)]
+pub(crate) struct Background {
+    pub(crate) store: Store,
+    pub(crate) clock: Clock,
+    pub(crate) config: Config,
+    pub(crate) metrics: Metrics,
+}
+
+impl Background {
+    /// Marks the leases of silent journals, and gives up those that stayed silent too long.
+    pub(crate) async fn watch_leases(self) {
+        if let Err(error) = self.watch().await {
+            tracing::warn!(error = %error_chain(error), "silent leases were not looked after");
+        }
+    }
+
+    /// Refreshes the figures.
+    pub(crate) async fn count_leases(self) {
+        match self.store.count_leases().await {
+            Ok(counted) => self.metrics.leases(&counted),
+            Err(error) => {
+                tracing::warn!(error = %error_chain(error), "the leases were not counted");
+            }
+        }
+    }
+
+    /// Forgets what nobody can ask for any more.
+    pub(crate) async fn forget(self) {
+        if let Err(error) = self.store.forget_acquisitions(self.clock.now()).await {
+            tracing::warn!(error = %error_chain(error), "old nonces were not forgotten");
+        }
+    }
+
+    async fn watch(&self) -> Result<()> {
+        let now = self.clock.now();
+        for lease in self
+            .store
+            .mark_orphans(before(now, self.config.orphan), now)
+            .await?
+        {
+            tracing::warn!(lease.id = %lease, "lease orphaned, its credits stay reserved");
+        }
+        let since = before(now, self.config.write_off);
+        for lease in self.store.overdue_orphans(since).await? {
+            let Some(done) = self.store.write_off(lease, since, now).await? else {
+                continue;
+            };
+            self.metrics.settled(done.debited);
+            self.metrics.written_off(done.released);
+            tracing::error!(
+                lease.id = %lease,
+                debited = %done.debited,
+                released = %done.released,
+                "lease written off: its journal did not come back"
+            );
+        }
+        Ok(())
+    }
+}
+
+fn before(now: Timestamp, age: std::time::Duration) -> Timestamp {
+    let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
+    now.checked_sub(age).unwrap_or(Timestamp::MIN)
+}
+
+fn error_chain(error: crate::error::Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
+}

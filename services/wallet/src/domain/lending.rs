@@ -1,0 +1,141 @@
+//! How much is lent, and what comes back.
+
+use types::{Credits, JournalId, LeaseId};
+
+use super::{Account, Book, Breach, Lease, LeaseState, minus, plus};
+
+/// A gateway's request for credits.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// Whose credits.
+    pub(crate) account: Account,
+    pub(crate) journal: JournalId,
+    /// The same nonce gets the same answer.
+    pub(crate) nonce: [u8; 16],
+    /// At least `minimum`.
+    pub(crate) want: Credits,
+    /// What the call at hand needs; at least 1.
+    pub(crate) minimum: Credits,
+    /// Name of the gateway.
+    pub(crate) gateway: String,
+}
+
+/// A gateway's word about one of its leases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Report {
+    pub(crate) journal: JournalId,
+    pub(crate) lease: LeaseId,
+    /// Spent so far; 0 when it is not told.
+    pub(crate) cum: Credits,
+    /// Given back so far.
+    pub(crate) returned_cum: Credits,
+}
+
+/// Credits to lend: no more than wanted, no less than needed, and no more than a fair share, so
+/// that the last credits of a wallet are not all with one of several gateways. `None`: the wallet
+/// cannot lend what is needed.
+pub(crate) fn size(
+    want: Credits,
+    minimum: Credits,
+    available: Credits,
+    live_gateways: u32,
+) -> Option<Credits> {
+    assert!(
+        Credits::ZERO < minimum && minimum <= want,
+        "checked where the request is read"
+    );
+    if available < minimum {
+        return None;
+    }
+    let parts = i64::from(live_gateways.max(1)).saturating_mul(2);
+    let share = Credits::new(available.get().checked_div(parts).unwrap_or(0));
+    Some(want.min(share.max(minimum)))
+}
+
+impl Book {
+    /// Lends credits of the lease's wallet to its owner, who is alive: it asked.
+    pub(crate) fn lend(&mut self, lease: LeaseId, credits: Credits) {
+        let mut lease = self
+            .leases
+            .get(&lease)
+            .expect("locked before it is extended")
+            .clone();
+        assert!(
+            credits <= self.wallet(lease.wallet).available(),
+            "I2: more than there is"
+        );
+        assert!(
+            Credits::ZERO < credits && !lease.must_drain(),
+            "only open leases grow"
+        );
+        self.reserve(lease.wallet, credits);
+        lease.granted = plus(lease.granted, credits);
+        lease.state = LeaseState::Active;
+        self.put(lease);
+    }
+
+    /// Merges what an owner says about its lease: both counters only grow, so reports may be
+    /// repeated and overtake each other.
+    pub(crate) fn report(&mut self, report: &Report) -> Result<(), Breach> {
+        let Report {
+            journal,
+            lease: id,
+            cum,
+            returned_cum,
+        } = *report;
+        let known = self
+            .leases
+            .get(&id)
+            .ok_or(Breach::UnknownLease { lease: id })?;
+        if known.journal != journal {
+            return Err(Breach::OtherJournal {
+                lease: id,
+                owner: known.journal,
+                journal,
+            });
+        }
+        if !known.is_open() {
+            return Ok(());
+        }
+        let lease = merged(known, cum, returned_cum)?;
+        if lease == *known {
+            return Ok(());
+        }
+        let returned = minus(lease.returned_cum, known.returned_cum);
+        if Credits::ZERO < returned && lease.is_current() {
+            self.reserve(lease.wallet, minus(Credits::ZERO, returned));
+        }
+        self.put(lease);
+        Ok(())
+    }
+}
+
+fn merged(known: &Lease, cum: Credits, returned_cum: Credits) -> Result<Lease, Breach> {
+    let over_returned = || Breach::OverReturned {
+        lease: known.id,
+        returned: returned_cum,
+    };
+    let mut lease = known.clone();
+    lease.known_cum = known.known_cum.max(cum);
+    lease.returned_cum = known.returned_cum.max(returned_cum);
+    if known.granted_cum() < lease.returned_cum {
+        return Err(over_returned());
+    }
+    lease.granted = minus(known.granted_cum(), lease.returned_cum);
+    if known.granted < cum {
+        return Err(Breach::OverGranted {
+            lease: known.id,
+            granted: known.granted,
+            cum,
+        });
+    }
+    if lease.granted < lease.spent() {
+        return Err(over_returned());
+    }
+    lease.state = match known.state {
+        LeaseState::Active | LeaseState::Orphaned if !known.is_current() => LeaseState::Draining,
+        LeaseState::Orphaned => LeaseState::Active,
+        state => state,
+    };
+    Ok(lease)
+}

@@ -1,0 +1,254 @@
+//! The wallet over gRPC.
+
+mod wire;
+
+use proto::{
+    convert::{page, parse_id, status, timestamp},
+    wallet::v1::{self as message, wallet_service_server::WalletService},
+};
+use runtime::{Clock, Ids, actor};
+use tonic::{Request, Response, Status, async_trait};
+use types::Credits;
+
+use self::wire::{
+    ask, check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, page_token,
+    report_of,
+};
+use crate::{
+    domain::{Ask, Breach, GRANT_CREDITS_MAX, Lease, Live, Report, Test},
+    error::{Error, Result},
+    events::Recall,
+    store::{Grant, Lent, Store, WalletView},
+};
+
+type Reply<T> = Result<Response<T>, Status>;
+
+/// Recalls before a request for credits is refused. One is enough unless others take what came
+/// back; all together stay within a fifth of a second.
+const RECALLS_MAX: u32 = 3;
+/// Leases of one heartbeat. A gateway holds one per wallet it serves.
+const REPORTS_MAX: usize = 100_000;
+const REASON_CHARS_MAX: usize = 200;
+const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
+
+/// Answers the wallet's calls.
+#[derive(Clone)]
+pub(crate) struct Service {
+    pub(crate) store: Store,
+    pub(crate) recall: Recall,
+    pub(crate) clock: Clock,
+    pub(crate) ids: Ids,
+}
+
+impl Service {
+    /// Lends, after asking for credits back when they are short.
+    async fn lend(&self, ask: &Ask) -> Result<(Option<Lease>, Credits)> {
+        let new_ids = (self.ids.new_id::<Test>().uuid(), self.ids.new_id());
+        let mut recalls = 0;
+        loop {
+            let lent = self.store.acquire(ask, new_ids, self.clock.now()).await?;
+            let (available, holders) = match lent {
+                Lent::Lease { lease, available } => return Ok((Some(*lease), available)),
+                Lent::Short { available, holders } => (available, holders),
+            };
+            if holders.is_empty() || recalls == RECALLS_MAX {
+                return Ok((None, available));
+            }
+            recalls = recalls.saturating_add(1);
+            let answers = self.recall.ask(&holders).await;
+            if !answers.is_empty() {
+                log(&self.store.take_back(&answers, self.clock.now()).await?);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl WalletService for Service {
+    async fn acquire(
+        &self,
+        request: Request<message::AcquireRequest>,
+    ) -> Reply<message::AcquireResponse> {
+        let ask = ask(request.into_inner())?;
+        let (lease, available) = self.lend(&ask).await?;
+        let lease = lease.as_ref().map(lease_to_wire);
+        Ok(Response::new(message::AcquireResponse {
+            lease,
+            available: available.get(),
+        }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<message::HeartbeatRequest>,
+    ) -> Reply<message::HeartbeatResponse> {
+        let message::HeartbeatRequest {
+            journal_id,
+            gateway,
+            leases,
+        } = request.into_inner();
+        let journal = parse_id("journal_id", &journal_id)?;
+        check_gateway(&gateway)?;
+        if REPORTS_MAX < leases.len() {
+            return Err(invalid("leases", "has more than 100,000 entries"));
+        }
+        let reports: Result<Vec<Report>, Status> = leases
+            .iter()
+            .map(|report| report_of(journal, report))
+            .collect();
+        let heard = self
+            .store
+            .heartbeat(journal, &gateway, &reports?, self.clock.now())
+            .await?;
+        log(&heard.breaches);
+        let drain = heard
+            .drain
+            .iter()
+            .map(|lease| lease.bytes().to_vec())
+            .collect();
+        let live_gateways = heard.live_gateways;
+        Ok(Response::new(message::HeartbeatResponse {
+            drain,
+            live_gateways,
+        }))
+    }
+
+    async fn retire_journal(
+        &self,
+        request: Request<message::RetireJournalRequest>,
+    ) -> Reply<message::RetireJournalResponse> {
+        let journal = parse_id("journal_id", &request.into_inner().journal_id)?;
+        let open = self.store.retire(journal, self.clock.now()).await?;
+        let leases = open.iter().map(lease_to_wire).collect();
+        Ok(Response::new(message::RetireJournalResponse { leases }))
+    }
+
+    async fn get_wallet(
+        &self,
+        request: Request<message::GetWalletRequest>,
+    ) -> Reply<message::GetWalletResponse> {
+        let org = parse_id("org_id", &request.into_inner().org_id)?;
+        let wallet = self
+            .store
+            .wallet(org)
+            .await?
+            .unwrap_or_else(WalletView::empty);
+        Ok(Response::new(message::GetWalletResponse {
+            balance: wallet.balance.get(),
+            reserved: wallet.reserved.get(),
+            available: wallet.available().get(),
+            total_purchased: wallet.total_purchased.get(),
+            total_granted: wallet.total_granted.get(),
+            total_used: wallet.total_used.get(),
+            currency: wallet.currency,
+            pending: wallet.pending.get(),
+        }))
+    }
+
+    async fn get_test_wallet(
+        &self,
+        request: Request<message::GetTestWalletRequest>,
+    ) -> Reply<message::GetTestWalletResponse> {
+        let user = parse_id("user_id", &request.into_inner().user_id)?;
+        let new_wallet = self.ids.new_id::<Test>().uuid();
+        let wallet = self
+            .store
+            .test_wallet(user, new_wallet, self.clock.now())
+            .await?;
+        Ok(Response::new(message::GetTestWalletResponse {
+            balance: wallet.balance.get(),
+            reserved: wallet.reserved.get(),
+            available: wallet.available().get(),
+            reset_at: wallet.epoch.map(|epoch| timestamp(epoch.reset_at)),
+        }))
+    }
+
+    async fn grant_credits(
+        &self,
+        request: Request<message::GrantCreditsRequest>,
+    ) -> Reply<message::GrantCreditsResponse> {
+        let by = actor(&request).to_string();
+        let it = request.into_inner();
+        let org = parse_id("org_id", &it.org_id)?;
+        let credits = Credits::new(it.credits);
+        if credits <= Credits::ZERO || GRANT_CREDITS_MAX < credits {
+            return Err(invalid("credits", "must be from 1 to 1,000,000,000,000"));
+        }
+        check_text("reason", &it.reason, 1, REASON_CHARS_MAX)?;
+        check_text(
+            "idempotency_key",
+            &it.idempotency_key,
+            1,
+            IDEMPOTENCY_KEY_CHARS_MAX,
+        )?;
+        let (reason, actor, key) = (it.reason.as_str(), by.as_str(), it.idempotency_key.as_str());
+        let grant = Grant {
+            org,
+            credits,
+            reason,
+            actor,
+            key,
+        };
+        let new_wallet = self.ids.new_id::<Live>().uuid();
+        let balance = self
+            .store
+            .grant(&grant, new_wallet, self.clock.now())
+            .await?;
+        Ok(Response::new(message::GrantCreditsResponse {
+            balance: balance.get(),
+        }))
+    }
+
+    async fn list_ledger(
+        &self,
+        request: Request<message::ListLedgerRequest>,
+    ) -> Reply<message::ListLedgerResponse> {
+        let it = request.into_inner();
+        let org = parse_id("org_id", &it.org_id)?;
+        let before = page_token(&it.page_token)?;
+        let size = page(it.page_size);
+        let lines = self.store.ledger(org, before, size).await?;
+        let is_full = i64::try_from(lines.len()).is_ok_and(|lines| lines == size);
+        let last = lines.last().filter(|_| is_full);
+        let next_page_token = last.map_or_else(String::new, |line| line.id.to_string());
+        let entries = lines.into_iter().map(entry_to_wire).collect();
+        Ok(Response::new(message::ListLedgerResponse {
+            entries,
+            next_page_token,
+        }))
+    }
+
+    async fn get_settlement(
+        &self,
+        request: Request<message::GetSettlementRequest>,
+    ) -> Reply<message::GetSettlementResponse> {
+        let it = request.into_inner();
+        let lease = lease_id(&it.lease_id)?;
+        let cum = Credits::new(it.cum);
+        let settlement = self.store.settlement(lease, cum).await?;
+        Ok(Response::new(message::GetSettlementResponse {
+            settled: cum <= settlement.settled_cum,
+            settled_cum: settlement.settled_cum.get(),
+            state: settlement.state,
+            journal_id: settlement.journal.to_string(),
+            ledger_entry_id: settlement.entry.unwrap_or(0),
+        }))
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let (code, message) = (error.code(), error.to_string());
+        if matches!(error, Error::Unavailable(_) | Error::Internal(_)) {
+            let chain = format!("{:#}", anyhow::Error::from(error));
+            tracing::error!(error = chain, "a call of the wallet failed");
+        }
+        status(code, message)
+    }
+}
+
+fn log(breaches: &[Breach]) {
+    for breach in breaches {
+        tracing::error!(%breach, "a gateway's report breaks a rule and was refused");
+    }
+}

@@ -1,0 +1,78 @@
+//! Credits: what organisations hold, what gateways borrow, what calls have cost.
+//!
+//! - Whatever is repeated, lost, reordered or killed: a wallet never goes below zero, no completed
+//!   call is debited twice, and Σ ledger = balance.
+//! - `settled_cum` of a lease never decreases, and never exceeds what the lease was granted.
+//! - No timer releases a lease: its owner's final count does, or a write-off that operators see.
+//! - A retired journal is never lent another credit.
+
+#![forbid(unsafe_code)]
+#![warn(
+    clippy::float_arithmetic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::string_slice
+)]
+
+mod background;
+mod config;
+mod domain;
+mod error;
+mod events;
+mod grpc;
+mod metrics;
+mod store;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use proto::wallet::v1::wallet_service_server::WalletServiceServer;
+use runtime::Host;
+
+pub use config::Config;
+pub use error::Error;
+
+/// Methods that gateways call; every other is for operators.
+const GATEWAY_METHODS: &[&str] = &["Acquire", "Heartbeat", "RetireJournal"];
+/// Between two looks at silent leases, and between two counts.
+const WATCH_PERIOD: Duration = Duration::from_secs(5);
+const FORGET_PERIOD: Duration = Duration::from_secs(60);
+
+/// Starts the wallet on a host.
+///
+/// # Errors
+/// None so far: everything it needs is reached later, and again after a loss.
+#[expect(clippy::unused_async, reason = "every service starts like this")]
+pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
+    let store = store::Store::new(host.postgres());
+    let figures = metrics::Metrics::default();
+    host.metrics(|registry| figures.register(registry));
+    host.grpc(
+        WalletServiceServer::new(grpc::Service {
+            store: store.clone(),
+            recall: events::Recall::new(host.nats()),
+            clock: host.clock(),
+            ids: host.ids(),
+        }),
+        GATEWAY_METHODS,
+    );
+    host.consume(events::Settler::new(host.clock(), figures.clone()));
+    let watch = WATCH_PERIOD.min(config.orphan);
+    let background = background::Background {
+        store,
+        clock: host.clock(),
+        config,
+        metrics: figures,
+    };
+    let it = background.clone();
+    host.every("watch-leases", watch, move || it.clone().watch_leases());
+    let it = background.clone();
+    host.every("count-leases", WATCH_PERIOD, move || {
+        it.clone().count_leases()
+    });
+    host.every("forget-nonces", FORGET_PERIOD, move || {
+        background.clone().forget()
+    });
+    Ok(())
+}

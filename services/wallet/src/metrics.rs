@@ -1,0 +1,63 @@
+//! What the wallet counts.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use types::Credits;
+
+/// A state of leases.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+/// The wallet's metrics. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Metrics {
+    leases: Family<State, Gauge>,
+    settled: Counter,
+    written_off: Counter,
+}
+
+impl Metrics {
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "leases",
+            "Leases that are not closed, by state",
+            self.leases.clone(),
+        );
+        registry.register(
+            "settled_credits",
+            "Credits debited from wallets",
+            self.settled.clone(),
+        );
+        registry.register(
+            "writeoff_credits",
+            "Credits of lost leases that went back to their wallets",
+            self.written_off.clone(),
+        );
+    }
+
+    /// Sets the number of leases in each state; a state that is not there has none.
+    pub(crate) fn leases(&self, counted: &[(String, i64)]) {
+        for state in ["active", "draining", "orphaned", "written_off"] {
+            let count = counted
+                .iter()
+                .find(|(name, _)| name == state)
+                .map_or(0, |(_, n)| *n);
+            self.leases.get_or_create(&State { state }).set(count);
+        }
+    }
+
+    pub(crate) fn settled(&self, credits: Credits) {
+        self.settled
+            .inc_by(u64::try_from(credits.get()).unwrap_or(0));
+    }
+
+    pub(crate) fn written_off(&self, credits: Credits) {
+        self.written_off
+            .inc_by(u64::try_from(credits.get()).unwrap_or(0));
+    }
+}

@@ -1,0 +1,76 @@
+//! Every statement of this service.
+//!
+//! Rows are locked in one order by everybody, so that nobody waits in a circle: the journal, then
+//! live wallets by id, then test wallets by id, then leases by id. A wallet's row lock guards all
+//! sums of the wallet and of its leases; a lease's own lock guards the rest of the lease.
+
+mod background;
+mod lending;
+mod reading;
+mod rows;
+mod wallets;
+mod writing;
+
+use std::collections::BTreeSet;
+
+use sqlx::PgPool;
+use types::LeaseId;
+use uuid::Uuid;
+
+use crate::{
+    domain::{Book, WalletId},
+    error::Error,
+};
+
+pub(crate) use lending::Lent;
+pub(crate) use reading::{LedgerLine, WalletView};
+/// A connection inside somebody's transaction.
+pub(crate) use sqlx::PgConnection as Connection;
+pub(crate) use wallets::Grant;
+pub(crate) use writing::write;
+
+/// The wallet's tables.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pool: PgPool,
+}
+
+impl Store {
+    pub(crate) fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+}
+
+/// Locks the leases that exist and before them their wallets, ready for settlement.
+pub(crate) async fn lock_book(
+    connection: &mut Connection,
+    leases: &BTreeSet<LeaseId>,
+) -> sqlx::Result<Book> {
+    let ids: Vec<Uuid> = leases.iter().map(|lease| lease.uuid()).collect();
+    // Whose a lease is never changes, so it can be read before anything is locked.
+    let wallets: BTreeSet<WalletId> = rows::wallets_of(connection, &ids).await?;
+    let wallets = rows::lock_wallets(connection, &wallets).await?;
+    let leases = rows::lock_leases(connection, &ids).await?;
+    Ok(Book::new(wallets, leases))
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        let is_transient = match &error {
+            sqlx::Error::Io(_)
+            | sqlx::Error::PoolTimedOut
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed => true,
+            // Connection exceptions, rollbacks (40001, 40P01), lack of resources, operator's
+            // intervention such as a shutdown.
+            sqlx::Error::Database(database) => database
+                .code()
+                .is_some_and(|code| ["08", "40", "53", "57"].iter().any(|c| code.starts_with(c))),
+            _ => false,
+        };
+        match is_transient {
+            true => Self::Unavailable(error.into()),
+            false => Self::Internal(error.into()),
+        }
+    }
+}

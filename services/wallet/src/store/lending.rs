@@ -1,0 +1,488 @@
+//! Leases: lending, reports of their owners, the end of a journal.
+
+use std::collections::BTreeSet;
+
+use jiff::{SignedDuration, Timestamp};
+use jiff_sqlx::ToSqlx;
+use types::{Credits, JournalId, LeaseId};
+use uuid::Uuid;
+
+use super::{
+    Connection, Store, rows,
+    wallets::{hold_test_wallet, live_wallet},
+    write,
+};
+use crate::{
+    domain::{Account, Ask, Book, Breach, Lease, Report, WalletId, size},
+    error::{Error, Result},
+};
+
+/// A journal counts as live when its last heartbeat is no older.
+const LIVE_SECONDS: i64 = 5;
+/// Holders asked to give back in one round, those with most first; the next round asks again.
+const HOLDERS_MAX: i64 = 64;
+
+/// What became of a request for credits.
+#[derive(Debug)]
+pub(crate) enum Lent {
+    /// Lent, now or before by the same nonce.
+    Lease {
+        /// As it is now.
+        lease: Box<Lease>,
+        /// Left in the wallet.
+        available: Credits,
+    },
+    /// Less than the minimum is left.
+    Short {
+        /// Left in the wallet.
+        available: Credits,
+        /// Who may have something to give back.
+        holders: Vec<(JournalId, LeaseId)>,
+    },
+}
+
+/// What a heartbeat is answered.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    /// Leases to stop and close.
+    pub(crate) drain: Vec<LeaseId>,
+    pub(crate) live_gateways: u32,
+    /// Reports that break a rule. They were not applied.
+    pub(crate) breaches: Vec<Breach>,
+}
+
+/// What decides about an `Ask`, besides its wallet.
+struct Situation {
+    is_retired: bool,
+    live_gateways: u32,
+    /// Lease that the nonce has been answered with.
+    replayed: Option<Uuid>,
+    /// Lease that can be extended.
+    open: Option<Uuid>,
+}
+
+impl Store {
+    /// Lends credits once per nonce. Keeps I2 by the wallet's lock, and the fence of a retired
+    /// journal by the journal's.
+    pub(crate) async fn acquire(
+        &self,
+        ask: &Ask,
+        new_ids: (Uuid, LeaseId),
+        now: Timestamp,
+    ) -> Result<Lent> {
+        let (new_wallet, new_lease) = new_ids;
+        let mut tx = self.pool.begin().await?;
+        register(&mut tx, ask, now).await?;
+        let live_gateways = live_gateways(&mut tx, now).await?;
+        let mut book = Book::default();
+        let wallet = match ask.account {
+            Account::Org(org) => live_wallet(&mut tx, org).await?,
+            Account::User(user) => {
+                Some(hold_test_wallet(&mut tx, &mut book, user, new_wallet, now).await?)
+            }
+        };
+        if let Some(WalletId::Live(_)) = wallet {
+            let ids = wallet.into_iter().collect();
+            rows::lock_wallets(&mut tx, &ids)
+                .await?
+                .into_iter()
+                .for_each(|it| book.hold(it));
+        }
+        // A statement of its own, so that it sees what was committed before the locks were ours.
+        let situation = situation(&mut tx, ask, wallet, &book, live_gateways).await?;
+        if situation.is_retired {
+            return Err(Error::JournalRetired {
+                journal: ask.journal,
+            });
+        }
+        let Some(wallet) = wallet else {
+            tx.commit().await?;
+            return Ok(Lent::Short {
+                available: Credits::ZERO,
+                holders: Vec::new(),
+            });
+        };
+        let lent = lend(&mut tx, &mut book, ask, wallet, &situation, new_lease, now).await?;
+        write(&mut tx, &book.into_changes(), now).await?;
+        tx.commit().await?;
+        runtime::crash_point!("wallet.acquire_committed");
+        Ok(lent)
+    }
+
+    /// Merges what a gateway says about its leases, and tells which of them it must end.
+    pub(crate) async fn heartbeat(
+        &self,
+        journal: JournalId,
+        gateway: &str,
+        reports: &[Report],
+        now: Timestamp,
+    ) -> Result<Heard> {
+        let mut tx = self.pool.begin().await?;
+        let alive = sqlx::query!(
+            r#"
+            insert into wallet.journals as j (id, gateway, heartbeat_at)
+            values ($1, $2, $3)
+            on conflict (id) do update
+               set heartbeat_at = greatest(j.heartbeat_at, excluded.heartbeat_at)
+             where j.retired_at is null"#,
+            journal.uuid(),
+            gateway,
+            now.to_sqlx() as _,
+        )
+        .execute(&mut *tx)
+        .await?;
+        if alive.rows_affected() == 0 {
+            return Err(Error::JournalRetired { journal });
+        }
+        let (book, breaches) = merge(&mut tx, reports).await?;
+        let must_drain = |report: &&Report| {
+            let lease = book
+                .lease(report.lease)
+                .filter(|lease| lease.journal == journal);
+            lease.is_none_or(Lease::must_drain)
+        };
+        let drain = reports
+            .iter()
+            .filter(must_drain)
+            .map(|report| report.lease)
+            .collect();
+        let live_gateways = live_gateways(&mut tx, now).await?;
+        write(&mut tx, &book.into_changes(), now).await?;
+        tx.commit().await?;
+        Ok(Heard {
+            drain,
+            live_gateways,
+            breaches,
+        })
+    }
+
+    /// Merges answers to a recall.
+    pub(crate) async fn take_back(
+        &self,
+        reports: &[Report],
+        now: Timestamp,
+    ) -> Result<Vec<Breach>> {
+        let mut tx = self.pool.begin().await?;
+        let (book, breaches) = merge(&mut tx, reports).await?;
+        write(&mut tx, &book.into_changes(), now).await?;
+        tx.commit().await?;
+        Ok(breaches)
+    }
+
+    /// Ends a journal for good and returns its open leases: what they still hold comes back by
+    /// their final counts only. The lock excludes every [`Store::acquire`] of the journal, so none
+    /// can lend after this has answered.
+    pub(crate) async fn retire(&self, journal: JournalId, now: Timestamp) -> Result<Vec<Lease>> {
+        let mut tx = self.pool.begin().await?;
+        sqlx::query!(
+            r#"
+            insert into wallet.journals (id, gateway, heartbeat_at)
+            values ($1, '', $2)
+            on conflict (id) do nothing"#,
+            journal.uuid(),
+            now.to_sqlx() as _,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            "select id from wallet.journals where id = $1 for update",
+            journal.uuid()
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            update wallet.journals
+               set retired_at = coalesce(retired_at, $2),
+                   heartbeat_at = greatest(heartbeat_at, $2)
+             where id = $1"#,
+            journal.uuid(),
+            now.to_sqlx() as _,
+        )
+        .execute(&mut *tx)
+        .await?;
+        let open = drain_leases(&mut tx, journal, now).await?;
+        let leases = rows::lock_leases(&mut tx, &open).await?;
+        tx.commit().await?;
+        Ok(leases)
+    }
+}
+
+/// Makes the journal known and holds off its retirement, but neither heartbeats nor other
+/// acquisitions.
+async fn register(connection: &mut Connection, ask: &Ask, now: Timestamp) -> sqlx::Result<()> {
+    for _ in 0..2 {
+        let known = sqlx::query!(
+            "select id from wallet.journals where id = $1 for key share",
+            ask.journal.uuid(),
+        );
+        if known.fetch_optional(&mut *connection).await?.is_some() {
+            return Ok(());
+        }
+        sqlx::query!(
+            r#"
+            insert into wallet.journals (id, gateway, heartbeat_at)
+            values ($1, $2, $3)
+            on conflict (id) do nothing"#,
+            ask.journal.uuid(),
+            ask.gateway,
+            now.to_sqlx() as _,
+        )
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+async fn situation(
+    connection: &mut Connection,
+    ask: &Ask,
+    wallet: Option<WalletId>,
+    book: &Book,
+    live_gateways: u32,
+) -> sqlx::Result<Situation> {
+    let id = wallet.map(|wallet| match wallet {
+        WalletId::Live(id) => id.uuid(),
+        WalletId::Test(id) => id.uuid(),
+    });
+    let epoch = wallet
+        .and_then(|wallet| book.wallet(wallet).epoch)
+        .map_or(0, |it| it.number);
+    let row = sqlx::query!(
+        r#"
+        select j.retired_at is not null as "is_retired!",
+               (select a.lease_id
+                  from wallet.acquisitions a
+                 where a.journal_id = j.id
+                   and a.nonce = $2) as replayed,
+               (select l.id
+                  from wallet.leases l
+                 where l.journal_id = j.id
+                   and coalesce(l.wallet_id, l.test_wallet_id) = $3
+                   and l.epoch = $4
+                   and l.state in ('active', 'orphaned')) as open
+          from wallet.journals j
+         where j.id = $1"#,
+        ask.journal.uuid(),
+        &ask.nonce,
+        id,
+        epoch,
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (is_retired, replayed, open) = (row.is_retired, row.replayed, row.open);
+    Ok(Situation {
+        is_retired,
+        live_gateways,
+        replayed,
+        open,
+    })
+}
+
+/// Decides on an ask whose journal and wallet are locked.
+async fn lend(
+    connection: &mut Connection,
+    book: &mut Book,
+    ask: &Ask,
+    wallet: WalletId,
+    situation: &Situation,
+    new_lease: LeaseId,
+    now: Timestamp,
+) -> Result<Lent> {
+    if let Some(replayed) = situation.replayed {
+        let lease = rows::lock_leases(connection, &[replayed]).await?;
+        let lease = lease.into_iter().next().ok_or(sqlx::Error::RowNotFound)?;
+        if lease.wallet != wallet {
+            return Err(Error::NonceReused);
+        }
+        let available = book.wallet(wallet).available();
+        return Ok(Lent::Lease {
+            lease: Box::new(lease),
+            available,
+        });
+    }
+    let available = book.wallet(wallet).available();
+    let Some(credits) = size(ask.want, ask.minimum, available, situation.live_gateways) else {
+        let holders = holders(connection, ask, wallet).await?;
+        return Ok(Lent::Short { available, holders });
+    };
+    let id = match situation.open {
+        Some(open) => LeaseId::new(open),
+        None => insert_lease(connection, book, ask, wallet, new_lease, now).await?,
+    };
+    let locked = rows::lock_leases(connection, &[id.uuid()]).await?;
+    locked.into_iter().for_each(|lease| book.hold_lease(lease));
+    book.lend(id, credits);
+    insert_acquisition(connection, ask, id, credits, now).await?;
+    let lease = book.lease(id).ok_or(sqlx::Error::RowNotFound)?.clone();
+    let available = book.wallet(wallet).available();
+    Ok(Lent::Lease {
+        lease: Box::new(lease),
+        available,
+    })
+}
+
+async fn insert_lease(
+    connection: &mut Connection,
+    book: &Book,
+    ask: &Ask,
+    wallet: WalletId,
+    id: LeaseId,
+    now: Timestamp,
+) -> sqlx::Result<LeaseId> {
+    let (live, test) = match wallet {
+        WalletId::Live(live) => (Some(live.uuid()), None),
+        WalletId::Test(test) => (None, Some(test.uuid())),
+    };
+    sqlx::query!(
+        r#"
+        insert into wallet.leases
+               (id, wallet_id, test_wallet_id, epoch, journal_id, granted, state,
+                created_at, updated_at)
+        values ($1, $2, $3, $4, $5, 0, 'active', $6, $6)"#,
+        id.uuid(),
+        live,
+        test,
+        book.wallet(wallet).epoch.map_or(0, |epoch| epoch.number),
+        ask.journal.uuid(),
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(id)
+}
+
+async fn insert_acquisition(
+    connection: &mut Connection,
+    ask: &Ask,
+    lease: LeaseId,
+    credits: Credits,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        insert into wallet.acquisitions (journal_id, nonce, lease_id, credits, at)
+        values ($1, $2, $3, $4, $5)"#,
+        ask.journal.uuid(),
+        &ask.nonce,
+        lease.uuid(),
+        credits.get(),
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Other journals that may hold unspent credits of the wallet.
+async fn holders(
+    connection: &mut Connection,
+    ask: &Ask,
+    wallet: WalletId,
+) -> sqlx::Result<Vec<(JournalId, LeaseId)>> {
+    let (live, test) = match wallet {
+        WalletId::Live(live) => (Some(live.uuid()), None),
+        WalletId::Test(test) => (None, Some(test.uuid())),
+    };
+    let rows = sqlx::query!(
+        r#"
+        select journal_id, id
+          from wallet.leases
+         where (wallet_id = $1 or test_wallet_id = $2)
+           and journal_id <> $3
+           and state = 'active'
+           and granted > settled_cum
+         order by granted - settled_cum desc
+         limit $4"#,
+        live,
+        test,
+        ask.journal.uuid(),
+        HOLDERS_MAX,
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|row| (JournalId::new(row.journal_id), LeaseId::new(row.id)))
+        .collect())
+}
+
+/// Locks what the reports are about and merges them. A wallet is locked when credits come back to
+/// it, and only then: heartbeats must not queue behind the debits of a busy wallet.
+async fn merge(
+    connection: &mut Connection,
+    reports: &[Report],
+) -> sqlx::Result<(Book, Vec<Breach>)> {
+    let leases: Vec<Uuid> = reports.iter().map(|report| report.lease.uuid()).collect();
+    let returned: Vec<i64> = reports
+        .iter()
+        .map(|report| report.returned_cum.get())
+        .collect();
+    let rows = sqlx::query!(
+        r#"
+        select distinct l.wallet_id, l.test_wallet_id
+          from wallet.leases l
+          join unnest($1::uuid[], $2::bigint[]) as u (id, returned_cum) on u.id = l.id
+         where u.returned_cum > l.returned_cum"#,
+        &leases,
+        &returned,
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let wallets: sqlx::Result<BTreeSet<WalletId>> = rows
+        .into_iter()
+        .map(|row| rows::wallet_id(row.wallet_id, row.test_wallet_id))
+        .collect();
+    let wallets = rows::lock_wallets(connection, &wallets?).await?;
+    let mut book = Book::new(wallets, rows::lock_leases(connection, &leases).await?);
+    let breaches = reports
+        .iter()
+        .filter_map(|report| book.report(report).err())
+        .collect();
+    Ok((book, breaches))
+}
+
+/// Journals heard of in the last seconds.
+async fn live_gateways(connection: &mut Connection, now: Timestamp) -> sqlx::Result<u32> {
+    let since = now
+        .checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
+        .unwrap_or(now);
+    let live = sqlx::query_scalar!(
+        r#"
+        select count(*) as "live!"
+          from wallet.journals
+         where heartbeat_at >= $1
+           and retired_at is null"#,
+        since.to_sqlx() as _,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(u32::try_from(live).unwrap_or(u32::MAX))
+}
+
+/// Open leases of a journal, none of them spendable any more.
+async fn drain_leases(
+    connection: &mut Connection,
+    journal: JournalId,
+    now: Timestamp,
+) -> sqlx::Result<Vec<Uuid>> {
+    sqlx::query_scalar!(
+        r#"
+        with open as (
+            select id
+              from wallet.leases
+             where journal_id = $1
+               and state in ('active', 'draining', 'orphaned')
+             order by id
+               for update)
+        update wallet.leases l
+           set state = 'draining', orphaned_at = null, updated_at = $2
+          from open
+         where l.id = open.id
+        returning l.id"#,
+        journal.uuid(),
+        now.to_sqlx() as _,
+    )
+    .fetch_all(connection)
+    .await
+}

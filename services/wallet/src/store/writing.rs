@@ -1,0 +1,294 @@
+//! Writing decisions down: each kind of change in one statement, however many there are.
+
+use jiff::Timestamp;
+use jiff_sqlx::ToSqlx;
+use types::Credits;
+use uuid::Uuid;
+
+use crate::{
+    domain::{Changes, Entry, Lease, Movement, WalletId},
+    store::Connection,
+};
+
+/// Writes what was decided about rows locked in this transaction.
+pub(crate) async fn write(
+    connection: &mut Connection,
+    changes: &Changes,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let leases: Vec<&Lease> = changes.leases.values().collect();
+    if !leases.is_empty() {
+        update_leases(connection, &leases, now).await?;
+    }
+    if !changes.entries.is_empty() {
+        insert_entries(connection, &changes.entries, now).await?;
+    }
+    let mut live = Moves::default();
+    let mut test = Moves::default();
+    for (wallet, movement) in &changes.movements {
+        match wallet {
+            WalletId::Live(id) => live.push(id.uuid(), movement),
+            WalletId::Test(id) => test.push(id.uuid(), movement),
+        }
+    }
+    if !live.ids.is_empty() {
+        move_wallets(connection, &live, now).await?;
+    }
+    if !test.ids.is_empty() {
+        move_test_wallets(connection, &test, now).await?;
+    }
+    if !changes.write_offs.is_empty() {
+        insert_write_offs(connection, changes, now).await?;
+    }
+    if !changes.late_spends.is_empty() {
+        add_late_spends(connection, changes).await?;
+    }
+    Ok(())
+}
+
+/// Keeps I3 (a lease spends no more than it was granted) by a check of the table.
+async fn update_leases(
+    connection: &mut Connection,
+    leases: &[&Lease],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let credits = |column: fn(&Lease) -> Credits| -> Vec<i64> {
+        leases.iter().map(|lease| column(lease).get()).collect()
+    };
+    let ids: Vec<Uuid> = leases.iter().map(|lease| lease.id.uuid()).collect();
+    let finals: Vec<Option<i64>> = leases
+        .iter()
+        .map(|lease| lease.final_cum.map(Credits::get))
+        .collect();
+    let states: Vec<&str> = leases.iter().map(|lease| lease.state.as_str()).collect();
+    sqlx::query!(
+        r#"
+        update wallet.leases l
+           set granted = u.granted,
+               returned_cum = u.returned_cum,
+               settled_cum = u.settled_cum,
+               known_cum = u.known_cum,
+               final_cum = u.final_cum,
+               state = u.state,
+               orphaned_at = case when u.state = 'orphaned' then l.orphaned_at end,
+               updated_at = $8
+          from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],
+                      $6::bigint[], $7::text[])
+            as u (id, granted, returned_cum, settled_cum, known_cum, final_cum, state)
+         where l.id = u.id"#,
+        &ids,
+        &credits(|lease| lease.granted),
+        &credits(|lease| lease.returned_cum),
+        &credits(|lease| lease.settled_cum),
+        &credits(|lease| lease.known_cum),
+        &finals as &[Option<i64>],
+        &states as &[&str],
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Keeps I1's other half: no balance changes without an entry, in the order of its balances.
+async fn insert_entries(
+    connection: &mut Connection,
+    entries: &[Entry],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let mut live: Vec<Option<Uuid>> = Vec::with_capacity(entries.len());
+    let mut test: Vec<Option<Uuid>> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let (live_id, test_id) = match entry.wallet {
+            WalletId::Live(id) => (Some(id.uuid()), None),
+            WalletId::Test(id) => (None, Some(id.uuid())),
+        };
+        live.push(live_id);
+        test.push(test_id);
+    }
+    let epochs: Vec<i64> = entries.iter().map(|entry| entry.epoch).collect();
+    let kinds: Vec<&str> = entries.iter().map(|entry| entry.kind.as_str()).collect();
+    let credits: Vec<i64> = entries.iter().map(|entry| entry.credits.get()).collect();
+    let after: Vec<i64> = entries
+        .iter()
+        .map(|entry| entry.balance_after.get())
+        .collect();
+    let leases: Vec<Option<Uuid>> = entries
+        .iter()
+        .map(|entry| entry.lease.map(|lease| lease.uuid()))
+        .collect();
+    let cums: Vec<Option<i64>> = entries
+        .iter()
+        .map(|entry| entry.cum_to.map(Credits::get))
+        .collect();
+    let reasons: Vec<&str> = entries.iter().map(|entry| entry.reason.as_str()).collect();
+    let actors: Vec<&str> = entries.iter().map(|entry| entry.actor.as_str()).collect();
+    let keys: Vec<Option<&str>> = entries
+        .iter()
+        .map(|entry| entry.idempotency_key.as_deref())
+        .collect();
+    sqlx::query!(
+        r#"
+        insert into wallet.ledger_entries
+               (wallet_id, test_wallet_id, epoch, kind, credits, balance_after, lease_id, cum_to,
+                reason, actor, idempotency_key, at)
+        select u.wallet_id, u.test_wallet_id, u.epoch, u.kind, u.credits, u.balance_after,
+               u.lease_id, u.cum_to, u.reason, u.actor, u.idempotency_key, $12
+          from unnest($1::uuid[], $2::uuid[], $3::bigint[], $4::text[], $5::bigint[],
+                      $6::bigint[], $7::uuid[], $8::bigint[], $9::text[], $10::text[],
+                      $11::text[])
+               with ordinality
+            as u (wallet_id, test_wallet_id, epoch, kind, credits, balance_after, lease_id,
+                  cum_to, reason, actor, idempotency_key, position)
+         order by u.position"#,
+        &live as &[Option<Uuid>],
+        &test as &[Option<Uuid>],
+        &epochs,
+        &kinds as &[&str],
+        &credits,
+        &after,
+        &leases as &[Option<Uuid>],
+        &cums as &[Option<i64>],
+        &reasons as &[&str],
+        &actors as &[&str],
+        &keys as &[Option<&str>],
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Movements as columns.
+#[derive(Default)]
+struct Moves {
+    ids: Vec<Uuid>,
+    granted: Vec<i64>,
+    used: Vec<i64>,
+    expired: Vec<i64>,
+    reserved: Vec<i64>,
+}
+
+impl Moves {
+    fn push(&mut self, id: Uuid, movement: &Movement) {
+        self.ids.push(id);
+        self.granted.push(movement.granted.get());
+        self.used.push(movement.used.get());
+        self.expired.push(movement.expired.get());
+        self.reserved.push(movement.reserved.get());
+    }
+}
+
+/// Keeps I1 (the sums make the balance) and I2 (what is lent is there) by checks of the table.
+async fn move_wallets(
+    connection: &mut Connection,
+    moves: &Moves,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update wallet.wallets w
+           set balance = w.balance + u.granted - u.used - u.expired,
+               reserved = w.reserved + u.reserved,
+               total_granted = w.total_granted + u.granted,
+               total_used = w.total_used + u.used,
+               total_expired = w.total_expired + u.expired,
+               updated_at = $6
+          from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+            as u (id, granted, used, expired, reserved)
+         where w.id = u.id"#,
+        &moves.ids,
+        &moves.granted,
+        &moves.used,
+        &moves.expired,
+        &moves.reserved,
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// As [`move_wallets`], for test wallets.
+async fn move_test_wallets(
+    connection: &mut Connection,
+    moves: &Moves,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update wallet.test_wallets w
+           set balance = w.balance + u.granted - u.used - u.expired,
+               reserved = w.reserved + u.reserved,
+               total_granted = w.total_granted + u.granted,
+               total_used = w.total_used + u.used,
+               total_expired = w.total_expired + u.expired,
+               updated_at = $6
+          from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
+            as u (id, granted, used, expired, reserved)
+         where w.id = u.id"#,
+        &moves.ids,
+        &moves.granted,
+        &moves.used,
+        &moves.expired,
+        &moves.reserved,
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn insert_write_offs(
+    connection: &mut Connection,
+    changes: &Changes,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let leases: Vec<Uuid> = changes
+        .write_offs
+        .keys()
+        .map(|lease| lease.uuid())
+        .collect();
+    let released: Vec<i64> = changes
+        .write_offs
+        .values()
+        .map(|credits| credits.get())
+        .collect();
+    sqlx::query!(
+        r#"
+        insert into wallet.write_offs (lease_id, released, at)
+        select u.lease_id, u.released, $3
+          from unnest($1::uuid[], $2::bigint[]) as u (lease_id, released)"#,
+        &leases,
+        &released,
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+async fn add_late_spends(connection: &mut Connection, changes: &Changes) -> sqlx::Result<()> {
+    let leases: Vec<Uuid> = changes
+        .late_spends
+        .keys()
+        .map(|lease| lease.uuid())
+        .collect();
+    let credits: Vec<i64> = changes
+        .late_spends
+        .values()
+        .map(|credits| credits.get())
+        .collect();
+    sqlx::query!(
+        r#"
+        update wallet.write_offs w
+           set late_spend = w.late_spend + u.credits
+          from unnest($1::uuid[], $2::bigint[]) as u (lease_id, credits)
+         where w.lease_id = u.lease_id"#,
+        &leases,
+        &credits,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
