@@ -44,14 +44,24 @@ impl Shot {
     /// A call without a body.
     #[must_use]
     pub fn get(path: &str) -> Self {
-        Self { method: Method::GET, path: path.into(), body: Bytes::new(), headers: Vec::new() }
+        Self {
+            method: Method::GET,
+            path: path.into(),
+            body: Bytes::new(),
+            headers: Vec::new(),
+        }
     }
 
     /// A call with a JSON body.
     #[must_use]
     pub fn post(path: &str, body: &str) -> Self {
         let body = Bytes::from(body.to_owned());
-        Self { method: Method::POST, path: path.into(), body, headers: Vec::new() }
+        Self {
+            method: Method::POST,
+            path: path.into(),
+            body,
+            headers: Vec::new(),
+        }
     }
 
     /// With one more header.
@@ -77,7 +87,10 @@ impl Answer {
     /// A header as text, empty when absent.
     #[must_use]
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+        self.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default()
     }
 
     /// Credits the answer says were charged.
@@ -103,8 +116,14 @@ impl Connection {
     /// To `http://host:port`.
     #[must_use]
     pub fn to(base: &str) -> Self {
-        let address = base.trim_start_matches("http://").trim_end_matches('/').to_owned();
-        Self { address, sender: None }
+        let address = base
+            .trim_start_matches("http://")
+            .trim_end_matches('/')
+            .to_owned();
+        Self {
+            address,
+            sender: None,
+        }
     }
 
     async fn open(&mut self) -> anyhow::Result<&mut SendRequest<Full<Bytes>>> {
@@ -119,7 +138,9 @@ impl Connection {
             });
             self.sender = Some(sender);
         }
-        self.sender.as_mut().ok_or_else(|| anyhow::anyhow!("no connection"))
+        self.sender
+            .as_mut()
+            .ok_or_else(|| anyhow::anyhow!("no connection"))
     }
 
     /// Makes a call and reads its answer to the last byte.
@@ -138,8 +159,10 @@ impl Connection {
     }
 
     async fn attempt(&mut self, key: &str, shot: &Shot) -> anyhow::Result<Answer> {
-        let mut request =
-            Request::builder().method(&shot.method).uri(&shot.path).header("host", &self.address);
+        let mut request = Request::builder()
+            .method(&shot.method)
+            .uri(&shot.path)
+            .header("host", &self.address);
         if !key.is_empty() {
             request = request.header("authorization", format!("Bearer {key}"));
         }
@@ -154,7 +177,11 @@ impl Connection {
         sender.ready().await?;
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = body.collect().await?.to_bytes();
-        Ok(Answer { status: head.status, headers: head.headers, body })
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body,
+        })
     }
 }
 
@@ -238,12 +265,17 @@ async fn work(
     outcome: &Mutex<Outcome>,
     stop: &CancellationToken,
 ) {
-    let mut connections: Vec<Connection> =
-        plan.gateways.iter().map(|base| Connection::to(base)).collect();
+    let mut connections: Vec<Connection> = plan
+        .gateways
+        .iter()
+        .map(|base| Connection::to(base))
+        .collect();
     let count = connections.len().max(1);
     let mut step = index;
     while !stop.is_cancelled() {
-        let shot = plan.shots.get(turn.fetch_add(1, Ordering::Relaxed) % plan.shots.len().max(1));
+        let shot = plan
+            .shots
+            .get(turn.fetch_add(1, Ordering::Relaxed) % plan.shots.len().max(1));
         let (Some(shot), Some(connection)) = (shot, connections.get_mut(step % count)) else {
             return;
         };

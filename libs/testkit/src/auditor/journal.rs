@@ -99,7 +99,9 @@ impl Journals {
     /// Is there one of this id?
     #[must_use]
     pub fn has(&self, id: Uuid) -> bool {
-        self.all.binary_search_by_key(&id, |journal| journal.id).is_ok()
+        self.all
+            .binary_search_by_key(&id, |journal| journal.id)
+            .is_ok()
     }
 }
 
@@ -142,7 +144,9 @@ impl Start {
 impl Journal {
     /// `None` if it was removed meanwhile.
     fn read(id: Uuid, dir: &Path) -> io::Result<Option<Self>> {
-        let Some(mut files) = files(id, dir)? else { return Ok(None) };
+        let Some(mut files) = files(id, dir)? else {
+            return Ok(None);
+        };
         files.sort_by_key(|file| (file.first_seq.order(), !file.is_canonical));
         // After the segments: a trimmed segment is missing only below the watermark of later.
         let (watermark, is_watermark_bad) = watermark(dir)?;
@@ -158,14 +162,19 @@ impl Journal {
             damage: Vec::new(),
         };
         if is_watermark_bad {
-            journal.damage.push("the watermark file is damaged".to_owned());
+            journal
+                .damage
+                .push("the watermark file is damaged".to_owned());
         }
         let mut is_first = true;
         for (index, file) in files.iter().enumerate() {
-            let limit = files.iter().skip(index + 1).find_map(|next| match next.first_seq {
-                Start::Known(seq) | Start::Named(seq) => Some(seq),
-                Start::AfterAllOthers | Start::Foreign => None,
-            });
+            let limit = files
+                .iter()
+                .skip(index + 1)
+                .find_map(|next| match next.first_seq {
+                    Start::Known(seq) | Start::Named(seq) => Some(seq),
+                    Start::AfterAllOthers | Start::Foreign => None,
+                });
             is_first &= !journal.take(file, limit, is_first);
         }
         if files.iter().all(|file| file.first_seq == Start::Foreign) {
@@ -183,13 +192,18 @@ impl Journal {
             Start::Named(seq) => (seq, true),
             Start::AfterAllOthers => (expected, true),
             Start::Foreign => {
-                self.damage.push(format!("{} belongs to another journal", file.name));
+                self.damage
+                    .push(format!("{} belongs to another journal", file.name));
                 return false;
             }
         };
-        let begins = matches!(frame(&file.bytes, HEADER_BYTES, first_seq), Frame::Record(_));
+        let begins = matches!(
+            frame(&file.bytes, HEADER_BYTES, first_seq),
+            Frame::Record(_)
+        );
         if needs_record {
-            self.damage.push(format!("the header of {} is damaged", file.name));
+            self.damage
+                .push(format!("the header of {} is damaged", file.name));
         }
         let is_repeat = !is_first && first_seq < expected;
         if is_repeat && begins {
@@ -264,7 +278,9 @@ fn files(id: Uuid, dir: &Path) -> io::Result<Option<Vec<File>>> {
             return Ok(Some(files));
         }
     }
-    Err(io::Error::other("its files change faster than they can be listed"))
+    Err(io::Error::other(
+        "its files change faster than they can be listed",
+    ))
 }
 
 /// `None`: no segment, or one that was never used.
@@ -285,14 +301,22 @@ fn open(id: Uuid, dir: &Path, name: String) -> io::Result<Option<File>> {
     let Some(first_seq) = start(id, &bytes, named) else {
         return Ok(None);
     };
-    Ok(Some(File { name, bytes, first_seq, is_quarantined, is_canonical }))
+    Ok(Some(File {
+        name,
+        bytes,
+        first_seq,
+        is_quarantined,
+        is_canonical,
+    }))
 }
 
 fn start(id: Uuid, bytes: &[u8], named: Option<u64>) -> Option<Start> {
     let header = bytes.get(..HEADER_BYTES)?;
     if header.iter().all(|byte| *byte == 0) {
         // A spare that was not used, or a numbered segment whose header is gone.
-        return named.filter(|seq| has_record(bytes, *seq)).map(Start::Named);
+        return named
+            .filter(|seq| has_record(bytes, *seq))
+            .map(Start::Named);
     }
     let is_valid = header.starts_with(b"TGJL")
         && u32_at(header, 4) == 1
@@ -318,8 +342,14 @@ fn watermark(dir: &Path) -> io::Result<(u64, bool)> {
     let is_valid = bytes.len() == 20
         && bytes.starts_with(b"TGJW")
         && u32_at(&bytes, 4) == 1
-        && bytes.get(..16).is_some_and(|covered| u32_at(&bytes, 16) == crc32c::crc32c(covered));
-    Ok(if is_valid { (u64_at(&bytes, 8), false) } else { (0, true) })
+        && bytes
+            .get(..16)
+            .is_some_and(|covered| u32_at(&bytes, 16) == crc32c::crc32c(covered));
+    Ok(if is_valid {
+        (u64_at(&bytes, 8), false)
+    } else {
+        (0, true)
+    })
 }
 
 /// What lies at an offset.
@@ -349,7 +379,11 @@ fn plausible(bytes: &[u8], offset: usize) -> Option<Option<(&[u8], u32)>> {
         return Some(None);
     }
     let from = offset + FRAME_HEAD_BYTES;
-    Some(bytes.get(from..from + length).map(|payload| (payload, u32_at(head, 4))))
+    Some(
+        bytes
+            .get(from..from + length)
+            .map(|payload| (payload, u32_at(head, 4))),
+    )
 }
 
 /// The first valid record behind a bad frame, and its number.
@@ -378,12 +412,16 @@ fn frame_bytes(payload_bytes: usize) -> usize {
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let field = bytes.get(at..at + 4).and_then(|field| field.try_into().ok());
+    let field = bytes
+        .get(at..at + 4)
+        .and_then(|field| field.try_into().ok());
     u32::from_le_bytes(field.unwrap_or_default())
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let field = bytes.get(at..at + 8).and_then(|field| field.try_into().ok());
+    let field = bytes
+        .get(at..at + 8)
+        .and_then(|field| field.try_into().ok());
     u64::from_le_bytes(field.unwrap_or_default())
 }
 

@@ -70,7 +70,7 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     let options: PgConnectOptions = sources
         .postgres_url
         .parse()
-        .map_err(|_| anyhow::anyhow!("the URL of PostgreSQL is malformed"))?;
+        .map_err(|_quotes_it| anyhow::anyhow!("the URL of PostgreSQL is malformed"))?;
     let mut connection = PgConnection::connect_with(&options.application_name("tollgate audit"))
         .await
         .context("PostgreSQL does not answer")?;
@@ -79,9 +79,15 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     // not applied yet.
     let journals = Journals::read(&sources.journals)?;
     let replay = records::replay(&journals, &mut findings);
-    let money = money::read(&mut connection).await.context("schema wallet")?;
-    let rows = rows::read(&mut connection).await.context("schema usage_ingest")?;
-    let statistics = statistics::read(&mut connection).await.context("schema stats_aggregator")?;
+    let money = money::read(&mut connection)
+        .await
+        .context("schema wallet")?;
+    let rows = rows::read(&mut connection)
+        .await
+        .context("schema usage_ingest")?;
+    let statistics = statistics::read(&mut connection)
+        .await
+        .context("schema stats_aggregator")?;
     let detector = rows::inbox_of_detector(&mut connection)
         .await
         .context("schema anomaly_detector")?;

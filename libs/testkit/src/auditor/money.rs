@@ -131,7 +131,11 @@ fn number(row: &PgRow, column: &str) -> sqlx::Result<i128> {
 fn wallet(row: &PgRow) -> sqlx::Result<Wallet> {
     let owner: Uuid = row.try_get("owner")?;
     let is_test = row.try_get("is_test")?;
-    let (what, kind) = if is_test { ("test wallet of", "usr") } else { ("wallet of", "org") };
+    let (what, kind) = if is_test {
+        ("test wallet of", "usr")
+    } else {
+        ("wallet of", "org")
+    };
     Ok(Wallet {
         name: format!("{what} {kind}_{}", owner.simple()),
         owner,
@@ -190,7 +194,10 @@ impl Money {
     }
 
     pub(super) fn wallets(&self) -> usize {
-        self.wallets.values().filter(|wallet| !wallet.is_test).count()
+        self.wallets
+            .values()
+            .filter(|wallet| !wallet.is_test)
+            .count()
     }
 
     pub(super) fn test_wallets(&self) -> usize {
@@ -254,11 +261,20 @@ impl Money {
         }
         for (id, spend) in spend {
             let Some(lease) = self.leases.get(id) else {
-                findings.add(Kind::Sum, format!("{} calls of an unknown lease {id}", spend.calls));
+                findings.add(
+                    Kind::Sum,
+                    format!("{} calls of an unknown lease {id}", spend.calls),
+                );
                 continue;
             };
-            let Some(wallet) = self.wallets.get(&lease.wallet) else { continue };
-            let owners = if wallet.is_test { &spend.users } else { &spend.organisations };
+            let Some(wallet) = self.wallets.get(&lease.wallet) else {
+                continue;
+            };
+            let owners = if wallet.is_test {
+                &spend.users
+            } else {
+                &spend.organisations
+            };
             let is_right = spend.is_test == [wallet.is_test] && *owners == [wallet.owner];
             if !is_right {
                 let text = format!("lease {id} of the {} paid calls of others", wallet.name);
@@ -291,21 +307,35 @@ impl Wallet {
         let name = |what: &'static str| move || format!("{what} of the {}", self.name);
         let sum = self.purchased + self.granted - self.refunded - self.expired - self.used;
         found.same(name("balance, by its totals,"), self.balance, sum);
-        found.same(name("balance, by the ledger,"), self.balance, ledger.balance);
+        found.same(
+            name("balance, by the ledger,"),
+            self.balance,
+            ledger.balance,
+        );
         found.same(name("reserved credits"), self.reserved, reserved);
         found.same(name("used credits, by leases,"), self.used, used);
-        found.same(name("used credits, by the ledger,"), self.used, ledger.usage);
+        found.same(
+            name("used credits, by the ledger,"),
+            self.used,
+            ledger.usage,
+        );
         found.same(name("purchased credits"), self.purchased, ledger.purchases);
         found.same(name("granted credits"), self.granted, ledger.grants);
         found.same(name("refunded credits"), self.refunded, ledger.refunds);
         found.same(name("expired credits"), self.expired, ledger.expiries);
-        let below = -ledger.lowest.min(self.balance).min(self.balance - self.reserved);
+        let below = -ledger
+            .lowest
+            .min(self.balance)
+            .min(self.balance - self.reserved);
         if below > 0 {
             let text = format!("the {} was {below} below zero", self.name);
             found.add(Kind::Overspent(below), text);
         }
         if let Some(id) = ledger.wrong_at {
-            let text = format!("ledger entry {id}: not the balance of the {} then", self.name);
+            let text = format!(
+                "ledger entry {id}: not the balance of the {} then",
+                self.name
+            );
             found.add(Kind::Sum, text);
         }
     }

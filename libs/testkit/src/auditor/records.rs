@@ -123,7 +123,11 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
     for journal in &journals.all {
         let name = format!("jrn_{}", journal.id.simple());
         for gap in &journal.gaps {
-            let text = format!("{name}: records {} to {} are missing", gap.start, gap.end - 1);
+            let text = format!(
+                "{name}: records {} to {} are missing",
+                gap.start,
+                gap.end - 1
+            );
             findings.add(Kind::Gap(gap.end - gap.start), text);
         }
         for damage in &journal.damage {
@@ -142,7 +146,12 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
             };
             if record.kind == CALL {
                 let (request, cost) = (record.request(), record.cost);
-                replay.calls.push(CallOnDisk { journal: journal.id, seq: *seq, request, cost });
+                replay.calls.push(CallOnDisk {
+                    journal: journal.id,
+                    seq: *seq,
+                    request,
+                    cost,
+                });
             }
             check(&record, &format!("{name}/{seq}"), &mut leases, findings);
         }
@@ -150,15 +159,13 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
     replay
 }
 
-fn check(
-    record: &Record,
-    name: &str,
-    leases: &mut BTreeMap<Uuid, Lease>,
-    findings: &mut Findings,
-) {
+fn check(record: &Record, name: &str, leases: &mut BTreeMap<Uuid, Lease>, findings: &mut Findings) {
     let Some(id) = record.lease() else {
         if record.cost != 0 {
-            findings.add(Kind::Sum, format!("{name} costs {} without a lease", record.cost));
+            findings.add(
+                Kind::Sum,
+                format!("{name} costs {} without a lease", record.cost),
+            );
         }
         return;
     };
@@ -187,6 +194,9 @@ fn check(
     // A GRANT that was trimmed with its segment says nothing any more.
     let over = i128::from(lease.cum.unwrap_or(0)) - i128::from(lease.granted);
     if record.kind == CALL && lease.granted > 0 && over > 0 {
-        findings.add(Kind::Overspent(over), format!("{name}: lease {id} is overspent by {over}"));
+        findings.add(
+            Kind::Overspent(over),
+            format!("{name}: lease {id} is overspent by {over}"),
+        );
     }
 }

@@ -37,7 +37,8 @@ impl Inbox {
     /// The number after the last one that is applied.
     fn end(&self, journal: Uuid) -> u64 {
         let last = self.applied.get(&journal).and_then(|ranges| ranges.last());
-        last.and_then(|(_, high)| u64::try_from(*high).ok()).unwrap_or(0)
+        last.and_then(|(_, high)| u64::try_from(*high).ok())
+            .unwrap_or(0)
     }
 }
 
@@ -68,10 +69,20 @@ pub(super) async fn inbox(
     let mut applied: BTreeMap<Uuid, Vec<(i64, i64)>> = BTreeMap::new();
     for row in sqlx::query(ranges).fetch_all(&mut *connection).await? {
         let range = (row.try_get("low")?, row.try_get("high")?);
-        applied.entry(row.try_get("journal_id")?).or_default().push(range);
+        applied
+            .entry(row.try_get("journal_id")?)
+            .or_default()
+            .push(range);
     }
-    let dead_letters = sqlx::query(letters).fetch_one(connection).await?.try_get("letters")?;
-    Ok(Inbox { consumer, applied, dead_letters })
+    let dead_letters = sqlx::query(letters)
+        .fetch_one(connection)
+        .await?
+        .try_get("letters")?;
+    Ok(Inbox {
+        consumer,
+        applied,
+        dead_letters,
+    })
 }
 
 /// The detector keeps nothing that could be added up, but it applies the same records.
@@ -156,8 +167,13 @@ impl Rows {
         let (request, cost): (Uuid, i64) =
             (row.try_get("request_id")?, row.try_get("credits_used")?);
         let name = || format!("req_{} (jrn_{}/{seq})", request.simple(), journal.simple());
-        if self.by_record.insert((journal, seq), (request, cost)).is_some() {
-            self.twice.push(format!("{}: two rows of one record", name()));
+        if self
+            .by_record
+            .insert((journal, seq), (request, cost))
+            .is_some()
+        {
+            self.twice
+                .push(format!("{}: two rows of one record", name()));
         }
         let rows = self.by_request.entry(request).or_default();
         *rows += 1;
@@ -166,10 +182,12 @@ impl Rows {
         }
         let lease: Option<Uuid> = row.try_get("lease_id")?;
         if lease.is_none() && cost != 0 {
-            self.unleased.push(format!("{}: costs {cost} without a lease", name()));
+            self.unleased
+                .push(format!("{}: costs {cost} without a lease", name()));
         }
         if !row.try_get::<bool, _>("is_right_day")? {
-            self.unleased.push(format!("{}: stored under another day", name()));
+            self.unleased
+                .push(format!("{}: stored under another day", name()));
         }
         Ok(())
     }
@@ -225,7 +243,11 @@ impl Rows {
     }
 
     pub(super) fn credits(&self) -> i64 {
-        let sum: i128 = self.by_record.values().map(|(_, cost)| i128::from(*cost)).sum();
+        let sum: i128 = self
+            .by_record
+            .values()
+            .map(|(_, cost)| i128::from(*cost))
+            .sum();
         i64::try_from(sum).unwrap_or(i64::MAX)
     }
 
@@ -272,7 +294,10 @@ impl Rows {
         match self.by_record.get(&(call.journal, seq)) {
             None => findings.add(Kind::Gap(1), format!("{}: applied, but no row", name())),
             Some((request, cost)) if Some(*request) != call.request || *cost != call.cost => {
-                findings.add(Kind::Sum, format!("{}: the row says something else", name()));
+                findings.add(
+                    Kind::Sum,
+                    format!("{}: the row says something else", name()),
+                );
             }
             Some(_) => {}
         }
@@ -307,15 +332,22 @@ impl Rows {
 
 fn sum(row: &PgRow, column: &str) -> sqlx::Result<i128> {
     let text: String = row.try_get(column)?;
-    text.parse().map_err(|error| sqlx::Error::Decode(Box::new(error)))
+    text.parse()
+        .map_err(|error| sqlx::Error::Decode(Box::new(error)))
 }
 
 /// All consumers have applied the same records, without holes, and put nothing aside.
 pub(super) fn check_inboxes(inboxes: &[&Inbox], findings: &mut Findings) {
-    let journals: BTreeSet<Uuid> =
-        inboxes.iter().flat_map(|inbox| inbox.applied.keys().copied()).collect();
+    let journals: BTreeSet<Uuid> = inboxes
+        .iter()
+        .flat_map(|inbox| inbox.applied.keys().copied())
+        .collect();
     for journal in journals {
-        let end = inboxes.iter().map(|inbox| inbox.end(journal)).max().unwrap_or(0);
+        let end = inboxes
+            .iter()
+            .map(|inbox| inbox.end(journal))
+            .max()
+            .unwrap_or(0);
         for inbox in inboxes {
             let behind = end.saturating_sub(inbox.watermark(journal));
             if behind > 0 {

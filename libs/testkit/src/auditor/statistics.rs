@@ -38,11 +38,18 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Statisti
                total_requests, total_credits, successful_requests, \
                services_breakdown::text as services from stats_aggregator.daily_stats";
     for row in sqlx::query(sql).fetch_all(&mut *snapshot).await? {
-        let day = (row.try_get("org_id")?, row.try_get("period")?, row.try_get("environment")?);
+        let day = (
+            row.try_get("org_id")?,
+            row.try_get("period")?,
+            row.try_get("environment")?,
+        );
         let services: BTreeMap<String, i64> =
             serde_json::from_str(&row.try_get::<String, _>("services")?)
                 .map_err(|error| sqlx::Error::Decode(Box::new(error)))?;
-        let services = services.into_iter().map(|(name, calls)| (name, calls.into())).collect();
+        let services = services
+            .into_iter()
+            .map(|(name, calls)| (name, calls.into()))
+            .collect();
         statistics.days.insert(day, (sums(&row)?, services));
     }
     let sql = "select org_id, environment, service, \
@@ -110,7 +117,11 @@ fn compare(what: &str, name: &str, stored: Sums, recomputed: Sums, findings: &mu
         return;
     }
     let show = |sums: Sums| {
-        let Sums { calls, credits, successes } = sums;
+        let Sums {
+            calls,
+            credits,
+            successes,
+        } = sums;
         format!("{calls} calls, {credits} credits, {successes} successes")
     };
     let (stored, recomputed) = (show(stored), show(recomputed));

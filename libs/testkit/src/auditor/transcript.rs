@@ -37,10 +37,15 @@ impl Transcript {
 /// # Errors
 /// The file cannot be read or a line is no answer. A last line cut short is left out.
 pub fn read_transcript(path: &Path) -> anyhow::Result<Vec<Transcript>> {
-    let text = fs::read_to_string(path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    let whole = text.rfind('\n').map_or("", |end| text.get(..end).unwrap_or_default());
-    let lines = whole.lines().enumerate().filter(|(_, line)| !line.is_empty());
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let whole = text
+        .rfind('\n')
+        .map_or("", |end| text.get(..end).unwrap_or_default());
+    let lines = whole
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| !line.is_empty());
     lines
         .map(|(index, line)| {
             serde_json::from_str(line)

@@ -1,0 +1,140 @@
+//! `tollgate dev`: the whole system on one machine, kept alive until told to stop.
+//!
+//! - Everything it starts dies with it, even when it is killed; the next start recovers.
+//! - What it prints works when it is printed: every process answers, and the gateways know the
+//!   demo services.
+
+mod events;
+pub(crate) mod layout;
+mod plan;
+mod probe;
+mod quickstart;
+mod ready;
+mod secrets;
+mod stack;
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use runtime::Variables;
+use testkit::servers::{Options, Servers};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::ready::Ready;
+
+use self::events::Events;
+use self::layout::Layout;
+use self::plan::{Plan, Ports};
+use self::secrets::Secrets;
+use self::stack::Stack;
+use crate::failure::Result;
+use crate::output::Output;
+use crate::roster::known_variables;
+use crate::signals::Signals;
+
+/// Runs everything on this machine.
+#[derive(Args)]
+#[command(after_help = "Examples:
+  tollgate dev                              in ./.tollgate, on the default ports
+  tollgate dev --ports auto --data /tmp/a   a second one beside it
+  tollgate dev --processes --gateways 2     every service a process of its own, to kill and watch")]
+pub(crate) struct Dev {
+    /// How ports are chosen
+    #[arg(long, value_enum, default_value_t = Ports::Default)]
+    ports: Ports,
+    /// Keep no data
+    #[arg(long)]
+    ephemeral: bool,
+    /// Run each service as a process of its own
+    #[arg(long)]
+    processes: bool,
+    /// How many gateways
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    gateways: u16,
+    /// The sample upstreams note every answered call in this file
+    #[arg(long, value_name = "FILE", hide = true)]
+    transcript: Option<PathBuf>,
+}
+
+/// What the environment says to `dev` itself; the rest is for its children.
+struct Surroundings {
+    has_exporter: bool,
+    has_sampler: bool,
+}
+
+impl Surroundings {
+    fn read() -> Result<Self> {
+        let mut variables = Variables::from_process();
+        let exporters = [
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        ];
+        let has_exporter = exporters
+            .iter()
+            .any(|name| variables.optional(name, "where spans go").is_some());
+        let has_sampler = variables
+            .optional("OTEL_TRACES_SAMPLER", "which calls")
+            .is_some();
+        variables.finish(&known_variables())?;
+        Ok(Self {
+            has_exporter,
+            has_sampler,
+        })
+    }
+}
+
+pub(crate) async fn run(args: Dev, data: Option<&Path>, output: &Output) -> Result {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+    let surroundings = Surroundings::read()?;
+    let folder = data.unwrap_or(Path::new(layout::FOLDER));
+    let layout = Layout::open(folder, args.ephemeral).await?;
+    let secrets = Secrets::load_or_create(&layout.secrets())?;
+    let plan = Plan::make(args.processes, args.gateways, args.ports)?;
+    let mut signals = Signals::listen()?;
+
+    let progress = output.progress("starting PostgreSQL, Redis and NATS");
+    let options = match layout.servers() {
+        Some(folder) => Options::persistent(folder),
+        None => Options::ephemeral(),
+    };
+    let servers = tokio::select! {
+        servers = Servers::start(&options) => servers?,
+        () = signals.next() => return Ok(()),
+    };
+    let stop = CancellationToken::new();
+    let traces = match surroundings.has_exporter {
+        true => None,
+        false => Some(testkit::traces::serve(0, plan.traces, stop.clone()).await?),
+    };
+    let events = Events::new(*output);
+    let mut stack = Stack::new(&args, &layout, &plan, secrets, &servers, &events);
+    let sink = events.sink();
+    let done = tokio::select! {
+        done = stack.run(&surroundings, traces.as_ref(), folder, progress) => done,
+        () = servers.keep_alive(&sink) => Ok(()),
+        () = signals.next() => Ok(()),
+    };
+
+    layout.remove_ready()?;
+    output.note("stopping; once more stops at once");
+    let orderly = async {
+        stack.stop().await;
+        servers.stop().await;
+        stop.cancel();
+        match traces {
+            Some(traces) => traces.finished().await,
+            None => Ok(()),
+        }
+    };
+    tokio::select! {
+        stopped = orderly => stopped?,
+        () = signals.next() => output.note("stopped at once"),
+    }
+    layout.remove_ephemeral()?;
+    done
+}

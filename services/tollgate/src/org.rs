@@ -1,0 +1,102 @@
+//! `tollgate org`: organisations.
+
+use clap::Subcommand;
+use proto::keys::v1 as wire;
+use serde_json::{Value, json};
+
+use crate::connect::{Keys, System, pages, time};
+use crate::failure::Result;
+use crate::output::Output;
+
+/// Acts on organisations.
+#[derive(Subcommand)]
+pub(crate) enum Org {
+    /// Create an organisation and, if the address is new, its owner
+    Create {
+        /// Name for people
+        #[arg(long)]
+        name: String,
+        /// E-mail address of the owner
+        #[arg(long, value_name = "EMAIL")]
+        owner: String,
+        /// Short name, 3–64 of a-z, 0-9 and -; made from the name if absent
+        #[arg(long, default_value = "", hide_default_value = true)]
+        slug: String,
+    },
+    /// List organisations, oldest first
+    List {
+        /// Lines at most
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Show one organisation
+    Show {
+        /// `org_…`
+        org: String,
+    },
+}
+
+pub(crate) async fn run(command: Org, system: &System, output: &Output) -> Result {
+    let mut keys = system.keys()?;
+    match command {
+        Org::Create { name, owner, slug } => {
+            let request = wire::CreateOrganisationRequest {
+                name,
+                slug,
+                owner_email: owner,
+            };
+            let made = keys.create_organisation(request).await?.into_inner();
+            output.record(&json!({
+                "org_id": made.org_id,
+                "user_id": made.user_id,
+                "slug": made.slug,
+            }));
+        }
+        Org::List { limit } => {
+            let rows = list(&keys, limit).await?.iter().map(show).collect();
+            let columns = [
+                ("org_id", "ORG"),
+                ("name", "NAME"),
+                ("slug", "SLUG"),
+                ("created_at", "CREATED"),
+            ];
+            output.list("organisations", &columns, rows);
+        }
+        Org::Show { org } => {
+            let request = wire::GetOrganisationRequest { org_id: org };
+            let found = keys
+                .get_organisation(request)
+                .await?
+                .into_inner()
+                .organisation;
+            output.record(&found.as_ref().map_or(Value::Null, show));
+        }
+    }
+    Ok(())
+}
+
+/// Organisations by creation.
+pub(crate) async fn list(keys: &Keys, limit: u32) -> Result<Vec<wire::Organisation>> {
+    pages(limit, |page_size, page_token| {
+        let mut keys = keys.clone();
+        async move {
+            let request = wire::ListOrganisationsRequest {
+                page_size,
+                page_token,
+            };
+            let page = keys.list_organisations(request).await?.into_inner();
+            Ok((page.organisations, page.next_page_token))
+        }
+    })
+    .await
+}
+
+fn show(org: &wire::Organisation) -> Value {
+    json!({
+        "org_id": org.org_id,
+        "name": org.name,
+        "slug": org.slug,
+        "owner_id": org.owner_id,
+        "created_at": time(org.created_at.as_ref()),
+    })
+}

@@ -1,0 +1,186 @@
+//! `tollgate service` and `tollgate route`: what is for sale, where, for how much.
+
+use clap::{ArgAction, Args, Subcommand};
+use proto::keys::v1 as wire;
+use serde_json::{Value, json};
+
+use crate::connect::System;
+use crate::failure::Result;
+use crate::output::Output;
+
+/// Acts on services.
+#[derive(Subcommand)]
+pub(crate) enum Service {
+    /// Create or change a service; what is not named stays
+    #[command(
+        after_help = "Example:\n  tollgate service set pdf --upstream http://10.0.0.7:8000 \
+        --cost 2"
+    )]
+    Set(Set),
+    /// List the catalogue
+    List,
+}
+
+/// A service as it shall be.
+#[derive(Args)]
+pub(crate) struct Set {
+    /// As in the URL: a-z, 0-9 and -, beginning with a letter
+    name: String,
+    /// Where calls go, http:// or https://; needed for a new service
+    #[arg(long, value_name = "URL")]
+    upstream: Option<String>,
+    /// Credits a call; routes may differ
+    #[arg(long, value_name = "N")]
+    cost: Option<i64>,
+    /// `false` refuses calls
+    #[arg(long, value_name = "BOOL", action = ArgAction::Set)]
+    active: Option<bool>,
+    /// Name for people
+    #[arg(long, value_name = "TEXT")]
+    display_name: Option<String>,
+    /// Description for people
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// Scope of the route that a new service gets; NAME:call if absent
+    #[arg(long, value_name = "SCOPE")]
+    scope: Option<String>,
+}
+
+/// Acts on routes.
+#[derive(Subcommand)]
+pub(crate) enum Route {
+    /// Create or change the route of a service with this method and prefix
+    #[command(
+        after_help = "Example:\n  tollgate route set ai --method POST --prefix /images \
+        --scope ai:write --cost 10"
+    )]
+    Set(SetRoute),
+}
+
+/// A route as it shall be.
+#[derive(Args)]
+pub(crate) struct SetRoute {
+    /// Name of the service
+    service: String,
+    /// HTTP method, or * for all
+    #[arg(long, default_value = "*")]
+    method: String,
+    /// Prefix of the path behind the service; the longest that fits decides
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    prefix: String,
+    /// Scope a key needs
+    #[arg(long)]
+    scope: String,
+    /// Credits a call; the service's if absent
+    #[arg(long, value_name = "N")]
+    cost: Option<i64>,
+    /// Which answers are charged: 2xx or always
+    #[arg(long, default_value = "2xx")]
+    charge_on: String,
+    /// What a call waits for: process, disk or replicated
+    #[arg(long, default_value = "process")]
+    durability: String,
+    /// Bytes a request's body may have; 0: the default
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    body_bytes_max: i64,
+    /// Milliseconds to the first byte of the answer; 0: the default
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    timeout_ms: i64,
+}
+
+pub(crate) async fn run(command: Service, system: &System, output: &Output) -> Result {
+    let mut keys = system.keys()?;
+    match command {
+        Service::Set(wish) => {
+            let request = wire::SetServiceRequest {
+                name: wish.name,
+                upstream_url: wish.upstream,
+                base_cost_per_call: wish.cost,
+                active: wish.active,
+                display_name: wish.display_name,
+                description: wish.description,
+                default_scope: wish.scope,
+            };
+            let set = keys.set_service(request).await?.into_inner().service;
+            output.record(&set.as_ref().map_or(Value::Null, show));
+        }
+        Service::List => {
+            let listed = keys
+                .list_services(wire::ListServicesRequest {})
+                .await?
+                .into_inner();
+            if output.is_json() {
+                let services: Vec<Value> = listed.services.iter().map(show).collect();
+                output.json(&json!({ "services": services, "scopes": listed.scopes }));
+                return Ok(());
+            }
+            let columns = [
+                ("name", "NAME"),
+                ("upstream_url", "UPSTREAM"),
+                ("base_cost_per_call", "COST"),
+                ("active", "ACTIVE"),
+                ("description", "DESCRIPTION"),
+            ];
+            output.list(
+                "services",
+                &columns,
+                listed.services.iter().map(show).collect(),
+            );
+        }
+    }
+    Ok(())
+}
+
+pub(crate) async fn run_route(command: Route, system: &System, output: &Output) -> Result {
+    let Route::Set(wish) = command;
+    let route = wire::Route {
+        route_id: String::new(),
+        method: wish.method,
+        path_prefix: wish.prefix,
+        scope: wish.scope,
+        cost: wish.cost,
+        charge_on: wish.charge_on,
+        durability: wish.durability,
+        body_bytes_max: wish.body_bytes_max,
+        timeout_ms: wish.timeout_ms,
+    };
+    let request = wire::SetRouteRequest {
+        service: wish.service,
+        route: Some(route),
+    };
+    let set = system
+        .keys()?
+        .set_route(request)
+        .await?
+        .into_inner()
+        .service;
+    output.record(&set.as_ref().map_or(Value::Null, show));
+    Ok(())
+}
+
+fn show(service: &wire::Service) -> Value {
+    let routes = service.routes.iter().map(|route| {
+        json!({
+            "route_id": route.route_id,
+            "method": route.method,
+            "path_prefix": route.path_prefix,
+            "scope": route.scope,
+            "cost": route.cost,
+            "charge_on": route.charge_on,
+            "durability": route.durability,
+            "body_bytes_max": route.body_bytes_max,
+            "timeout_ms": route.timeout_ms,
+        })
+    });
+    json!({
+        "service_id": service.service_id,
+        "name": service.name,
+        "display_name": service.display_name,
+        "description": service.description,
+        "upstream_url": service.upstream_url,
+        "base_cost_per_call": service.base_cost_per_call,
+        "active": service.active,
+        "price_version": service.price_version,
+        "routes": routes.collect::<Vec<_>>(),
+    })
+}
