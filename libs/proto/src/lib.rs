@@ -1,6 +1,6 @@
 //! The wire: generated messages and services, conversions wire ↔ types, the boxed channel.
 //!
-//! - The generated code is committed and equals what the `.proto` files say (a test regenerates it).
+//! - The generated code is committed and equals what the `.proto` files say (a test looks).
 //! - A conversion from the wire checks everything once; whatever holds the result may trust it.
 //! - A local service and a remote one are reached through the same client type.
 

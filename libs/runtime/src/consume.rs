@@ -38,8 +38,11 @@ pub const USAGE_CONSUMERS: [&str; 4] = [
 const MESSAGES_MAX: usize = 200;
 /// Unacknowledged messages the server hands out at most.
 const ACK_PENDING_MAX: i64 = 2_000;
-/// The server hands a message out again when nothing is heard for so long.
-const ACK_WAIT: Duration = Duration::from_secs(30);
+/// The server hands a message out again when nothing is heard for so long: what a killed instance
+/// had in hand. Repetitions are cheap, so it is short.
+const ACK_WAIT: Duration = Duration::from_secs(5);
+/// Journals whose watermarks are told again when a subscription begins, the youngest.
+const JOURNALS_TOLD_MAX: i64 = 1_000;
 /// A pull request lives so long; half of it without a heartbeat means that it is lost.
 const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(3);
@@ -148,7 +151,9 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
         max_ack_pending: ACK_PENDING_MAX,
         ..pull::Config::default()
     };
-    let pull = stream.get_or_create_consumer(host.name(), config).await?;
+    // Made, or brought up to date when an older version has made it.
+    let pull = stream.create_consumer(config).await?;
+    tell_watermarks(host, A::SCHEMA).await?;
     let mut messages = pull
         .stream()
         .max_messages_per_batch(MESSAGES_MAX)
@@ -315,17 +320,33 @@ async fn acknowledge(
             .map_err(|error| anyhow::anyhow!(error))?;
     }
     for (journal, watermark) in watermarks {
-        let applied = Applied {
-            journal_id: journal.bytes().to_vec(),
-            consumer: host.name().to_owned(),
-            watermark,
-        };
-        let subject = format!("usage.v1.applied.{}.{journal}", host.name());
-        host.nats()
-            .publish(subject, applied.encode_to_vec().into())
-            .await?;
+        tell(host, journal, watermark).await?;
     }
     crash_point!("consumer.watermark_published");
+    Ok(())
+}
+
+/// Repeats what an earlier instance may have died before telling.
+async fn tell_watermarks(host: &Host, schema: &'static str) -> anyhow::Result<()> {
+    let mut connection = host.postgres().acquire().await?;
+    let known = inbox::watermarks(&mut connection, schema, JOURNALS_TOLD_MAX).await?;
+    drop(connection);
+    for (journal, watermark) in known {
+        tell(host, journal, watermark).await?;
+    }
+    Ok(())
+}
+
+async fn tell(host: &Host, journal: JournalId, watermark: u64) -> anyhow::Result<()> {
+    let applied = Applied {
+        journal_id: journal.bytes().to_vec(),
+        consumer: host.name().to_owned(),
+        watermark,
+    };
+    let subject = format!("usage.v1.applied.{}.{journal}", host.name());
+    host.nats()
+        .publish(subject, applied.encode_to_vec().into())
+        .await?;
     Ok(())
 }
 

@@ -148,6 +148,29 @@ pub(crate) async fn save(
     Ok(())
 }
 
+/// The watermarks of the journals that were applied to last.
+pub(crate) async fn watermarks(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    limit: i64,
+) -> sqlx::Result<Vec<(JournalId, u64)>> {
+    let statement = format!(
+        "select journal_id, case when applied @> 0::int8
+                                 then (select min(upper(r)) from unnest(applied) r) else 0 end
+                            as watermark
+           from {schema}.inbox order by updated_at desc limit $1"
+    );
+    let rows = sqlx::query(AssertSqlSafe(statement))
+        .bind(limit)
+        .fetch_all(connection)
+        .await?;
+    let read = |row: &sqlx::postgres::PgRow| {
+        let journal = JournalId::new(row.try_get("journal_id")?);
+        Ok((journal, bound(row.try_get("watermark")?)))
+    };
+    rows.iter().map(read).collect()
+}
+
 /// Keeps a batch that breaks a rule, with its reason, once.
 pub(crate) async fn bury(
     connection: &mut PgConnection,

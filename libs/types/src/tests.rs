@@ -49,7 +49,8 @@ proptest! {
 
     #[test]
     fn no_burst_exceeds_the_limit(
-        per_second in 1_u32..1000, burst in 1_u32..50, steps in prop::collection::vec(0_u64..20_000_000, 1..300),
+        per_second in 1_u32..1000, burst in 1_u32..50,
+        steps in prop::collection::vec(0_u64..20_000_000, 1..300),
     ) {
         let rate = Rate { per_second, burst };
         let limiter = Gcra::default();

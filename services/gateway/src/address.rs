@@ -53,7 +53,7 @@ fn contains(net: &IpNet, address: IpAddr) -> bool {
     let (IpNet::V6(net), IpAddr::V4(address)) = (net, address) else {
         return net.contains(&address);
     };
-    // `::ffff:10.0.0.0/104` was written for IPv4 clients. `::/0` was not, its network is not a mapped
+    // `::ffff:10.0.0.0/104` was written for IPv4 clients. `::/0` was not, its network is no mapped
     // one: who listed IPv6 networks only has not admitted all of IPv4 with them.
     net.network().to_ipv4_mapped().is_some() && net.contains(&address.to_ipv6_mapped())
 }

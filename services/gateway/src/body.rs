@@ -2,7 +2,8 @@
 //!
 //! The record of a call is written before the last byte of its answer leaves: before the frame
 //! that completes the announced length, before the trailers, or before the end of a body whose
-//! length nobody announced.
+//! length nobody announced. Where that end is the connection's, as in HTTP/1.0, a kill would look
+//! like it: there the record is written before the last frame.
 
 use std::{
     cell::Cell,
@@ -12,11 +13,13 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use proto::events::v1::Disposition;
 
 use crate::{
+    headers,
     meter::{Proof, Ticket},
     pool::Lent,
 };
@@ -40,6 +43,10 @@ pub(crate) struct Metered {
     lent: Option<Lent>,
     /// Announced length, when there is one.
     left: Option<u64>,
+    /// The end of the connection is the end of the answer.
+    ends_with_connection: bool,
+    /// Then: the frame that is sent once another one is there.
+    ahead: Option<Frame<Bytes>>,
     /// The end of the answer, held back until its record is as durable as the route demands.
     held_back: Option<HeldBack>,
 }
@@ -58,13 +65,16 @@ impl EdgeBody {
         Self::Full(None)
     }
 
-    pub(crate) fn metered(inner: Incoming, ticket: Ticket, lent: Lent) -> Self {
+    /// An answer to a client that speaks `version`.
+    pub(crate) fn metered(inner: Incoming, ticket: Ticket, lent: Lent, version: Version) -> Self {
         let left = inner.size_hint().exact();
         Self::Metered(Box::new(Metered {
             inner,
             ticket: Some(ticket),
             lent: Some(lent),
+            ends_with_connection: left.is_none() && version < Version::HTTP_11,
             left,
+            ahead: None,
             held_back: None,
         }))
     }
@@ -73,21 +83,25 @@ impl EdgeBody {
 impl Metered {
     /// Everything has been read from the upstream: record, free the connection, and let the end
     /// of the answer go when the record is durable.
-    fn complete(&mut self, last: Option<Frame<Bytes>>) -> Option<Frame<Bytes>> {
+    fn complete(
+        &mut self,
+        last: Option<Frame<Bytes>>,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(lent) = self.lent.take() {
             lent.give_back();
         }
         let Some(ticket) = self.ticket.take() else {
-            return last;
+            return Poll::Ready(last.map(Ok));
         };
         match ticket.finish(Disposition::Completed) {
-            Proof::Given => last,
+            Proof::Given => Poll::Ready(last.map(Ok)),
             awaited @ Proof::Awaited(..) => {
                 self.held_back = Some(HeldBack {
                     last,
                     proof: Box::pin(awaited.wait()),
                 });
-                None
+                self.poll_held_back(task)
             }
         }
     }
@@ -125,29 +139,39 @@ impl Metered {
         if self.held_back.is_some() {
             return self.poll_held_back(task);
         }
-        let frame = match Pin::new(&mut self.inner).poll_frame(task) {
-            Poll::Pending => return Poll::Pending,
-            Poll::Ready(None) => {
-                self.complete(None);
-                return self.poll_held_back(task);
-            }
-            Poll::Ready(Some(Err(error))) => {
-                if let Some(ticket) = self.ticket.take() {
-                    ticket.abort();
+        loop {
+            let frame = match Pin::new(&mut self.inner).poll_frame(task) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => {
+                    let last = self.ahead.take();
+                    return self.complete(last, task);
                 }
-                self.lent = None;
-                return Poll::Ready(Some(Err(error.into())));
-            }
-            Poll::Ready(Some(Ok(frame))) => frame,
-        };
-        let bytes = frame.data_ref().map_or(0, Buf::remaining);
-        self.count(u64::try_from(bytes).unwrap_or(u64::MAX));
-        if !frame.is_trailers() && self.left != Some(0) {
-            return Poll::Ready(Some(Ok(frame)));
-        }
-        match self.complete(Some(frame)) {
-            Some(frame) => Poll::Ready(Some(Ok(frame))),
-            None => self.poll_held_back(task),
+                Poll::Ready(Some(Err(error))) => {
+                    if let Some(ticket) = self.ticket.take() {
+                        ticket.abort();
+                    }
+                    self.lent = None;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                Poll::Ready(Some(Ok(frame))) => frame,
+            };
+            let bytes = frame.data_ref().map_or(0, Buf::remaining);
+            self.count(u64::try_from(bytes).unwrap_or(u64::MAX));
+            let last = match frame.into_trailers() {
+                // HTTP/1.0 has none.
+                Ok(_) if self.ends_with_connection => self.ahead.take(),
+                Ok(mut trailers) => {
+                    headers::strip_response(&mut trailers);
+                    Some(Frame::trailers(trailers))
+                }
+                Err(frame) if self.left == Some(0) => Some(frame),
+                Err(frame) if !self.ends_with_connection => return Poll::Ready(Some(Ok(frame))),
+                Err(frame) => match self.ahead.replace(frame) {
+                    Some(before) => return Poll::Ready(Some(Ok(before))),
+                    None => continue,
+                },
+            };
+            return self.complete(last, task);
         }
     }
 }
@@ -227,6 +251,14 @@ impl Body for Uploaded {
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => return Poll::Ready(None),
             Poll::Pending => return Poll::Pending,
+        };
+        // A client's trailers are no way around what its headers may say.
+        let frame = match frame.into_trailers() {
+            Ok(mut trailers) => {
+                headers::strip_request(&mut trailers);
+                Frame::trailers(trailers)
+            }
+            Err(frame) => frame,
         };
         let bytes = frame.data_ref().map_or(0, Buf::remaining);
         let sum = this

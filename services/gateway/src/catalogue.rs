@@ -164,7 +164,8 @@ impl Route {
                 "*" => None,
                 method => Some(method.parse()?),
             },
-            prefix: wire.path_prefix,
+            // As `path::matches` reads it, so that the longer of two is the longer match.
+            prefix: wire.path_prefix.trim_end_matches('/').to_owned(),
             scope: wire.scope,
             cost,
             charge_on: if wire.charge_on == "always" {

@@ -31,7 +31,7 @@ use crate::{
     body::EdgeBody,
     catalogue::{Catalogue, Route, Service},
     country::Countries,
-    credential, domain,
+    credential, domain, headers,
     journal::Journal,
     keyring::{Entry, Keyring},
     lease::Hold,
@@ -194,7 +194,7 @@ async fn answer(
     let Some((name, rest)) = path::split(request.uri().path()) else {
         return Err(Refusal::UnknownService.into());
     };
-    if path::check(rest).is_err() {
+    if path::check(rest).is_err() || !headers::is_framed_plainly(request.headers()) {
         return Err(Refusal::BadRequest.into());
     }
     let presented = credential::find(request.headers(), request.uri().query())?;

@@ -5,7 +5,7 @@
 //! - `Connection` governs what arrived, never what the gateway adds: strip first, then add.
 //! - The caller's key stays here.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE};
+use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING};
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +45,14 @@ const REQUEST_ID: &str = "x-request-id";
 /// `tollgate-principal`, `tollgate-cost` and whatever else we say.
 const OURS: &str = "tollgate-";
 const FORWARDED_ANYTHING: &str = "x-forwarded-";
+
+/// Whether a body comes as it is or `chunked`. The header goes no further than here, so another
+/// coding would be undone by nobody.
+pub(crate) fn is_framed_plainly(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
+}
 
 /// Removes from a client's request what must not reach the upstream. Authenticate before, add the
 /// gateway's own headers (an `upgrade` included) after.

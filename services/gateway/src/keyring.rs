@@ -49,6 +49,8 @@ const REDIS_SECONDS: u64 = 3_600;
 const TOMBSTONE_NANOS: u64 = 3_900_000_000_000;
 /// A look-up at the `keys` service takes at most so long.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+/// Look-ups of one key for one call: more than one only when the key changes meanwhile.
+const LOOKUPS_MAX: u32 = 3;
 /// Bytes of a MAC.
 const MAC_BYTES: usize = 32;
 
@@ -138,11 +140,14 @@ impl Keyring {
 
     /// The record in memory, if it may be believed. No I/O.
     pub(crate) fn cached(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        let entry = self.known.get(hash)?;
+        self.known.get(hash).filter(|entry| self.is_believed(entry))
+    }
+
+    fn is_believed(&self, entry: &Entry) -> bool {
         let now = self.now();
         let informed = now.saturating_sub(self.news.at.load(Ordering::Acquire)) <= NEWS_NANOS_MAX;
         let young = now.saturating_sub(entry.read_at) <= BLIND_NANOS_MAX;
-        (informed || young).then_some(entry)
+        informed || young
     }
 
     pub(crate) fn hash(&self, key: &PresentedKey) -> KeyHash {
@@ -165,12 +170,26 @@ impl Keyring {
         hash: KeyHash,
         previous: Option<KeyHash>,
     ) -> Result<Arc<Entry>, Refusal> {
-        // A copy that is no longer believed must not be what others are given.
-        if self.cached(&hash).is_none() {
-            self.known.remove(&hash);
+        for _ in 0..LOOKUPS_MAX {
+            if let Some(entry) = self.look_up(hash, previous).await? {
+                return Ok(entry);
+            }
         }
+        Err(Refusal::CreditsUnavailable)
+    }
+
+    /// One look-up; nothing when the key changed meanwhile.
+    async fn look_up(
+        &self,
+        hash: KeyHash,
+        previous: Option<KeyHash>,
+    ) -> Result<Option<Arc<Entry>>, Refusal> {
+        // A copy that is no longer believed must not be what others are given. What is under way
+        // stays: a plain `remove` would take the place from under it, and each caller would ask.
+        self.known
+            .remove_if(&hash, |entry| !self.is_believed(entry));
         let guard = match self.known.get_value_or_guard_async(&hash).await {
-            Ok(entry) => return Ok(entry),
+            Ok(entry) => return Ok(Some(entry)),
             Err(guard) => guard,
         };
         if self.is_unknown(&hash) {
@@ -185,32 +204,42 @@ impl Keyring {
             if guard.insert(Arc::clone(&entry)).is_err() {
                 tracing::debug!("a key changed while it was read");
             }
-            return self.unless_outdated(&hash, entry);
+            return Ok(self.unless_outdated(&hash, entry));
         }
+        let asked_at = self.host.clock().now().as_millisecond();
         let record = self.ask_keys(&hash, previous).await?;
         self.metrics.verified(Source::Keys);
         let Some(record) = record else {
             self.unknown
                 .insert(hash, read_at.saturating_add(NEGATIVE_NANOS));
+            // Created while it was looked for: the next call finds it.
+            if self.has_changed(&hash) {
+                self.unknown.remove(&hash);
+            }
             return Err(Refusal::InvalidKey);
         };
         let Some(entry) = self.take(&hash, &record, read_at) else {
-            return Err(Refusal::CreditsUnavailable);
+            return Ok(None);
         };
-        self.to_redis(&hash, &record).await;
+        self.to_redis(&hash, &record, asked_at).await;
         if guard.insert(Arc::clone(&entry)).is_err() {
             tracing::debug!("a key changed while it was read");
         }
-        self.unless_outdated(&hash, entry)
+        Ok(self.unless_outdated(&hash, entry))
     }
 
     /// A change may have come while a copy was on its way in: look again after the insertion.
-    fn unless_outdated(&self, hash: &KeyHash, entry: Arc<Entry>) -> Result<Arc<Entry>, Refusal> {
-        if self.is_outdated(hash, entry.version) {
-            self.known.remove(hash);
-            return Err(Refusal::CreditsUnavailable);
+    fn unless_outdated(&self, hash: &KeyHash, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        let version = entry.version;
+        if self.is_outdated(hash, version) {
+            self.known.remove_if(hash, |entry| entry.version <= version);
+            return None;
         }
-        Ok(entry)
+        Some(entry)
+    }
+
+    fn has_changed(&self, hash: &KeyHash) -> bool {
+        self.tombstones.pin().contains_key(hash)
     }
 
     fn is_outdated(&self, hash: &KeyHash, version: i64) -> bool {
@@ -333,13 +362,13 @@ impl Keyring {
         KeyRecord::decode(record).ok()
     }
 
-    /// Leaves a copy for other gateways. Redis may be down: then there is none.
-    async fn to_redis(&self, hash: &KeyHash, record: &KeyRecord) {
+    /// Leaves a copy for other gateways, as old as the question to `keys`. Redis may be down: then
+    /// there is none.
+    async fn to_redis(&self, hash: &KeyHash, record: &KeyRecord, asked_at: i64) {
         let Some(mut redis) = self.redis.clone() else {
             return;
         };
-        let written = self.host.clock().now().as_millisecond();
-        let mut body = written.to_le_bytes().to_vec();
+        let mut body = asked_at.to_le_bytes().to_vec();
         body.extend_from_slice(&record.encode_to_vec());
         let mut copy = self.tag(hash, &body).to_vec();
         copy.extend_from_slice(&body);
@@ -350,37 +379,32 @@ impl Keyring {
             return;
         }
         if self.is_outdated(hash, record.version) {
-            self.forget_in_redis(hash).await;
+            self.forget_in_redis(std::slice::from_ref(hash)).await;
         }
     }
 
-    async fn forget_in_redis(&self, hash: &KeyHash) {
-        let Some(mut redis) = self.redis.clone() else {
+    /// Removes copies of keys that have changed.
+    pub(crate) async fn forget_in_redis(&self, hashes: &[KeyHash]) {
+        let Some(mut redis) = self.redis.clone().filter(|_| !hashes.is_empty()) else {
             return;
         };
-        let gone: redis::RedisResult<()> = redis.del(Self::redis_key(hash)).await;
+        let names: Vec<String> = hashes.iter().map(Self::redis_key).collect();
+        let gone: redis::RedisResult<()> = redis.del(names).await;
         if let Err(error) = gone {
-            tracing::debug!(%error, "a copy in Redis was not removed; tombstones overrule it");
+            tracing::debug!(%error, "copies in Redis were not removed; tombstones overrule them");
         }
     }
 
-    /// A key has changed: older copies are void, everywhere.
-    pub(crate) async fn changed(&self, hash: KeyHash, version: i64) {
+    /// A key has changed: older copies are void.
+    pub(crate) fn changed(&self, hash: KeyHash, version: i64) {
         let until = self.now().saturating_add(TOMBSTONE_NANOS);
         self.tombstones.pin().update_or_insert(
             hash,
             |(newest, _)| ((*newest).max(version), until),
             (version, until),
         );
-        if self
-            .known
-            .get(&hash)
-            .is_some_and(|entry| entry.version < version)
-        {
-            self.known.remove(&hash);
-        }
+        self.known.remove_if(&hash, |entry| entry.version < version);
         self.unknown.remove(&hash);
-        self.forget_in_redis(&hash).await;
     }
 
     /// Too much has changed, or nothing was heard for long: forget everything.
@@ -429,3 +453,6 @@ impl Keyring {
         self.tombstones.pin().retain(|_, (_, until)| now < *until);
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -68,8 +68,7 @@ impl Lease {
         // Announce first, look second: whoever drains looks the other way round, so one of the
         // two sees the other.
         self.held.fetch_add(credits, Ordering::SeqCst);
-        let blocked = self.draining.load(Ordering::SeqCst) || now_micros >= self.spend_until;
-        let taken = !blocked
+        let taken = !self.is_blocked(now_micros)
             && self
                 .remaining
                 .fetch_update(Ordering::AcqRel, Ordering::Acquire, |remaining| {
@@ -87,15 +86,40 @@ impl Lease {
         None
     }
 
-    /// Notes what the wallet has lent in all. Older news changes nothing. The caller has written
-    /// the grant to the journal.
-    pub(crate) fn extend(&self, granted_cum: i64) {
+    fn is_blocked(&self, now_micros: i64) -> bool {
+        self.draining.load(Ordering::SeqCst) || now_micros >= self.spend_until
+    }
+
+    /// Notes what the wallet has lent in all, and takes `credits` of the news for the call that
+    /// asked, before others or a recall can: else it could ask for ever. Older news changes
+    /// nothing. The caller has written the grant to the journal.
+    pub(crate) fn extend(
+        self: &Arc<Self>,
+        granted_cum: i64,
+        credits: i64,
+        now_micros: i64,
+    ) -> Option<Hold> {
         let before = self.granted_cum.fetch_max(granted_cum, Ordering::AcqRel);
         let more = granted_cum.saturating_sub(before);
-        if more > 0 {
-            self.block.store(more, Ordering::Relaxed);
-            self.remaining.fetch_add(more, Ordering::AcqRel);
+        if more <= 0 {
+            return None;
         }
+        self.block.store(more, Ordering::Relaxed);
+        if (1..=more).contains(&credits) {
+            // As in `hold`: announce first, look second.
+            self.held.fetch_add(credits, Ordering::SeqCst);
+            if !self.is_blocked(now_micros) {
+                let rest = more.saturating_sub(credits);
+                self.remaining.fetch_add(rest, Ordering::AcqRel);
+                return Some(Hold {
+                    lease: Arc::clone(self),
+                    credits,
+                });
+            }
+            self.held.fetch_sub(credits, Ordering::SeqCst);
+        }
+        self.remaining.fetch_add(more, Ordering::AcqRel);
+        None
     }
 
     /// True when the wallet has lent more than this process has heard of.
@@ -134,6 +158,11 @@ impl Lease {
     /// True for the first caller; the final count is written once.
     pub(crate) fn claim_close(&self) -> bool {
         !self.closed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Takes the claim back: the final count could not be written.
+    pub(crate) fn unclaim_close(&self) {
+        self.closed.store(false, Ordering::Release);
     }
 
     /// The total spent. Exact under the journal's lock.
@@ -196,8 +225,8 @@ pub(crate) struct Account {
     pub(crate) turn: tokio::sync::Mutex<()>,
     /// Acquisitions begun so far.
     begun: AtomicU64,
-    /// The last one that failed, and how.
-    failed: Mutex<(u64, Refusal)>,
+    /// The last one that failed, how, and what it asked for.
+    failed: Mutex<(u64, Refusal, i64)>,
     renewing: AtomicBool,
     spent: AtomicI64,
     /// Credits a second, lately.
@@ -212,7 +241,7 @@ impl Account {
             lease: ArcSwapOption::empty(),
             turn: tokio::sync::Mutex::new(()),
             begun: AtomicU64::new(0),
-            failed: Mutex::new((0, Refusal::CreditsExhausted)),
+            failed: Mutex::new((0, Refusal::CreditsExhausted, 0)),
             renewing: AtomicBool::new(false),
             spent: AtomicI64::new(0),
             rate: AtomicI64::new(0),
@@ -233,8 +262,13 @@ impl Account {
     pub(crate) fn hold(&self, credits: i64, now_micros: i64) -> Option<Hold> {
         let lease = self.lease.load();
         let hold = lease.as_ref()?.hold(credits, now_micros)?;
-        self.spent.fetch_add(credits, Ordering::Relaxed);
+        self.took(credits);
         Some(hold)
+    }
+
+    /// Counts credits taken for a call, for the rate.
+    pub(crate) fn took(&self, credits: i64) {
+        self.spent.fetch_add(credits, Ordering::Relaxed);
     }
 
     /// True for one caller, when it is time to renew in the background.
@@ -260,18 +294,22 @@ impl Account {
         self.begun.fetch_add(1, Ordering::AcqRel).saturating_add(1)
     }
 
-    pub(crate) fn fail(&self, attempt: u64, refusal: Refusal) {
-        *self.failed.lock() = (attempt, refusal);
+    pub(crate) fn fail(&self, attempt: u64, refusal: Refusal, credits: i64) {
+        *self.failed.lock() = (attempt, refusal, credits);
     }
 
-    /// How an acquisition ended that began after `seen`, if it failed.
-    pub(crate) fn failed_since(&self, seen: u64) -> Option<Refusal> {
-        let (attempt, refusal) = *self.failed.lock();
-        (attempt > seen).then_some(refusal)
+    /// How an acquisition ended that began after `seen`, if it failed and that tells something
+    /// about `credits`: a wallet too poor for a dear call may still pay a cheap one.
+    pub(crate) fn failed_since(&self, seen: u64, credits: i64) -> Option<Refusal> {
+        let (attempt, refusal, asked) = *self.failed.lock();
+        let tells = refusal != Refusal::CreditsExhausted || credits >= asked;
+        (attempt > seen && tells).then_some(refusal)
     }
 
-    /// Once a second: measures the rate. Returns for how many ticks nothing was spent.
+    /// Once a second: measures the rate, and lets a failed renewal be tried again. Returns for how
+    /// many ticks nothing was spent.
     pub(crate) fn tick(&self) -> u64 {
+        self.renewed();
         let spent = self.spent.swap(0, Ordering::Relaxed);
         let decayed = self.rate.load(Ordering::Relaxed).saturating_mul(4) / 5;
         self.rate.store(spent.max(decayed), Ordering::Relaxed);
@@ -288,3 +326,6 @@ impl Account {
         self.rate.load(Ordering::Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests;

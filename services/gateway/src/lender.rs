@@ -1,13 +1,19 @@
 //! Brings credits from the wallet: acquisition, renewal, recall, heartbeat, final counts.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
+use futures_util::StreamExt as _;
 use prost::Message as _;
 use proto::{
     channel::Channel,
     events::v1::{RecallRequest, RecallResponse, Record, RecordKind},
-    wallet::v1 as wire,
-    wallet::v1::wallet_service_client::WalletServiceClient,
+    wallet::v1::{self as wire, wallet_service_client::WalletServiceClient},
 };
 use runtime::{Host, Stop, crash_point};
 use tokio::sync::mpsc;
@@ -32,6 +38,8 @@ const FIRST_CALLS: i64 = 32;
 const WANT_MAX: i64 = 10_000_000;
 /// Accounts that wait for renewal at most; more renew when they run dry.
 const RENEWALS_MAX: usize = 4_096;
+/// Renewals under way at once: a wallet that is slow for one owner keeps few others waiting.
+const RENEWALS_AT_ONCE: usize = 16;
 /// Seconds without a call after which unspent credits go back.
 const IDLE_TICKS: u64 = 10;
 /// Leases in one heartbeat message.
@@ -46,6 +54,12 @@ pub(crate) struct Lender {
     accounts: papaya::HashMap<Owner, Arc<Account>>,
     /// Open leases, current and draining ones.
     leases: papaya::HashMap<LeaseId, Arc<Lease>>,
+    /// Leases whose final count is written: nothing the wallet says opens them again. One id for
+    /// each lease of this process life; renewals extend, so there are few.
+    closed: papaya::HashSet<LeaseId>,
+    /// One at a time closes leases.
+    closing: tokio::sync::Mutex<()>,
+    stopping: AtomicBool,
     renewals: mpsc::Sender<Arc<Account>>,
 }
 
@@ -63,6 +77,9 @@ impl Lender {
             name,
             accounts: papaya::HashMap::new(),
             leases: papaya::HashMap::new(),
+            closed: papaya::HashSet::new(),
+            closing: tokio::sync::Mutex::new(()),
+            stopping: AtomicBool::new(false),
             renewals,
         };
         Ok((Arc::new(lender), waiting))
@@ -110,27 +127,38 @@ impl Lender {
         if let Some(hold) = self.hold(account, credits) {
             return Ok(hold);
         }
-        if let Some(refusal) = account.failed_since(seen) {
+        if let Some(refusal) = account.failed_since(seen, credits) {
             return Err(refusal);
         }
         let attempt = account.begin();
-        // A grant can be gone again when the wallet recalls it at once for somebody else; then
-        // the wallet is asked once more.
+        let mut refusal = Refusal::CreditsUnavailable;
+        // An answer may be about a lease that has ended meanwhile; then the wallet is asked again.
         for _ in 0..ATTEMPTS_MAX {
-            if let Err(refusal) = self.acquire(account, credits).await {
-                account.fail(attempt, refusal);
-                return Err(refusal);
+            let acquired = self.acquire(account, credits).await;
+            if let Ok(Some(hold)) = acquired {
+                account.took(credits);
+                return Ok(hold);
             }
+            // A call that ended meanwhile may have left enough of its hold.
             if let Some(hold) = self.hold(account, credits) {
                 return Ok(hold);
             }
+            if let Err(error) = acquired {
+                refusal = error;
+                break;
+            }
         }
-        account.fail(attempt, Refusal::CreditsExhausted);
-        Err(Refusal::CreditsExhausted)
+        account.fail(attempt, refusal, credits);
+        Err(refusal)
     }
 
-    /// One acquisition. The caller holds the account's turn.
-    async fn acquire(&self, account: &Account, minimum: i64) -> Result<(), Refusal> {
+    /// One acquisition, for a call that needs `credits` or, with 0, for those to come. The caller
+    /// holds the account's turn.
+    async fn acquire(&self, account: &Account, credits: i64) -> Result<Option<Hold>, Refusal> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Refusal::Draining);
+        }
+        let minimum = credits.max(1);
         let owner = match account.owner {
             Owner::Organisation(org) => wire::Account {
                 org_id: org.to_string(),
@@ -159,7 +187,7 @@ impl Lender {
         let Some(lent) = answer.lease else {
             return Err(Refusal::CreditsExhausted);
         };
-        self.accept(account, lent).await
+        self.accept(account, lent, credits).await
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.
@@ -186,7 +214,12 @@ impl Lender {
     }
 
     /// Puts lent credits to use: first the journal, then the lease.
-    async fn accept(&self, account: &Account, lent: wire::Lease) -> Result<(), Refusal> {
+    async fn accept(
+        &self,
+        account: &Account,
+        lent: wire::Lease,
+        credits: i64,
+    ) -> Result<Option<Hold>, Refusal> {
         let Ok(id) = LeaseId::from_slice(&lent.lease_id) else {
             tracing::error!("the wallet sent a lease without an id");
             return Err(Refusal::CreditsUnavailable);
@@ -199,17 +232,15 @@ impl Lender {
         let current = account
             .lease()
             .filter(|lease| lease.id == id && !lease.is_draining());
-        let lease = match current {
-            Some(lease) => lease,
-            None if self.leases.pin().contains_key(&id) => {
-                // A lease that drains is never extended; the wallet has it as draining as well
-                // after the next heartbeat.
-                return Err(Refusal::CreditsUnavailable);
-            }
-            None => Arc::new(Lease::new(id, spend_until)),
-        };
+        let is_new = current.is_none();
+        if is_new && (self.leases.pin().contains_key(&id) || self.closed.pin().contains(&id)) {
+            // A lease that drains is never extended, and one that is closed never opened again: its
+            // total would begin anew. The wallet knows after the next heartbeat.
+            return Err(Refusal::CreditsUnavailable);
+        }
+        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id, spend_until)));
         if !lease.is_news(lent.granted_cum) {
-            return Ok(());
+            return Ok(None);
         }
         let now = self.now_micros();
         let record = Record {
@@ -224,12 +255,14 @@ impl Lender {
             return Err(Refusal::MeteringUnavailable);
         }
         crash_point!("gateway.grant_written");
-        self.leases.pin().insert(id, Arc::clone(&lease));
-        lease.extend(lent.granted_cum);
+        if is_new {
+            self.leases.pin().insert(id, Arc::clone(&lease));
+        }
+        let hold = lease.extend(lent.granted_cum, credits, now);
         if let Some(before) = account.replace(lease).filter(|before| before.id != id) {
             before.drain();
         }
-        Ok(())
+        Ok(hold)
     }
 
     /// Writes a record to disk. With a lease, `cum` is its total under the journal's lock.
@@ -260,20 +293,21 @@ impl Lender {
         mut waiting: mpsc::Receiver<Arc<Account>>,
         stop: Stop,
     ) {
-        loop {
-            let account = tokio::select! {
-                account = waiting.recv() => account,
-                () = stop.requested() => return,
-            };
-            let Some(account) = account else { return };
-            let turn = account.turn.lock().await;
-            // Failure is no news here: the call that finds the lease empty asks again.
-            if let Err(refusal) = self.acquire(&account, 1).await {
-                tracing::debug!(code = refusal.as_str(), "a lease was not renewed");
-            }
-            drop(turn);
-            account.renewed();
-        }
+        let lender = &self;
+        futures_util::stream::poll_fn(|task| waiting.poll_recv(task))
+            .take_until(Box::pin(stop.requested()))
+            .for_each_concurrent(RENEWALS_AT_ONCE, |account| async move {
+                let _turn = account.turn.lock().await;
+                match lender.acquire(&account, 0).await {
+                    Ok(_) => account.renewed(),
+                    // The call that finds the lease empty asks again; a renewal waits for the next
+                    // tick, or every call would make the wallet recall what others hold.
+                    Err(refusal) => {
+                        tracing::debug!(code = refusal.as_str(), "a lease was not renewed");
+                    }
+                }
+            })
+            .await;
     }
 
     /// Reports all leases, gives back what is idle, and closes what is to be closed.
@@ -282,7 +316,7 @@ impl Lender {
             let accounts = self.accounts.pin();
             accounts
                 .values()
-                .filter(|a| a.tick() == IDLE_TICKS)
+                .filter(|a| a.tick() >= IDLE_TICKS)
                 .map(Arc::clone)
                 .collect()
         };
@@ -338,6 +372,7 @@ impl Lender {
     /// Writes the final count of a lease that nothing can be spent from any more.
     async fn close(&self, lease: Arc<Lease>) {
         assert!(lease.is_spent(), "a lease is closed when nothing is held");
+        let _closing = self.closing.lock().await;
         if !lease.claim_close() {
             return;
         }
@@ -348,18 +383,30 @@ impl Lender {
             lease_id: id.bytes().to_vec(),
             ..Record::default()
         };
-        match self.append_synced(record, Some(lease)).await {
+        match self.append_synced(record, Some(Arc::clone(&lease))).await {
             Ok(()) => {
                 crash_point!("gateway.close_written");
+                self.closed.pin().insert(id);
                 self.leases.pin().remove(&id);
             }
-            // The next start of this gateway writes it: its journal has everything.
-            Err(error) => tracing::error!(%error, lease.id = %id, "a lease was not closed"),
+            // The next heartbeat tries again, or else the next start: the journal has everything.
+            // A count that was written and not synced may be written twice, it is the same.
+            Err(error) => {
+                lease.unclaim_close();
+                tracing::error!(%error, lease.id = %id, "a lease was not closed");
+            }
         }
     }
 
     /// Closes all leases: no call is in flight and none will come.
     pub(crate) async fn close_all(&self) {
+        // No acquisition begins any more, and those that have begun are waited for: a lease that
+        // came later would stay open.
+        self.stopping.store(true, Ordering::Release);
+        let accounts: Vec<Arc<Account>> = self.accounts.pin().values().map(Arc::clone).collect();
+        for account in accounts {
+            drop(account.turn.lock().await);
+        }
         let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
         for lease in open {
             lease.drain();
@@ -371,9 +418,37 @@ impl Lender {
         }
     }
 
+    /// Ends the journal at the wallet, which lends nothing to it any more. What was lent without
+    /// this process hearing of it, because a reply was lost, gets its final count here.
+    ///
+    /// # Errors
+    /// The wallet cannot be asked, or a lease is still open. The next start ends the journal then.
+    pub(crate) async fn retire(&self) -> anyhow::Result<()> {
+        let mut request = tonic::Request::new(wire::RetireJournalRequest {
+            journal_id: self.journal_id().to_string(),
+        });
+        request.set_timeout(ATTEMPT_TIMEOUT);
+        let answer = self.client().retire_journal(request).await?.into_inner();
+        for lent in answer.leases {
+            let id = LeaseId::from_slice(&lent.lease_id)?;
+            anyhow::ensure!(!self.leases.pin().contains_key(&id), "{id} is still open");
+            if self.closed.pin().contains(&id) {
+                continue; // its final count is on its way
+            }
+            let record = Record {
+                kind: RecordKind::Close.into(),
+                at_unix_micros: self.now_micros(),
+                lease_id: id.bytes().to_vec(),
+                ..Record::default()
+            };
+            self.append_synced(record, None).await?;
+            crash_point!("gateway.close_written");
+        }
+        Ok(())
+    }
+
     /// Answers the wallet's recalls: gives back everything that is not held.
     pub(crate) async fn answer_recalls(self: Arc<Self>, stop: Stop) {
-        use futures_util::StreamExt;
         let nats = self.host.nats();
         let subject = format!("wallet.v1.recall.{}", self.journal_id());
         let mut requests = match nats.subscribe(subject).await {

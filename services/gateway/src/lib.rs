@@ -37,6 +37,8 @@ mod refuse;
 mod ship;
 mod start;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use config::Config;
 pub use start::start;

@@ -1,6 +1,6 @@
 //! The threads that carry calls: one event loop, one accepting socket and one pool each.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use hyper::{body::Incoming, service::service_fn};
@@ -19,7 +19,7 @@ use crate::{
 
 /// Connections waiting to be accepted, per thread.
 const BACKLOG: i32 = 1024;
-/// A request's head must be complete after so long.
+/// A request's head must be complete after so long, and a connection's first one be there.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// Longest head of a request.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
@@ -50,6 +50,8 @@ pub(crate) fn bind(
     let open = || -> std::io::Result<std::net::TcpListener> {
         let domain = Domain::for_address(address);
         let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        // Connections of a life before that was killed may still linger on this address.
+        socket.set_reuse_address(true)?;
         socket.set_reuse_port(true)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
@@ -142,7 +144,10 @@ async fn serve(
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }
+    let begun = Rc::new(Cell::new(false));
+    let seen = Rc::clone(&begun);
     let service = service_fn(move |request: hyper::Request<Incoming>| {
+        seen.set(true);
         let worker = Rc::clone(&worker);
         async move { Ok::<_, std::convert::Infallible>(edge::handle(worker, peer, request).await) }
     });
@@ -159,7 +164,9 @@ async fn serve(
         .max_pending_accept_reset_streams(RESETS_MAX);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
-    let mut stopping = false;
+    let (mut stopping, mut waited) = (false, false);
+    // The time for a head begins when the version is known; before, nothing else bounds silence.
+    let mut patience = std::pin::pin!(tokio::time::sleep(HEAD_TIMEOUT));
     loop {
         tokio::select! {
             ended = connection.as_mut() => {
@@ -171,6 +178,12 @@ async fn serve(
             () = stop.cancelled(), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
+            }
+            () = patience.as_mut(), if !waited => {
+                waited = true;
+                if !begun.get() {
+                    return;
+                }
             }
             () = cut.cancelled() => return,
         }

@@ -297,7 +297,7 @@ fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
 }
 
 /// Reads the units an upstream reports. Untrusted: what is malformed or too much is left out.
-fn units(head: &HeaderMap) -> Vec<Unit> {
+pub(crate) fn units(head: &HeaderMap) -> Vec<Unit> {
     let Some(value) = head.get(USAGE).and_then(|value| value.to_str().ok()) else {
         return Vec::new();
     };

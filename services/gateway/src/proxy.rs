@@ -4,7 +4,7 @@ use std::{rc::Rc, time::Duration};
 
 use http::{
     HeaderValue, Request, Response, Uri, Version,
-    header::{HOST, VIA},
+    header::{CONTENT_LENGTH, HOST, VIA},
 };
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -39,6 +39,7 @@ pub(crate) async fn forward(
         route,
         rest,
     } = admitted;
+    let version = request.version();
     let announced = request.body().size_hint().exact();
     if announced.is_some_and(|bytes| bytes > route.body_bytes_max) {
         ticket.refuse(Refusal::BodyTooLarge, Disposition::Refused);
@@ -80,8 +81,13 @@ pub(crate) async fn forward(
         i64::from(response.status().as_u16()),
     );
     drop(span);
+    if response.status().is_informational() {
+        // A switch of protocols that nobody asked for: what follows is not HTTP.
+        ticket.refuse(Refusal::UpstreamUnreachable, Disposition::UpstreamFailed);
+        return Err(Refusal::UpstreamUnreachable.into());
+    }
     let cost = ticket.answered(route, response.status(), response.headers());
-    incoming(response, ticket, lent, cost).await
+    incoming(response, ticket, lent, cost, version).await
 }
 
 fn upstream_span(worker: &Worker, ticket: &Ticket, service: &Service) -> Span {
@@ -218,9 +224,14 @@ async fn incoming(
     ticket: Ticket,
     lent: Lent,
     cost: i64,
+    version: Version,
 ) -> Result<Response<EdgeBody>, Refused> {
     let (mut parts, body) = response.into_parts();
     headers::strip_response(&mut parts.headers);
+    if body.size_hint().exact().is_none() {
+        // Beside a transfer coding a length says nothing; the client would take it for the end.
+        parts.headers.remove(CONTENT_LENGTH);
+    }
     parts.headers.insert(COST, HeaderValue::from(cost));
     parts
         .headers
@@ -228,7 +239,7 @@ async fn incoming(
     parts.version = Version::default();
     parts.extensions = http::Extensions::new();
     if !body.is_end_stream() {
-        let body = EdgeBody::metered(body, ticket, lent);
+        let body = EdgeBody::metered(body, ticket, lent, version);
         return Ok(Response::from_parts(parts, body));
     }
     lent.give_back();

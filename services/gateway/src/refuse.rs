@@ -37,7 +37,10 @@ impl From<Refusal> for Refused {
 /// What to do about it.
 fn detail(refusal: Refusal) -> &'static str {
     match refusal {
-        Refusal::BadRequest => "Send the path without `..`, `//`, `;` or encoded separators.",
+        Refusal::BadRequest => {
+            "Send a path without `..`, `//`, `;` or encoded separators, and no transfer coding but \
+             `chunked`."
+        }
         Refusal::AmbiguousCredentials => {
             "Send the key once, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`, and never \
              in the query."

@@ -2,8 +2,9 @@
 //!
 //! - A publish acknowledgement moves the shipping position, never the end of what is kept.
 //! - Kept is everything from the lowest watermark of the durable consumers on.
-//! - What stays unapplied for ten seconds is shipped again from there; a consumer that has it
-//!   answers with its watermark, so a lost watermark heals the same way as a lost message.
+//! - What stays unapplied without any progress is shipped again from there, ever more rarely while
+//!   a consumer is away; one that has it answers with its watermark, so a lost watermark heals the
+//!   same way as a lost message.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -30,8 +31,11 @@ use crate::{
 
 /// A batch is closed after so long, however few records it has.
 const LINGER: Duration = Duration::from_millis(10);
-/// Unapplied records are shipped again after so long without progress.
-const RESHIP_AFTER: Duration = Duration::from_secs(10);
+/// Unapplied records are shipped again after so long without progress, at first. Each time that
+/// it does not help doubles the wait: a consumer that is away for an hour does not get its backlog
+/// a thousand times.
+const RESHIP_MIN: Duration = Duration::from_secs(3);
+const RESHIP_MAX: Duration = Duration::from_secs(300);
 /// Watermarks are written and segments let go so often.
 const TRIM_PERIOD: Duration = Duration::from_secs(1);
 /// Between attempts while NATS is away.
@@ -94,6 +98,7 @@ impl Shipper {
         let mut applied = self.subscribe(stop).await?;
         let mut reader = self.journal.reader(self.watermark());
         let mut attempt = 0_u64;
+        let mut reship = RESHIP_MIN;
         let mut progress = Instant::now();
         let mut trimmed = Instant::now();
         loop {
@@ -110,8 +115,8 @@ impl Shipper {
                 tokio::select! {
                     () = self.wake.notified() => {}
                     () = tokio::time::sleep(LINGER) => {}
-                    message = applied.next() => {
-                        if let Some(message) = message && self.note(&message) {
+                    Some(message) = applied.next() => {
+                        if self.note(&message) {
                             progress = Instant::now();
                         }
                     }
@@ -125,9 +130,11 @@ impl Shipper {
             let caught_up = self.watermark() >= reader.seq();
             if caught_up {
                 progress = Instant::now();
-            } else if progress.elapsed() > RESHIP_AFTER {
+                reship = RESHIP_MIN;
+            } else if progress.elapsed() > reship {
                 attempt = attempt.saturating_add(1);
                 progress = Instant::now();
+                reship = reship.saturating_mul(2).min(RESHIP_MAX);
                 tracing::info!(
                     journal.id = %self.id,
                     from = self.watermark(),
@@ -315,24 +322,24 @@ async fn finish(
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let id = JournalId::new(journal.id());
-    let mut totals = totals(host, journal).await?;
-    for (lease, settled_cum) in retire(channel, id, stop).await? {
-        // Lent, but the reply never came: nothing was spent. Or all its calls are applied, and
-        // their records gone: what is settled is what was spent.
-        let total = totals.entry(lease).or_insert(Total {
-            cum: 0,
-            closed: false,
-        });
-        total.cum = total.cum.max(settled_cum);
-    }
+    let totals = totals(host, journal).await?;
+    let open = retire(channel, id, stop).await?;
     let now = host.clock().now();
     let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
-    for (lease, total) in totals.into_iter().filter(|(_, total)| !total.closed) {
+    // What the wallet has closed or written off needs no final count: nothing of it is reserved,
+    // and a count below what was written off would be a dead letter.
+    for (lease, settled_cum) in open {
+        let total = totals.get(&lease);
+        if total.is_some_and(|total| total.closed) {
+            continue;
+        }
+        // Lent, but the reply never came: nothing was spent. Or all its calls are applied, and
+        // their records gone: what is settled is what was spent.
         let mut close = Record {
             kind: RecordKind::Close.into(),
             at_unix_micros: now.as_microsecond(),
             lease_id: lease.bytes().to_vec(),
-            cum: total.cum,
+            cum: total.map_or(0, |total| total.cum).max(settled_cum),
             ..Record::default()
         };
         let journal = journal.clone();

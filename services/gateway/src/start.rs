@@ -71,9 +71,9 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     }
     let (own, wake) = (host.clone(), Arc::clone(&edge.shipping));
     let shipper = Shipper::new(host, journal.clone(), wake, edge.shipped.clone());
-    let drained = stops.drained.clone();
-    host.spawn("ship-journal", move |stop| {
-        ship_until(shipper, journal, own, drained, stop)
+    let ending = stops.clone();
+    host.spawn("ship-journal", move |_| {
+        ship_until(shipper, journal, own, ending)
     });
     let (own, tls) = (host.clone(), tls()?);
     host.spawn("edge", move |asked| {
@@ -83,7 +83,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
 }
 
 /// What the threads share.
-fn edge(
+pub(crate) fn edge(
     host: &Host,
     config: &Config,
     journal: Journal,
@@ -165,6 +165,8 @@ fn keep_leases(
 struct Stops {
     background: Stop,
     drained: Stop,
+    /// Nothing is lent to the journal any more: it may go once everything is applied.
+    retired: Arc<AtomicBool>,
 }
 
 fn open_countries(config: &Config) -> anyhow::Result<Countries> {
@@ -212,13 +214,19 @@ async fn heartbeat(lender: Arc<Lender>, stop: Stop) {
     }
 }
 
-/// Ships until everything is applied after the last call, and then removes the journal.
-async fn ship_until(shipper: Shipper, journal: Journal, host: Host, drained: Stop, stop: Stop) {
+/// Ships until everything is applied after the last call, and then removes the journal. Until that
+/// call has ended, shipping goes on though the host is stopping.
+async fn ship_until(shipper: Shipper, journal: Journal, host: Host, stops: Stops) {
+    let Stops {
+        drained, retired, ..
+    } = stops;
     let done =
         |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
     let ended = async {
-        shipper.run(done, &stop).await?;
-        host.blocking(move || journal.remove()).await??;
+        shipper.run(done, &drained).await?;
+        if retired.load(Ordering::Acquire) {
+            host.blocking(move || journal.remove()).await??;
+        }
         anyhow::Ok(())
     };
     if let Err(error) = ended.await {
@@ -244,16 +252,16 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
             match edge.journal.maintain(now_ms) {
                 Ok(stats) => {
                     failing = false;
-                    edge.synced.send_if_modified(|seen| {
-                        let more = stats.synced_seq > *seen;
-                        *seen = stats.synced_seq.max(*seen);
-                        more
-                    });
+                    publish_synced(&edge, stats.synced_seq);
                     let signed = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
                     edge.metrics.journal_bytes.set(signed(stats.bytes));
                     edge.metrics.unapplied.set(signed(stats.unapplied));
                 }
+                // The journal was removed: this is the end.
+                Err(_) if stop.is_requested() => return,
                 Err(error) => {
+                    // A full disk keeps nobody from syncing.
+                    publish_synced(&edge, edge.journal.synced_seq());
                     if !failing {
                         tracing::error!(%error, "the journal cannot grow; metered calls wait");
                     }
@@ -264,6 +272,15 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Tells those who wait for the disk how far it has come.
+pub(crate) fn publish_synced(edge: &Edge, synced_seq: u64) {
+    edge.synced.send_if_modified(|seen| {
+        let more = synced_seq > *seen;
+        *seen = synced_seq.max(*seen);
+        more
+    });
 }
 
 /// Carries calls until asked to stop, then drains.
@@ -310,6 +327,13 @@ async fn run(
     }
     edge.lender.close_all().await;
     edge.lender.heartbeat().await;
+    match edge.lender.retire().await {
+        Ok(()) => stops.retired.store(true, Ordering::Release),
+        Err(error) => tracing::warn!(
+            error = format!("{error:#}"),
+            "the journal stays; the next start ends it"
+        ),
+    }
     stops.background.request();
     stops.drained.request();
 }

@@ -84,9 +84,11 @@ async fn ask(edge: &Edge, channel: &Channel, name: &str, change: i64) -> anyhow:
     if news.reset {
         edge.keyring.reset();
     }
+    let mut changed = Vec::with_capacity(news.keys.len());
     for key in news.keys {
         if let Some(hash) = KeyHash::from_slice(&key.key_hash) {
-            edge.keyring.changed(hash, key.version).await;
+            edge.keyring.changed(hash, key.version);
+            changed.push(hash);
         }
     }
     if let Some(catalogue) = news.catalogue {
@@ -95,6 +97,8 @@ async fn ask(edge: &Edge, channel: &Channel, name: &str, change: i64) -> anyhow:
             .store(Arc::new(Catalogue::from_wire(catalogue)));
     }
     edge.keyring.informed(news.live_gateways);
+    // Last: a slow Redis must not make revocations late.
+    edge.keyring.forget_in_redis(&changed).await;
     Ok(news.change)
 }
 

@@ -52,7 +52,7 @@ pub(crate) async fn run(args: Serve) -> Result {
     };
     tokio::select! {
         served = served => served.map_err(Failure::from),
-        () = told_twice => Err(anyhow::anyhow!("told to stop a second time: stopped at once").into()),
+        () = told_twice => Err(anyhow::anyhow!("told to stop twice: stopped at once").into()),
     }
 }
 

@@ -13,6 +13,7 @@ mod ready;
 mod secrets;
 mod stack;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -49,37 +50,47 @@ pub(crate) struct Dev {
     #[arg(long)]
     processes: bool,
     /// How many gateways
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = gateways())]
     gateways: u16,
     /// The sample upstreams note every answered call in this file
     #[arg(long, value_name = "FILE", hide = true)]
     transcript: Option<PathBuf>,
 }
 
-/// What the environment says to `dev` itself; the rest is for its children.
+fn gateways() -> clap::builder::RangedI64ValueParser<u16> {
+    clap::value_parser!(u16).range(1..=64)
+}
+
+/// Variables that `dev` sets unless whoever started it has set them.
+const OPTIONAL: [&str; 5] = [
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_TRACES_SAMPLER",
+    "TOLLGATE_GATEWAY_COUNTRY_DB",
+    "TOLLGATE_GATEWAY_TRUSTED_HOPS",
+];
+
+/// What the environment has an opinion on already. The children inherit it.
+#[derive(Default)]
 struct Surroundings {
-    has_exporter: bool,
-    has_sampler: bool,
+    given: BTreeSet<&'static str>,
 }
 
 impl Surroundings {
     fn read() -> Result<Self> {
         let mut variables = Variables::from_process();
-        let exporters = [
-            "OTEL_EXPORTER_OTLP_ENDPOINT",
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-        ];
-        let has_exporter = exporters
-            .iter()
-            .any(|name| variables.optional(name, "where spans go").is_some());
-        let has_sampler = variables
-            .optional("OTEL_TRACES_SAMPLER", "which calls")
-            .is_some();
+        let is_given = |name: &&'static str| variables.optional(name, "see `config`").is_some();
+        let given = OPTIONAL.into_iter().filter(is_given).collect();
         variables.finish(&known_variables())?;
-        Ok(Self {
-            has_exporter,
-            has_sampler,
-        })
+        Ok(Self { given })
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.given.contains(name)
+    }
+
+    fn has_exporter(&self) -> bool {
+        self.has("OTEL_EXPORTER_OTLP_ENDPOINT") || self.has("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     }
 }
 
@@ -107,7 +118,7 @@ pub(crate) async fn run(args: Dev, data: Option<&Path>, output: &Output) -> Resu
         () = signals.next() => return Ok(()),
     };
     let stop = CancellationToken::new();
-    let traces = match surroundings.has_exporter {
+    let traces = match surroundings.has_exporter() {
         true => None,
         false => Some(testkit::traces::serve(0, plan.traces, stop.clone()).await?),
     };

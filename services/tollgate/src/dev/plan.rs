@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
+use super::Surroundings;
 use super::secrets::Secrets;
 use crate::failure::{Failure, Result};
 use crate::roster::ROSTER;
@@ -151,8 +152,7 @@ pub(super) struct World<'a> {
     pub(super) nats_url: String,
     /// Where spans go, unless the environment says it already.
     pub(super) otlp_endpoint: Option<String>,
-    /// The environment has no opinion on how many calls are sampled.
-    pub(super) samples_all: bool,
+    pub(super) surroundings: &'a Surroundings,
     pub(super) country_db: Option<PathBuf>,
 }
 
@@ -205,8 +205,11 @@ impl World<'_> {
                 journal.display().to_string(),
             );
             // Lets `X-Forwarded-For` on loopback play addresses from many countries.
-            set("TOLLGATE_GATEWAY_TRUSTED_HOPS", "1".to_owned());
-            if let Some(path) = &self.country_db {
+            if !self.surroundings.has("TOLLGATE_GATEWAY_TRUSTED_HOPS") {
+                set("TOLLGATE_GATEWAY_TRUSTED_HOPS", "1".to_owned());
+            }
+            let has_db = self.surroundings.has("TOLLGATE_GATEWAY_COUNTRY_DB");
+            if let Some(path) = self.country_db.as_ref().filter(|_| !has_db) {
                 set("TOLLGATE_GATEWAY_COUNTRY_DB", path.display().to_string());
             }
         }
@@ -214,7 +217,7 @@ impl World<'_> {
             set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());
             set("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned());
         }
-        if self.samples_all {
+        if !self.surroundings.has("OTEL_TRACES_SAMPLER") {
             set("OTEL_TRACES_SAMPLER", "parentbased_always_on".to_owned());
         }
         all
@@ -247,8 +250,14 @@ mod tests {
         let port = taken.local_addr().unwrap().port();
         let failure = Ports::Default.choose(port, "gateway").unwrap_err();
         let text = failure.to_string();
-        assert!(text.starts_with(&format!("port {port} (gateway)")), "{text}");
-        assert!(text.contains("--ports auto") && !text.contains('\n'), "{text}");
+        assert!(
+            text.starts_with(&format!("port {port} (gateway)")),
+            "{text}"
+        );
+        assert!(
+            text.contains("--ports auto") && !text.contains('\n'),
+            "{text}"
+        );
         assert_eq!(failure.exit_code(), 64);
     }
 
@@ -293,7 +302,7 @@ mod tests {
             redis_url: "redis://r".to_owned(),
             nats_url: "nats://n".to_owned(),
             otlp_endpoint: None,
-            samples_all: true,
+            surroundings: &Surroundings::default(),
             country_db: None,
         };
         let child = plan.child_of("gateway").unwrap();

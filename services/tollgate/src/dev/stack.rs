@@ -135,7 +135,7 @@ impl<'a> Stack<'a> {
             redis_url: self.servers.redis.url(),
             nats_url: self.servers.nats.url(),
             otlp_endpoint: traces.map(Receiver::otlp_endpoint),
-            samples_all: !surroundings.has_sampler,
+            surroundings,
             country_db: self.layout.country_db(),
         };
         for child in &self.plan.children {

@@ -1,0 +1,263 @@
+use std::sync::atomic::AtomicBool;
+
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+
+const NOW: i64 = 1_000;
+
+fn lease(granted: i64) -> Arc<Lease> {
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1)), None));
+    assert!(
+        lease.extend(granted, 0, NOW).is_none(),
+        "nothing was asked for"
+    );
+    lease
+}
+
+fn spend(hold: Hold, cost: i64) {
+    hold.spend(cost);
+    hold.settle(cost);
+}
+
+/// What a lease must be at any moment when nothing is under way.
+fn check(lease: &Lease, granted: i64, held: i64) {
+    let remaining = lease.remaining.load(Ordering::SeqCst);
+    assert!(remaining >= 0, "remaining {remaining}");
+    assert_eq!(lease.held.load(Ordering::SeqCst), held);
+    assert_eq!(
+        granted,
+        remaining + held + lease.cum() + lease.returned_cum(),
+        "nothing is lost and nothing is made"
+    );
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Hold(i64),
+    /// Ends the n-th open hold at a share of its credits.
+    Settle(usize, i64),
+    Drop(usize),
+    GiveBack,
+    Extend(i64, i64),
+    OldNews,
+    Drain,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        8 => (1..40_i64).prop_map(Step::Hold),
+        6 => (any::<usize>(), 0..=100_i64).prop_map(|(n, share)| Step::Settle(n, share)),
+        2 => any::<usize>().prop_map(Step::Drop),
+        1 => Just(Step::GiveBack),
+        3 => (1..60_i64, 0..80_i64).prop_map(|(more, credits)| Step::Extend(more, credits)),
+        1 => Just(Step::OldNews),
+        1 => Just(Step::Drain),
+    ]
+}
+
+/// The same lease, as a book-keeper would do it.
+#[derive(Default)]
+struct Model {
+    granted: i64,
+    remaining: i64,
+    returned: i64,
+    cum: i64,
+    draining: bool,
+}
+
+proptest! {
+    #[test]
+    fn a_lease_does_what_a_book_keeper_would(steps in prop::collection::vec(step(), 1..80)) {
+        let cell = lease(100);
+        let mut model = Model { granted: 100, remaining: 100, ..Model::default() };
+        let mut open: Vec<Hold> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Hold(credits) => {
+                    let expected = !model.draining && model.remaining >= credits;
+                    let hold = cell.hold(credits, NOW);
+                    prop_assert_eq!(hold.is_some(), expected);
+                    if expected {
+                        model.remaining -= credits;
+                    }
+                    open.extend(hold);
+                }
+                Step::Settle(n, share) if !open.is_empty() => {
+                    let hold = open.swap_remove(n % open.len());
+                    let cost = hold.credits * share / 100;
+                    model.cum += cost;
+                    model.remaining += hold.credits - cost;
+                    prop_assert_eq!(hold.spend(cost), model.cum);
+                    hold.settle(cost);
+                }
+                Step::Drop(n) if !open.is_empty() => {
+                    let hold = open.swap_remove(n % open.len());
+                    model.remaining += hold.credits;
+                }
+                Step::Settle(..) | Step::Drop(_) => {}
+                Step::GiveBack => {
+                    model.returned += model.remaining;
+                    model.remaining = 0;
+                    prop_assert_eq!(cell.give_back(), model.returned);
+                }
+                Step::Extend(more, credits) => {
+                    model.granted += more;
+                    model.remaining += more;
+                    let expected = !model.draining && (1..=more).contains(&credits);
+                    prop_assert!(cell.is_news(model.granted));
+                    let hold = cell.extend(model.granted, credits, NOW);
+                    prop_assert_eq!(hold.is_some(), expected);
+                    if expected {
+                        model.remaining -= credits;
+                    }
+                    open.extend(hold);
+                }
+                Step::OldNews => {
+                    prop_assert!(!cell.is_news(model.granted));
+                    prop_assert!(cell.extend(model.granted, 1, NOW).is_none());
+                    prop_assert!(cell.extend(model.granted - 1, 1, NOW).is_none());
+                }
+                Step::Drain => {
+                    model.draining = true;
+                    cell.drain();
+                }
+            }
+            prop_assert_eq!(cell.remaining.load(Ordering::SeqCst), model.remaining);
+            prop_assert_eq!(cell.is_spent(), model.draining && open.is_empty());
+            check(&cell, model.granted, open.iter().map(|hold| hold.credits).sum());
+        }
+    }
+}
+
+#[test]
+fn nothing_is_spent_after_the_end() {
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1)), Some(NOW)));
+    assert!(lease.extend(10, 5, NOW).is_none());
+    assert!(lease.hold(1, NOW).is_none());
+    let hold = lease.hold(1, NOW - 1).expect("a moment before");
+    spend(hold, 1);
+    check(&lease, 10, 0);
+}
+
+#[test]
+#[should_panic(expected = "at most its hold")]
+fn a_call_cannot_cost_more_than_its_hold() {
+    lease(10).hold(3, NOW).expect("enough").spend(4);
+}
+
+#[test]
+fn a_close_is_claimed_once_unless_it_failed() {
+    let lease = lease(1);
+    assert!(lease.claim_close());
+    assert!(!lease.claim_close());
+    lease.unclaim_close();
+    assert!(lease.claim_close());
+}
+
+#[test]
+fn a_poor_wallet_refuses_only_who_asks_for_as_much() {
+    let account = Account::new(Owner::Organisation(OrgId::new(Uuid::from_u128(1))));
+    let seen = account.begun();
+    let attempt = account.begin();
+    account.fail(attempt, Refusal::CreditsExhausted, 20);
+    assert_eq!(account.failed_since(seen, 19), None);
+    assert_eq!(
+        account.failed_since(seen, 20),
+        Some(Refusal::CreditsExhausted)
+    );
+    assert_eq!(account.failed_since(attempt, 20), None, "asked afterwards");
+    account.fail(attempt, Refusal::CreditsUnavailable, 20);
+    assert_eq!(
+        account.failed_since(seen, 1),
+        Some(Refusal::CreditsUnavailable)
+    );
+}
+
+#[test]
+fn a_renewal_is_claimed_once_when_half_is_gone() {
+    let account = Account::new(Owner::Organisation(OrgId::new(Uuid::from_u128(1))));
+    assert!(!account.claim_renewal(), "nothing to renew");
+    account.replace(lease(10));
+    let half = account.hold(5, NOW).expect("enough");
+    assert!(!account.claim_renewal(), "half is left");
+    let more = account.hold(1, NOW).expect("enough");
+    assert!(account.claim_renewal());
+    assert!(!account.claim_renewal());
+    assert_eq!(account.tick(), 0);
+    assert!(
+        account.claim_renewal(),
+        "a tick later it may be tried again"
+    );
+    assert_eq!(account.rate(), 6);
+    assert_eq!((account.tick(), account.tick()), (1, 2));
+    drop((half, more));
+}
+
+/// Threads do everything at once; one of them drains in the end, and another closes as soon as
+/// nothing is held. The total that is closed is final.
+#[test]
+fn threads_lose_nothing_and_spend_nothing_after_the_close() {
+    for round in 0..20 {
+        stress(round);
+    }
+}
+
+fn stress(round: i64) {
+    let cell = lease(500);
+    let spent = AtomicI64::new(0);
+    let granted = AtomicI64::new(500);
+    let done = AtomicBool::new(false);
+    let closed = parking_lot::Mutex::new(None);
+    std::thread::scope(|scope| {
+        for worker in 0..4_i64 {
+            let (cell, spent, done) = (&cell, &spent, &done);
+            scope.spawn(move || {
+                let mut turn = worker + round;
+                while !done.load(Ordering::Acquire) {
+                    turn += 1;
+                    let credits = turn % 7 + 1;
+                    let Some(hold) = cell.hold(credits, NOW) else {
+                        continue;
+                    };
+                    match turn % 3 {
+                        0 => drop(hold),
+                        part => {
+                            let cost = credits * part / 2;
+                            spent.fetch_add(cost, Ordering::SeqCst);
+                            spend(hold, cost);
+                        }
+                    }
+                }
+            });
+        }
+        let (cell, spent, done) = (&cell, &spent, &done);
+        let (granted, closed) = (&granted, &closed);
+        scope.spawn(move || {
+            for n in 0..400 {
+                let total = granted.fetch_add(30, Ordering::SeqCst) + 30;
+                if let Some(hold) = cell.extend(total, n % 40, NOW) {
+                    spent.fetch_add(1, Ordering::SeqCst);
+                    spend(hold, 1);
+                }
+                if n % 5 == 0 {
+                    cell.give_back();
+                }
+            }
+            cell.drain();
+            while !cell.is_spent() {
+                std::thread::yield_now();
+            }
+            assert!(cell.claim_close());
+            *closed.lock() = Some(cell.cum());
+            for _ in 0..100 {
+                std::thread::yield_now();
+            }
+            done.store(true, Ordering::Release);
+        });
+    });
+    check(&cell, granted.load(Ordering::SeqCst), 0);
+    assert_eq!(cell.cum(), spent.load(Ordering::SeqCst));
+    assert_eq!(*closed.lock(), Some(cell.cum()), "spent after the close");
+}

@@ -1,0 +1,4 @@
+//! What needs several modules at once: decisions as tables, and calls from end to end.
+
+mod flow;
+mod tables;

@@ -1,0 +1,172 @@
+//! Kills under load. The client's transcript is held against rows, debits and statistics.
+//!
+//! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use testkit::load::{self, Outcome, Plan, Shot};
+use tokio_util::sync::CancellationToken;
+
+use crate::stack::{Stack, signal};
+
+/// Between two kills.
+const KILL_PERIOD: Duration = Duration::from_millis(900);
+/// Who dies, in turn: each service three times while the bus dies twice in the short form.
+const VICTIMS: [&str; 14] = [
+    "gateway",
+    "wallet",
+    "usage-ingest",
+    "stats-aggregator",
+    "nats",
+    "gateway",
+    "wallet",
+    "usage-ingest",
+    "stats-aggregator",
+    "nats",
+    "gateway",
+    "wallet",
+    "usage-ingest",
+    "stats-aggregator",
+];
+
+#[tokio::test]
+async fn nothing_is_lost_or_billed_twice_while_processes_are_killed() {
+    storm(1).await;
+}
+
+/// The long form: a minute and more of it.
+#[tokio::test]
+#[ignore = "minutes; run by make faults"]
+async fn nothing_is_lost_or_billed_twice_in_a_long_storm() {
+    storm(8).await;
+}
+
+async fn storm(rounds: usize) {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    let stop = CancellationToken::new();
+    let plan = Plan {
+        gateways: stack.gateways(),
+        key: stack.demo("live_key"),
+        shots: vec![
+            Shot::get("/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37"),
+            Shot::post("/api/v1/pdf/render", r#"{"text": "Storm."}"#),
+            Shot::get("/api/v1/mileage/distance?from=nowhere&to=43.29,5.37"),
+        ],
+        workers: 8,
+        pause: Duration::from_millis(20),
+    };
+    let more = [
+        "wallet",
+        "grant",
+        "--org",
+        &stack.demo("org_id"),
+        "--credits",
+        "10000000",
+    ];
+    stack.cli(&[&more[..], &["--reason", "storm"]].concat());
+    let load = tokio::spawn(load::run(plan, stop.clone()));
+    let mut kills: BTreeMap<&str, usize> = BTreeMap::new();
+    for (turn, victim) in VICTIMS
+        .iter()
+        .cycle()
+        .take(VICTIMS.len() * rounds)
+        .enumerate()
+    {
+        tokio::time::sleep(KILL_PERIOD).await;
+        if kill(&stack, victim, turn) {
+            *kills.entry(victim).or_default() += 1;
+        }
+    }
+    tokio::time::sleep(KILL_PERIOD).await;
+    stop.cancel();
+    let outcome = load.await.expect("the load client ends");
+    verify(&stack, &outcome, &kills).await;
+}
+
+/// Kills one process of a service, another one each turn. False when it was just dead.
+fn kill(stack: &Stack, victim: &str, turn: usize) -> bool {
+    let pids = stack.pids(victim);
+    let Some(pid) = pids.get(turn % pids.len().max(1)) else {
+        return false;
+    };
+    signal(*pid, Signal::KILL);
+    true
+}
+
+async fn verify(stack: &Stack, outcome: &Outcome, kills: &BTreeMap<&str, usize>) {
+    let began = Instant::now();
+    let report = stack.audit();
+    let settled = began.elapsed();
+    let rows = rows(stack).await;
+    let (mut lost, mut double, mut wrong) = (Vec::new(), Vec::new(), Vec::new());
+    for done in outcome.done.iter().filter(|done| done.status != 503) {
+        match rows.get(&done.request_id).map(Vec::as_slice) {
+            None => lost.push(&done.request_id),
+            Some([cost]) if *cost == done.cost => {}
+            Some([_]) => wrong.push(&done.request_id),
+            Some(_) => double.push(&done.request_id),
+        }
+    }
+    println!(
+        "storm: {} sent, {} complete {:?}, {} broken off, {} found no gateway, kills {kills:?}, \
+         settled after {settled:?}, lost {}, double {}, wrong {}, report {report}",
+        outcome.sent,
+        outcome.done.len(),
+        outcome.by_status,
+        outcome.broken,
+        outcome.unreachable,
+        lost.len(),
+        double.len(),
+        wrong.len(),
+    );
+    assert!(
+        outcome.done.len() > 500,
+        "only {} calls were complete",
+        outcome.done.len()
+    );
+    for (victim, least) in [
+        ("gateway", 3),
+        ("wallet", 3),
+        ("usage-ingest", 3),
+        ("stats-aggregator", 3),
+        ("nats", 2),
+    ] {
+        let times = kills.get(victim).copied().unwrap_or(0);
+        assert!(times >= least, "{victim} was killed only {times} times");
+    }
+    assert!(lost.is_empty(), "complete answers without a row: {lost:?}");
+    assert!(double.is_empty(), "calls with two rows: {double:?}");
+    assert!(
+        wrong.is_empty(),
+        "rows with another cost than the answer said: {wrong:?}"
+    );
+    assert_eq!(report["differences"], 0, "{report:#}");
+    let sums = stack
+        .count(
+            "select coalesce((select sum(credits_used) from usage_ingest.api_usage_logs
+                               where environment = 'production'), 0)::int8
+                  - coalesce((select sum(total_used) from wallet.wallets), 0)::int8",
+        )
+        .await;
+    assert_eq!(sums, 0, "rows and wallets differ");
+}
+
+/// Costs of all rows by request id.
+async fn rows(stack: &Stack) -> BTreeMap<String, Vec<i64>> {
+    let found: Vec<(uuid::Uuid, i64)> =
+        sqlx::query_as("select request_id, credits_used from usage_ingest.api_usage_logs")
+            .fetch_all(stack.pool())
+            .await
+            .expect("rows");
+    let mut rows: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    for (request, cost) in found {
+        rows.entry(format!("req_{}", request.simple()))
+            .or_default()
+            .push(cost);
+    }
+    rows
+}

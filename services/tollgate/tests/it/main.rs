@@ -1,0 +1,19 @@
+//! The only integration-test binary: one behaviour a test, on real servers.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "the exceptions for tests cover functions marked as tests, not what they share"
+)]
+
+mod audit;
+mod cli;
+mod fault;
+mod migrate;
+mod money;
+mod road;
+mod stack;
+mod tidy;

@@ -1,0 +1,325 @@
+//! A whole Tollgate, as a stranger starts it: the binary's own `dev`, on free ports.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+use sqlx::{PgPool, postgres::PgPoolOptions};
+use testkit::{
+    eventually,
+    load::{Answer, Connection, Shot},
+};
+
+/// The stack is up after so long, cold caches included.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// Effects of a call are durable after so long, unless something was just killed.
+pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Addresses that the fixture database places: 203.0.N.0/24 is in the N-th of these countries.
+pub(crate) const COUNTRIES: [&str; 14] = [
+    "FR", "DE", "IT", "ES", "PT", "PL", "SE", "NO", "FI", "DK", "NL", "BE", "AT", "CH",
+];
+
+/// A running Tollgate with its own servers and data.
+pub(crate) struct Stack {
+    child: Child,
+    dir: tempfile::TempDir,
+    pool: PgPool,
+}
+
+/// An organisation made for a test.
+pub(crate) struct Customer {
+    pub(crate) org: String,
+    pub(crate) user: String,
+}
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_tollgate"))
+}
+
+impl Stack {
+    /// Starts `tollgate dev` with these further arguments.
+    pub(crate) async fn start(arguments: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let countries = dir.path().join("geoip");
+        std::fs::write(&countries, countries_text()).expect("written");
+        let log = std::fs::File::create(dir.path().join("dev.log")).expect("a log");
+        let child = binary()
+            .args(["dev", "--ports", "auto", "--data"])
+            .arg(dir.path().join("data"))
+            .args(arguments)
+            .env("TOLLGATE_GATEWAY_COUNTRY_DB", &countries)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .spawn()
+            .expect("tollgate dev starts");
+        let ready = eventually(START_LIMIT, "tollgate dev is ready", async || {
+            read_info(&dir.path().join("data"))
+        });
+        let info = match ready.await {
+            Ok(info) => info,
+            Err(error) => {
+                let log = std::fs::read_to_string(dir.path().join("dev.log")).unwrap_or_default();
+                panic!("{error:#}\n--- dev.log\n{log}");
+            }
+        };
+        let url = info["postgres_url"].as_str().expect("a URL");
+        let pool = PgPoolOptions::new()
+            .max_connections(5)
+            .connect(url)
+            .await
+            .expect("PostgreSQL");
+        Self { child, dir, pool }
+    }
+
+    pub(crate) fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// `dev.json` as it is now.
+    pub(crate) fn info(&self) -> Value {
+        read_info(&self.data()).expect("dev.json is there while the stack runs")
+    }
+
+    pub(crate) fn pool(&self) -> &PgPool {
+        &self.pool
+    }
+
+    pub(crate) fn gateways(&self) -> Vec<String> {
+        let info = self.info();
+        let bases = info["gateway"].as_array().expect("a list");
+        bases
+            .iter()
+            .map(|base| base.as_str().expect("a URL").to_owned())
+            .collect()
+    }
+
+    pub(crate) fn demo(&self, name: &str) -> String {
+        self.info()["demo"][name]
+            .as_str()
+            .expect("in dev.json")
+            .to_owned()
+    }
+
+    /// Runs a verb of the CLI with `--json`; exit code and what it printed.
+    pub(crate) fn try_cli(&self, arguments: &[&str]) -> (Option<i32>, Value, String) {
+        let output = binary()
+            .args(arguments)
+            .arg("--json")
+            .arg("--data")
+            .arg(self.data())
+            .output()
+            .expect("the CLI runs");
+        let json = serde_json::from_slice(&output.stdout).unwrap_or_default();
+        (
+            output.status.code(),
+            json,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    }
+
+    /// As `try_cli`, for a verb that must succeed.
+    pub(crate) fn cli(&self, arguments: &[&str]) -> Value {
+        let (code, json, errors) = self.try_cli(arguments);
+        assert_eq!(code, Some(0), "tollgate {arguments:?}: {json} {errors}");
+        json
+    }
+
+    pub(crate) fn customer(&self, name: &str, credits: u32) -> Customer {
+        let owner = format!("{}@example.com", name.to_lowercase());
+        let made = self.cli(&["org", "create", "--name", name, "--owner", &owner]);
+        let text = |field: &str| made[field].as_str().expect("an id").to_owned();
+        let customer = Customer {
+            org: text("org_id"),
+            user: text("user_id"),
+        };
+        if credits > 0 {
+            let credits = credits.to_string();
+            let grant = [
+                "wallet",
+                "grant",
+                "--org",
+                &customer.org,
+                "--credits",
+                &credits,
+            ];
+            self.cli(&[&grant[..], &["--reason", "test"]].concat());
+        }
+        customer
+    }
+
+    /// A key of a customer: id and text.
+    pub(crate) fn key(&self, customer: &Customer, more: &[&str]) -> (String, String) {
+        let base = [
+            "key",
+            "create",
+            "--org",
+            &customer.org,
+            "--user",
+            &customer.user,
+            "--name",
+            "test",
+        ];
+        let made = self.cli(&[&base[..], more].concat());
+        let text = |field: &str| made[field].as_str().expect("a text").to_owned();
+        (text("key_id"), text("key"))
+    }
+
+    /// One call through the first gateway.
+    pub(crate) async fn call(&self, key: &str, shot: &Shot) -> Answer {
+        self.call_at(0, key, shot).await
+    }
+
+    pub(crate) async fn call_at(&self, gateway: usize, key: &str, shot: &Shot) -> Answer {
+        let base = self.gateways()[gateway].clone();
+        Connection::to(&base)
+            .call(key, shot)
+            .await
+            .expect("an answer")
+    }
+
+    /// Waits until the auditor finds no difference, and returns its report.
+    pub(crate) fn audit(&self) -> Value {
+        let (code, report, errors) = self.try_cli(&["audit", "--wait", "60"]);
+        assert_eq!(code, Some(0), "the auditor objects: {report:#} {errors}");
+        report
+    }
+
+    /// The processes of a service or server.
+    pub(crate) fn pids(&self, name: &str) -> Vec<i32> {
+        let info = self.info();
+        let number = |value: &Value| i32::try_from(value.as_i64().expect("a pid")).expect("small");
+        match &info["pids"][name] {
+            Value::Array(pids) => pids.iter().map(number).collect(),
+            pid => vec![number(pid)],
+        }
+    }
+
+    /// A count by SQL.
+    pub(crate) async fn count(&self, sql: &'static str) -> i64 {
+        sqlx::query_scalar(sql)
+            .fetch_one(&self.pool)
+            .await
+            .expect("a count")
+    }
+
+    /// The figures that must not change when events are repeated: wallets, rows, statistics and
+    /// anomalies, each as one digest.
+    pub(crate) async fn digests(&self) -> BTreeMap<&'static str, String> {
+        let mut found = BTreeMap::new();
+        for (name, sql) in DIGESTS {
+            let digest: Option<String> = sqlx::query_scalar(sql)
+                .fetch_one(&self.pool)
+                .await
+                .expect("a digest");
+            found.insert(name, digest.unwrap_or_default());
+        }
+        found
+    }
+}
+
+const DIGESTS: [(&str, &str); 6] = [
+    (
+        "wallets",
+        "select md5(string_agg(concat_ws(',', org_id, balance, reserved, total_used), ';'
+                               order by org_id)) from wallet.wallets",
+    ),
+    (
+        "test wallets",
+        "select md5(string_agg(concat_ws(',', user_id, balance, reserved, total_used), ';'
+                               order by user_id)) from wallet.test_wallets",
+    ),
+    (
+        "rows",
+        "select md5(string_agg(concat_ws(',', journal_id, seq, request_id, credits_used), ';'
+                               order by journal_id, seq)) from usage_ingest.api_usage_logs",
+    ),
+    (
+        "days",
+        "select md5(string_agg(concat_ws(',', org_id, date, environment, total_requests,
+                                         total_credits, successful_requests,
+                                         services_breakdown), ';'
+                               order by org_id, date, environment))
+           from stats_aggregator.daily_stats",
+    ),
+    (
+        "hours",
+        "select md5(string_agg(concat_ws(',', org_id, hour, environment, service,
+                                         total_requests, total_credits), ';'
+                               order by org_id, hour, environment, service))
+           from stats_aggregator.hourly_stats",
+    ),
+    (
+        "anomalies",
+        "select md5(string_agg(concat_ws(',', id, key_id, at), ';' order by id))
+           from anomaly_detector.anomalies",
+    ),
+];
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- logs of the stack");
+            print_tails(&self.dir.path().join("dev.log"));
+            for entry in std::fs::read_dir(self.data().join("log"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                print_tails(&entry.path());
+            }
+        }
+        terminate(&self.child);
+        if let Err(error) = self.child.wait() {
+            eprintln!("tollgate dev could not be waited for: {error}");
+        }
+    }
+}
+
+fn terminate(child: &Child) {
+    let pid = i32::try_from(child.id()).expect("a pid");
+    signal(pid, rustix::process::Signal::TERM);
+}
+
+/// Sends a signal to one of our own processes; one that is gone already is fine.
+pub(crate) fn signal(pid: i32, signal: rustix::process::Signal) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid)
+        && let Err(error) = rustix::process::kill_process(pid, signal)
+    {
+        eprintln!("{pid:?} was gone: {error}");
+    }
+}
+
+fn print_tails(path: &Path) {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    eprintln!("=== {}", path.display());
+    for line in lines.iter().skip(lines.len().saturating_sub(15)) {
+        eprintln!("{line}");
+    }
+}
+
+fn read_info(data: &Path) -> Result<Value, String> {
+    let text = std::fs::read_to_string(data.join("dev.json")).map_err(|e| e.to_string())?;
+    serde_json::from_str(&text).map_err(|e| e.to_string())
+}
+
+/// A country database in the format of Debian's tor-geoipdb.
+fn countries_text() -> String {
+    let mut text = String::from("# fixture\n");
+    for (index, country) in (0_u32..).zip(COUNTRIES) {
+        let low = u32::from_be_bytes([203, 0, 0, 0]) + index * 256;
+        text.push_str(&format!("{low},{},{country}\n", low + 255));
+    }
+    text
+}
+
+/// An address in the N-th country of the fixture.
+pub(crate) fn address_in(country: usize) -> String {
+    format!("203.0.{country}.7")
+}
