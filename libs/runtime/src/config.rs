@@ -307,6 +307,9 @@ impl Variables {
         if self.problems.is_empty() {
             return Ok(());
         }
+        // A variable that several services read is one problem.
+        let mut seen = BTreeSet::new();
+        self.problems.retain(|problem| seen.insert(problem.clone()));
         Err(ConfigError(std::mem::take(&mut self.problems)))
     }
 }

@@ -11,7 +11,8 @@ use types::Pepper;
 pub struct Config {
     pub(crate) listen: SocketAddr,
     pub(crate) name: String,
-    pub(crate) threads: usize,
+    /// 0: one a core.
+    threads: usize,
     pub(crate) pepper: Option<Pepper>,
     pub(crate) previous_pepper: Option<Pepper>,
     pub(crate) principal_secret: SecretString,
@@ -28,7 +29,6 @@ pub struct Config {
 impl Config {
     /// Reads all variables; problems are collected by `v`.
     pub fn read(v: &mut Variables) -> Self {
-        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let (pepper, previous_pepper) = read_peppers(v);
         let principal_secret = v.secret(
             "TOLLGATE_GATEWAY_PRINCIPAL_SECRET",
@@ -48,9 +48,9 @@ impl Config {
             ),
             threads: v.number(
                 "TOLLGATE_GATEWAY_THREADS",
-                cores,
-                1..=256,
-                "threads that carry calls, one event loop each; default: one a core",
+                0,
+                0..=256,
+                "threads that carry calls, one event loop each; 0: one a core",
             ),
             pepper,
             previous_pepper,
@@ -88,6 +88,16 @@ impl Config {
                 1..=100_000,
                 "traces that may begin in a second, whatever the sampler says",
             ),
+        }
+    }
+}
+
+impl Config {
+    /// Threads that carry calls.
+    pub(crate) fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            threads => threads,
         }
     }
 }

@@ -162,11 +162,11 @@ impl Lender {
         let owner = match account.owner {
             Owner::Organisation(org) => wire::Account {
                 org_id: org.to_string(),
-                user_id: String::new(),
+                ..wire::Account::default()
             },
             Owner::TestUser(user) => wire::Account {
-                org_id: String::new(),
                 user_id: user.to_string(),
+                ..wire::Account::default()
             },
         };
         let wanted = account

@@ -45,7 +45,7 @@ const READY_POLL: Duration = Duration::from_millis(10);
 /// # Errors
 /// The address is taken, the journal directory is in use, or a file cannot be read.
 pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
-    let sockets = listen::bind(config.listen, config.threads)?;
+    let sockets = listen::bind(config.listen, config.threads())?;
     let countries = open_countries(&config)?;
     let (journal, recovered) = open_journal(host, &config).await?;
     let (lender, renewals) = Lender::new(host, journal.clone(), config.name.clone())?;

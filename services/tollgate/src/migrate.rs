@@ -31,6 +31,8 @@ fn migrator(schema: &'static str) -> anyhow::Result<Migrator> {
     };
     migrator.create_schema(schema);
     migrator.dangerous_set_table_name(format!("{schema}.migrations"));
+    // Held by the caller, over all schemas.
+    migrator.set_locking(false);
     Ok(migrator)
 }
 
@@ -39,6 +41,8 @@ pub(crate) async fn apply(
     connection: &mut PgConnection,
     schemas: &[&'static str],
 ) -> anyhow::Result<Vec<Applied>> {
+    // Released with the connection, should this fail.
+    connection.lock().await?;
     let mut applied = Vec::new();
     for schema in schemas {
         let migrator = migrator(schema)?;
@@ -55,6 +59,7 @@ pub(crate) async fn apply(
             what: migration.description.to_string(),
         }));
     }
+    connection.unlock().await?;
     Ok(applied)
 }
 

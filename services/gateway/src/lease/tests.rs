@@ -1,3 +1,8 @@
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "a test that is wrong about its own data may panic"
+)]
+
 use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
@@ -199,7 +204,7 @@ fn a_renewal_is_claimed_once_when_half_is_gone() {
 /// nothing is held. The total that is closed is final.
 #[test]
 fn threads_lose_nothing_and_spend_nothing_after_the_close() {
-    for round in 0..20 {
+    for round in 0..5 {
         stress(round);
     }
 }
@@ -211,7 +216,7 @@ fn stress(round: i64) {
     let done = AtomicBool::new(false);
     let closed = parking_lot::Mutex::new(None);
     std::thread::scope(|scope| {
-        for worker in 0..4_i64 {
+        for worker in 0..3_i64 {
             let (cell, spent, done) = (&cell, &spent, &done);
             scope.spawn(move || {
                 let mut turn = worker + round;

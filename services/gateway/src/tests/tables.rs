@@ -1,5 +1,11 @@
 //! Decisions, one line a case.
 
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "a test that is wrong about its own data may panic"
+)]
+
 use std::net::IpAddr;
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -7,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use http_body_util::BodyExt as _;
 use proptest::prelude::*;
 use proto::{
-    events::v1::{Call, Disposition, Record, RecordKind, Unit},
+    events::v1::{Call, Disposition, Permit, Record, RecordKind, Unit},
     keys::v1 as wire,
 };
 use secrecy::SecretString;
@@ -35,6 +41,13 @@ fn header_map(pairs: &[(&str, &str)]) -> HeaderMap {
     headers
 }
 
+/// Headers and query, and what becomes of them.
+type Presented<'a> = (
+    &'a [(&'a str, &'a str)],
+    Option<&'a str>,
+    Result<(), Refusal>,
+);
+
 #[test]
 fn exactly_one_credential_is_taken() {
     let new = NewKey::from_random(Environment::Production, &[7; 28]);
@@ -45,7 +58,7 @@ fn exactly_one_credential_is_taken() {
     let cut = key.get(..50).expect("51 characters");
     let in_query = format!("a=b&key={key}");
     let anywhere = format!("token={key}");
-    let cases: &[(&[(&str, &str)], Option<&str>, Result<(), Refusal>)] = &[
+    let cases: &[Presented<'_>] = &[
         (&[("authorization", &bearer)], None, Ok(())),
         (&[("authorization", &lower)], None, Ok(())),
         (&[("authorization", &wide)], None, Ok(())),
@@ -354,6 +367,13 @@ fn longest() -> Record {
         granted: i64::MIN,
         held: i64::MIN,
         call: Some(call),
+        permits: vec![
+            Permit {
+                lease_id: vec![0xff; 16],
+                cum: i64::MIN,
+            };
+            2
+        ],
     }
 }
 

@@ -11,7 +11,9 @@
 
 mod audit;
 mod cli;
+mod docs;
 mod fault;
+mod lifecycle;
 mod migrate;
 mod money;
 mod road;

@@ -52,9 +52,10 @@ async fn migrations_are_applied_once_and_missed_with_a_clear_word() {
             command.spawn().unwrap()
         })
         .collect();
-    for one in both.drain(..) {
-        applied(&one.wait_with_output().unwrap());
-    }
+    let done = both
+        .drain(..)
+        .map(|one| applied(&one.wait_with_output().unwrap()));
+    assert_eq!(done.sum::<usize>(), 5, "each is applied by one of the two");
     let again = tollgate(&url, &["migrate", "--json"]).output().unwrap();
     assert_eq!(
         applied(&again),
