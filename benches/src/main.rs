@@ -3,7 +3,6 @@
 //! Closed loop: `--workers` connections, each with one call in flight. The lag of the consumers is
 //! read from their own histograms before and after, so it covers this run only.
 #![expect(clippy::print_stdout, reason = "figures are what this program is for")]
-#![expect(clippy::cast_precision_loss, reason = "figures for people")]
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 

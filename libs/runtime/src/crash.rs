@@ -2,7 +2,8 @@
 //! two steps. Release builds have none.
 
 /// Dies here with SIGKILL when `TOLLGATE_CRASH_AT` names this point (`point` or `point:n` for the
-/// n-th passage). Names are `<service>.<step just finished>`.
+/// n-th passage), or a folder whose file for this process does. Names are
+/// `<service>.<step just finished>`.
 #[macro_export]
 macro_rules! crash_point {
     ($name:literal) => {
@@ -13,18 +14,55 @@ macro_rules! crash_point {
 
 #[cfg(debug_assertions)]
 mod armed {
-    use std::sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
+    use std::{
+        fs::File,
+        io::{Read, Seek, Write},
+        path::Path,
+        sync::{
+            OnceLock,
+            atomic::{AtomicU64, Ordering},
+        },
     };
+
+    use anyhow::Context as _;
 
     static POINT: OnceLock<(String, AtomicU64)> = OnceLock::new();
 
-    /// Arms a point, once per process.
-    pub(crate) fn arm(spec: &str) {
-        let (name, passage) = spec.split_once(':').unwrap_or((spec, "1"));
-        let passage = passage.parse().unwrap_or(1);
-        POINT.get_or_init(|| (name.to_owned(), AtomicU64::new(passage)));
+    /// Arms a point, once per process: `spec` names it, or else the absolute path of a folder. There
+    /// the file of the process, named after its services, has a point a line; each life takes one,
+    /// and a life that finds none is not armed.
+    pub(crate) fn arm(spec: &str, services: &[&str]) -> anyhow::Result<()> {
+        let folder = Path::new(spec);
+        let taken = if folder.is_absolute() {
+            take_line(&folder.join(services.join(","))).context("TOLLGATE_CRASH_AT")?
+        } else {
+            Some(spec.to_owned())
+        };
+        if let Some(spec) = taken {
+            let (name, passage) = spec.split_once(':').unwrap_or((&spec, "1"));
+            let passage = passage.parse().unwrap_or(1);
+            POINT.get_or_init(|| (name.to_owned(), AtomicU64::new(passage)));
+            tracing::warn!(point = spec, "dies at this point");
+        }
+        Ok(())
+    }
+
+    /// Removes the first line of a file. Processes with one name share the file, so it is locked.
+    fn take_line(path: &Path) -> std::io::Result<Option<String>> {
+        let mut file = match File::options().read(true).write(true).open(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        file.lock()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        let Some((first, rest)) = text.split_once('\n') else {
+            return Ok(None);
+        };
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(rest.as_bytes())?;
+        Ok(Some(first.to_owned()))
     }
 
     /// Counts a passage; the counted-down one does not return.
@@ -33,6 +71,7 @@ mod armed {
             return;
         };
         if point == name && left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            tracing::warn!(point, "died at this point");
             let myself = rustix::process::getpid();
             // A failed kill would leave the test waiting for a death: it would say so.
             if rustix::process::kill_process(myself, rustix::process::Signal::KILL).is_ok() {

@@ -235,6 +235,12 @@ impl Host {
         Ok(tokio::task::spawn_blocking(work).await?)
     }
 
+    /// Ends the process in order, with an error: something is wrong that only a new life can mend.
+    pub fn fail(&self, why: &str) {
+        tracing::error!(service = self.name, why, "the process ends");
+        self.shared.failed.cancel();
+    }
+
     /// Keeps the process from being ready until the returned value is dropped.
     #[must_use]
     pub fn starting(&self, why: &'static str) -> Starting {

@@ -163,7 +163,7 @@ impl Settings {
         let crash_at = if cfg!(debug_assertions) {
             variables.optional(
                 "TOLLGATE_CRASH_AT",
-                "debug builds: die at this point, `name:n`",
+                "debug builds: die at this point, `name:n`, or a folder with a file of them",
             )
         } else {
             None
@@ -207,6 +207,8 @@ pub(crate) struct Shared {
     pub(crate) remotes: BTreeMap<&'static str, String>,
     pub(crate) guard: watch::Receiver<Option<Guard>>,
     pub(crate) ready: AtomicBool,
+    /// A service has given up.
+    pub(crate) failed: CancellationToken,
     /// What is not ready yet, and why.
     pub(crate) starting: Mutex<Vec<(&'static str, &'static str)>>,
     /// Services that need PostgreSQL run here.
@@ -230,7 +232,7 @@ impl Node {
         logs::start(&settings.log_directives, settings.log_pretty)?;
         #[cfg(debug_assertions)]
         if let Some(point) = &settings.crash_at {
-            crate::crash::arm(point);
+            crate::crash::arm(point, services)?;
         }
         let stores = services.iter().any(|service| *service != "gateway");
         let nats = async_nats::ConnectOptions::new()
@@ -264,6 +266,7 @@ impl Node {
             remotes: settings.remotes.clone(),
             guard: guard_seen,
             ready: AtomicBool::new(false),
+            failed: CancellationToken::new(),
             starting: Mutex::default(),
             stores,
         };
@@ -294,7 +297,7 @@ impl Node {
     /// Opens the listeners, is ready, and serves until `stop` resolves; then stops in order.
     ///
     /// # Errors
-    /// A port is taken.
+    /// A port is taken, or a service gave up.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let listening = CancellationToken::new();
         let tracker = TaskTracker::new();
@@ -319,7 +322,11 @@ impl Node {
         self.shared.ready.store(true, Ordering::Release);
         let services: Vec<&str> = self.hosts.iter().map(|host| host.name).collect();
         tracing::info!(services = services.join(","), "ready");
-        stop.await;
+        let failed = self.shared.failed.clone();
+        tokio::select! {
+            () = stop => {}
+            () = failed.cancelled() => {}
+        }
         self.stop().await;
         listening.cancel();
         tracker.close();
@@ -329,6 +336,10 @@ impl Node {
         {
             tracing::warn!("connections were still open after 5 s and were cut");
         }
+        anyhow::ensure!(
+            !failed.is_cancelled(),
+            "a service has given up; the log says why"
+        );
         Ok(())
     }
 

@@ -218,7 +218,8 @@ pub(crate) struct Upload {
 
 /// A client's body on its way to the upstream, counted and limited.
 pub(crate) struct Uploaded {
-    inner: Incoming,
+    /// None: there is no body.
+    inner: Option<Incoming>,
     bytes_max: u64,
     upload: Rc<Upload>,
 }
@@ -228,12 +229,21 @@ impl Uploaded {
         let upload = Rc::new(Upload::default());
         (
             Self {
-                inner,
+                inner: Some(inner),
                 bytes_max,
                 upload: Rc::clone(&upload),
             },
             upload,
         )
+    }
+
+    /// Of a request without a body.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            inner: None,
+            bytes_max: 0,
+            upload: Rc::default(),
+        }
     }
 }
 
@@ -246,7 +256,10 @@ impl Body for Uploaded {
         task: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = self.get_mut();
-        let frame = match Pin::new(&mut this.inner).poll_frame(task) {
+        let Some(inner) = &mut this.inner else {
+            return Poll::Ready(None);
+        };
+        let frame = match Pin::new(inner).poll_frame(task) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
             Poll::Ready(None) => return Poll::Ready(None),
@@ -275,10 +288,12 @@ impl Body for Uploaded {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        self.inner
+            .as_ref()
+            .map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
     }
 }

@@ -3,7 +3,7 @@
 use std::{rc::Rc, time::Duration};
 
 use http::{
-    HeaderValue, Request, Response, Uri, Version,
+    HeaderValue, Method, Request, Response, Uri, Version,
     header::{CONTENT_LENGTH, HOST, VIA},
 };
 use http_body::Body as _;
@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Attempts to send a request: each after the first only because a reused connection turned out
-/// to be dead before a byte of the request was sent.
+/// to be dead.
 const SEND_ATTEMPTS_MAX: u32 = 3;
 
 /// Forwards a call. The ticket inside ends in a record whatever happens here.
@@ -176,6 +176,27 @@ fn outgoing(
     Some(Request::from_parts(parts, body))
 }
 
+/// The head of a request that changes nothing and has no body: it may be sent again.
+fn repeatable(request: &Request<Uploaded>) -> Option<Request<()>> {
+    let safe = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS
+    );
+    if !safe || !request.body().is_end_stream() {
+        return None;
+    }
+    let mut head = Request::new(());
+    head.method_mut().clone_from(request.method());
+    head.uri_mut().clone_from(request.uri());
+    head.headers_mut().clone_from(request.headers());
+    Some(head)
+}
+
+fn copy(head: &Request<()>) -> Request<Uploaded> {
+    let (parts, ()) = head.clone().into_parts();
+    Request::from_parts(parts, Uploaded::nothing())
+}
+
 /// Sends a request and waits for the head of the answer.
 async fn send(
     worker: &Rc<Worker>,
@@ -183,6 +204,7 @@ async fn send(
     request: Request<Uploaded>,
     timeout: Duration,
 ) -> Result<(Lent, Response<Incoming>), Refusal> {
+    let again = repeatable(&request);
     let attempts = async {
         let mut request = request;
         for attempt in 1..=SEND_ATTEMPTS_MAX {
@@ -199,17 +221,21 @@ async fn send(
                     Refusal::UpstreamUnreachable
                 })?,
             };
-            match lent.sender.try_send_request(request).await {
+            let mut failed = match lent.sender.try_send_request(request).await {
                 Ok(response) => return Ok((lent, response)),
-                Err(mut failed) => match failed.take_message() {
-                    Some(unsent) if lent.reused => request = unsent,
-                    _ => {
-                        let error = failed.into_error();
-                        tracing::debug!(service = service.name, %error, "no answer");
-                        return Err(Refusal::UpstreamUnreachable);
-                    }
-                },
-            }
+                Err(failed) => failed,
+            };
+            // A reused connection that its peer had just closed: what was not sent, or may be
+            // sent twice, is sent on another one. No byte of an answer was seen.
+            request = match (failed.take_message(), &again) {
+                (Some(unsent), _) if lent.reused => unsent,
+                (None, Some(head)) if lent.reused => copy(head),
+                _ => {
+                    let error = failed.into_error();
+                    tracing::debug!(service = service.name, %error, "no answer");
+                    return Err(Refusal::UpstreamUnreachable);
+                }
+            };
         }
         Err(Refusal::UpstreamUnreachable)
     };

@@ -244,7 +244,7 @@ async fn ship_until(shipper: Shipper, journal: Journal, host: Host, stops: Stops
 )]
 fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().name("journal-upkeep".to_owned());
-    let clock = host.clock();
+    let (clock, host) = (host.clock(), host.clone());
     thread.spawn(move || {
         let mut failing = false;
         while !stop.is_requested() {
@@ -267,6 +267,11 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
                     }
                     failing = true;
                 }
+            }
+            // Never tried again: the page may be marked clean. The next life reads what is there.
+            if edge.journal.is_failed() {
+                host.fail("the journal could not be synced to disk");
+                return;
             }
             std::thread::sleep(UPKEEP_PERIOD);
         }
