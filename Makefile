@@ -38,6 +38,6 @@ faults: ## every fault test in its long form (an hour or more)
 	@tools/prepare.sh test
 	@cargo nextest run --workspace --cargo-quiet --profile faults --run-ignored all
 
-bench: ## the measurements behind the published figures
+bench: ## the measurements behind benches/RESULTS.md (ARGS="--workers 16 --seconds 20" …)
 	@tools/prepare.sh
-	@cargo bench --workspace
+	@benches/run.sh $(ARGS)
