@@ -12,7 +12,12 @@ use serde_json::Value;
 use testkit::load::{self, Connection, Plan, Shot};
 use tokio_util::sync::CancellationToken;
 
-const CONSUMERS: [&str; 4] = ["wallet", "usage-ingest", "stats-aggregator", "anomaly-detector"];
+const CONSUMERS: [&str; 4] = [
+    "wallet",
+    "usage-ingest",
+    "stats-aggregator",
+    "anomaly-detector",
+];
 
 /// Puts load on a running `tollgate dev`.
 #[derive(Parser)]
@@ -41,8 +46,13 @@ async fn main() -> anyhow::Result<()> {
     let before = lags(&info).await?;
     let plan = Plan {
         gateways: texts(&info["gateway"]),
-        key: info["demo"]["live_key"].as_str().context("no demo key")?.to_owned(),
-        shots: vec![Shot::get("/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37")],
+        key: info["demo"]["live_key"]
+            .as_str()
+            .context("no demo key")?
+            .to_owned(),
+        shots: vec![Shot::get(
+            "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37",
+        )],
         workers: arguments.workers,
         pause: Duration::from_micros(arguments.pause_micros),
     };
@@ -55,26 +65,45 @@ async fn main() -> anyhow::Result<()> {
     };
     let (outcome, ()) = tokio::join!(load::run(plan, stop), ended);
     let calls = outcome.done.len();
-    println!("calls        {calls}, {} a second", calls as u64 / seconds.max(1));
-    println!("by status    {:?}, broken off {}", outcome.by_status, outcome.broken);
+    println!(
+        "calls        {calls}, {} a second",
+        calls as u64 / seconds.max(1)
+    );
+    println!(
+        "by status    {:?}, broken off {}",
+        outcome.by_status, outcome.broken
+    );
     let quantile = |percent| outcome.quantile(percent);
-    println!("latency      P50 {} µs, P99 {} µs", quantile(50), quantile(99));
+    println!(
+        "latency      P50 {} µs, P99 {} µs",
+        quantile(50),
+        quantile(99)
+    );
     // The last calls need a moment to become durable everywhere.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let after = lags(&info).await?;
     for consumer in CONSUMERS {
         let empty = BTreeMap::new();
-        let (old, new) =
-            (before.get(consumer).unwrap_or(&empty), after.get(consumer).unwrap_or(&empty));
+        let (old, new) = (
+            before.get(consumer).unwrap_or(&empty),
+            after.get(consumer).unwrap_or(&empty),
+        );
         let bound = |share| bound(old, new, share);
-        println!("lag {consumer:17} P50 ≤ {}, P99 ≤ {}", bound(0.5), bound(0.99));
+        println!(
+            "lag {consumer:17} P50 ≤ {}, P99 ≤ {}",
+            bound(0.5),
+            bound(0.99)
+        );
     }
     Ok(())
 }
 
 fn texts(value: &Value) -> Vec<String> {
     let list = value.as_array().cloned().unwrap_or_default();
-    list.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    list.iter()
+        .filter_map(Value::as_str)
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Per consumer: cumulative counts of its lag histogram by upper bound.
@@ -84,14 +113,22 @@ async fn lags(info: &Value) -> anyhow::Result<Lags> {
     let mut found = Lags::new();
     for consumer in CONSUMERS {
         let base = info["ops"][consumer].as_str().context("no ops address")?;
-        let answer = Connection::to(base).call("", &Shot::get("/metrics.json")).await?;
+        let answer = Connection::to(base)
+            .call("", &Shot::get("/metrics.json"))
+            .await?;
         let samples = answer.json();
         let name = "tollgate_usage_lag_seconds_bucket{";
         for (sample, count) in samples.as_object().into_iter().flatten() {
             let ours = sample.starts_with(name) && sample.contains(&format!("\"{consumer}\""));
-            let bound = sample.split("le=\"").nth(1).and_then(|rest| rest.split('"').next());
+            let bound = sample
+                .split("le=\"")
+                .nth(1)
+                .and_then(|rest| rest.split('"').next());
             if let (true, Some(bound), Some(count)) = (ours, bound, count.as_f64()) {
-                found.entry(consumer).or_default().insert(bound.to_owned(), count);
+                found
+                    .entry(consumer)
+                    .or_default()
+                    .insert(bound.to_owned(), count);
             }
         }
     }
@@ -110,5 +147,8 @@ fn bound(before: &BTreeMap<String, f64>, after: &BTreeMap<String, f64>, share: f
     buckets.sort_by(|a, b| a.0.total_cmp(&b.0));
     let total = buckets.last().map_or(0.0, |(_, count)| *count);
     let found = buckets.iter().find(|(_, count)| *count >= total * share);
-    found.map_or_else(|| "?".to_owned(), |(bound, _)| format!("{} ms", bound * 1000.0))
+    found.map_or_else(
+        || "?".to_owned(),
+        |(bound, _)| format!("{} ms", bound * 1000.0),
+    )
 }
