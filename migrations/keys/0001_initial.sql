@@ -2,9 +2,60 @@ create table keys.users (
     id          uuid primary key,
     email       text not null constraint users_email_key unique check (email = lower(email)),
     name        text not null default '',
+    -- 16 bytes of salt and 32 of argon2id; null: signs in with a new password only.
+    password            bytea check (octet_length(password) = 48),
+    email_verified_at   timestamptz,
+    -- Sessions of a smaller epoch have ended.
+    session_epoch       bigint not null default 1,
+    -- The authenticator's secret; required for signing in once confirmed.
+    totp_secret         bytea check (octet_length(totp_secret) = 20),
+    totp_confirmed_at   timestamptz check (totp_confirmed_at is null or totp_secret is not null),
+    -- The last step a code was accepted for: none is accepted twice.
+    totp_last_step      bigint not null default 0,
     created_at  timestamptz not null,
     updated_at  timestamptz not null
 );
+
+-- Each good once, in place of a code of the authenticator.
+create table keys.recovery_codes (
+    user_id     uuid not null references keys.users (id),
+    code_hash   bytea not null check (octet_length(code_hash) = 32),
+    used_at     timestamptz,
+    primary key (user_id, code_hash)
+);
+
+-- Links in mails, by the hash of their token.
+create table keys.mail_tokens (
+    token_hash  bytea primary key check (octet_length(token_hash) = 32),
+    user_id     uuid not null references keys.users (id),
+    purpose     text not null check (purpose in ('verify', 'reset')),
+    expires_at  timestamptz not null,
+    used_at     timestamptz
+);
+create index idx_mail_tokens_user on keys.mail_tokens (user_id, purpose);
+
+-- How often something was tried since `since`; a bucket names what and who, hashed.
+create table keys.throttles (
+    bucket      bytea primary key check (octet_length(bucket) = 32),
+    tried       bigint not null,
+    since       timestamptz not null
+);
+create index idx_throttles_since on keys.throttles (since);
+
+-- Mails that wait to be sent. What was sent keeps no text: it may hold a token.
+create table keys.outbox_mail (
+    id          uuid primary key,
+    recipient   text not null,
+    template    text not null,
+    subject     text not null,
+    body        text not null,
+    created_at  timestamptz not null,
+    due_at      timestamptz not null,
+    sent_at     timestamptz,
+    attempts    integer not null default 0,
+    constraint outbox_mail_sent_check check (sent_at is null or body = '')
+);
+create index idx_outbox_mail_due on keys.outbox_mail (due_at) where sent_at is null;
 
 create table keys.organisations (
     id          uuid primary key,
@@ -12,6 +63,12 @@ create table keys.organisations (
     slug        text not null constraint organisations_slug_key unique
                 check (slug ~ '^[a-z0-9-]{3,64}$'),
     owner_id    uuid not null references keys.users (id),
+    -- The organisation's own rules.
+    live_keys_need_second_factor    boolean not null default true,
+    key_lifetime_seconds_max        bigint check (key_lifetime_seconds_max >= 3600),
+    developers_may_create_live_keys boolean not null default false,
+    leak_action text not null default 'suspend'
+                check (leak_action in ('notify', 'suspend', 'revoke')),
     created_at  timestamptz not null,
     updated_at  timestamptz not null
 );
@@ -25,6 +82,27 @@ create table keys.organisation_members (
     constraint organisation_members_org_user_key unique (org_id, user_id)
 );
 create index idx_members_user on keys.organisation_members (user_id);
+
+create table keys.invitations (
+    id          uuid primary key,
+    org_id      uuid not null references keys.organisations (id),
+    email       text not null check (email = lower(email)),
+    role        text not null check (role in ('owner', 'admin', 'developer', 'billing')),
+    token_hash  bytea not null constraint invitations_token_hash_key unique
+                check (octet_length(token_hash) = 32),
+    invited_by  text not null,
+    created_at  timestamptz not null,
+    expires_at  timestamptz not null,
+    accepted_at timestamptz,
+    accepted_by uuid references keys.users (id),
+    revoked_at  timestamptz,
+    constraint invitations_end_check check (accepted_at is null or revoked_at is null),
+    constraint invitations_accepted_check check ((accepted_at is null) = (accepted_by is null))
+);
+create index idx_invitations_org on keys.invitations (org_id, id desc);
+-- One open invitation an address and organisation.
+create unique index invitations_open_key on keys.invitations (org_id, email)
+    where accepted_at is null and revoked_at is null;
 
 -- An organisation always has at least one owner, and owner_id names one (checked at commit, so
 -- that creation and transfer can pass through states in between).
@@ -113,6 +191,12 @@ create table keys.api_keys (
     last_used_ip    inet,
     expires_at      timestamptz,
     version         bigint not null default 1,
+    -- The lineage of rotations: each key has at most one before and one after it.
+    rotated_from    uuid constraint api_keys_rotated_from_key unique references keys.api_keys (id),
+    -- Under which key quota and rate are counted: one for a whole lineage.
+    limits_key_id   uuid not null references keys.api_keys (id),
+    -- A deleted key is a tombstone: hidden and unusable, its usage stays.
+    deleted_at      timestamptz check (deleted_at is null or revoked_at is not null),
     created_at      timestamptz not null,
     updated_at      timestamptz not null,
     -- The environment and the prefix state one fact.
@@ -128,15 +212,28 @@ create table keys.api_keys (
 create index idx_apikeys_org on keys.api_keys (org_id, id desc);
 
 create table keys.audit_log (
-    id          bigint generated always as identity primary key,
+    id          bigint primary key,
     org_id      uuid,
     actor       text not null,
     action      text not null,
     target      text not null,
     details     jsonb not null default '{}',
-    at          timestamptz not null
+    at          timestamptz not null,
+    -- sha256 over every field and the hash of the row before.
+    prev_hash   bytea not null check (octet_length(prev_hash) = 32),
+    hash        bytea not null check (octet_length(hash) = 32)
 );
 create index idx_audit_org on keys.audit_log (org_id, id desc);
+
+-- The end of the chain. Writers hold the row until they commit, so the chain has one order.
+create table keys.audit_head (
+    one         boolean primary key default true check (one),
+    id          bigint not null,
+    entries     bigint not null,
+    hash        bytea not null check (octet_length(hash) = 32)
+);
+insert into keys.audit_head (id, entries, hash)
+values (0, 0, decode(repeat('00', 32), 'hex'));
 
 create function keys.refuse_change() returns trigger language plpgsql as $$
 begin

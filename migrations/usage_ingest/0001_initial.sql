@@ -24,6 +24,8 @@ create table usage_ingest.api_usage_logs (
     code              text not null default '',
     lease_id          uuid,
     lease_cum         bigint,
+    -- Leases of permits this call used one of each: those of its key's quotas.
+    permit_lease_ids  uuid[] not null default '{}',
     price_version     bigint not null default 0,
     trace_id          text not null default '',
     request_bytes     bigint not null default 0,

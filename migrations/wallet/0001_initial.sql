@@ -46,12 +46,41 @@ create table wallet.journals (
     retired_at    timestamptz
 );
 
+-- Permits of one key (or of a lineage of rotated keys, under its first) for one period: as many as its quota, each good for one call. The next period
+-- has a row of its own, so nothing is ever reset.
+create table wallet.quota_buckets (
+    id            uuid primary key,
+    key_id        uuid not null,
+    org_id        uuid not null,
+    kind          text not null check (kind in ('daily', 'monthly')),
+    period_start  timestamptz not null,
+    period_end    timestamptz not null,
+    -- In force now: what the newest key of the lineage, in its newest version, says among those
+    -- that anybody has asked with. The ids of keys grow with time.
+    quota         bigint not null check (quota > 0),
+    stated_by     uuid not null,
+    key_version   bigint not null,
+    -- The highest that was in force in this period.
+    quota_max     bigint not null,
+    used          bigint not null default 0 check (used >= 0),
+    reserved      bigint not null default 0 check (reserved >= 0),
+    created_at    timestamptz not null,
+    updated_at    timestamptz not null,
+    constraint quota_buckets_period_key unique (key_id, kind, period_start),
+    constraint quota_buckets_period_check check (period_start < period_end),
+    constraint quota_buckets_max_check check (quota <= quota_max),
+    -- No permit is issued that the quota does not have. One that is lowered below what was
+    -- issued already only issues no more.
+    constraint quota_buckets_issued_check check (used + reserved <= quota_max)
+);
+
 create table wallet.leases (
     id            uuid primary key,
-    -- Exactly one of the two: whose credits these are.
-    wallet_id       uuid references wallet.wallets (id),
-    test_wallet_id  uuid references wallet.test_wallets (id),
-    -- Epoch of the test wallet; 0 for a live wallet.
+    -- Exactly one of the three: whose credits these are, or which permits.
+    wallet_id        uuid references wallet.wallets (id),
+    test_wallet_id   uuid references wallet.test_wallets (id),
+    quota_bucket_id  uuid references wallet.quota_buckets (id),
+    -- Epoch of the test wallet; 0 for everything else.
     epoch         bigint not null default 0,
     journal_id    uuid not null references wallet.journals (id),
     -- Lent now: everything granted less everything returned.
@@ -67,7 +96,9 @@ create table wallet.leases (
     orphaned_at   timestamptz,
     created_at    timestamptz not null,
     updated_at    timestamptz not null,
-    constraint leases_owner_check check (num_nonnulls(wallet_id, test_wallet_id) = 1),
+    constraint leases_owner_check check (
+        num_nonnulls(wallet_id, test_wallet_id, quota_bucket_id) = 1
+    ),
     -- I3: no overspend.
     constraint leases_spent_check check (greatest(settled_cum, known_cum) <= granted),
     constraint leases_orphaned_check check ((state = 'orphaned') = (orphaned_at is not null)),
@@ -75,12 +106,14 @@ create table wallet.leases (
         state <> 'closed' or (final_cum is not null and settled_cum = final_cum)
     )
 );
--- A journal holds at most one lease it can still spend of a wallet and epoch.
+-- A journal holds at most one lease it can still spend of a wallet and epoch, or of a bucket.
 create unique index leases_active_key
-    on wallet.leases (journal_id, coalesce(wallet_id, test_wallet_id), epoch)
+    on wallet.leases (journal_id, coalesce(wallet_id, test_wallet_id, quota_bucket_id), epoch)
     where state in ('active', 'orphaned');
 create index idx_leases_wallet on wallet.leases (wallet_id) where state <> 'closed';
 create index idx_leases_test_wallet on wallet.leases (test_wallet_id) where state <> 'closed';
+create index idx_leases_quota_bucket
+    on wallet.leases (quota_bucket_id) where state <> 'closed';
 create index idx_leases_journal on wallet.leases (journal_id) where state <> 'closed';
 
 -- Every Acquire by its nonce: a lost reply strands nothing.

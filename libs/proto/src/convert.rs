@@ -13,7 +13,18 @@ const PAGE_MAX: u32 = 1000;
 /// An error for a caller: status, sentence, and `google.rpc.ErrorInfo` with the stable reason.
 #[must_use]
 pub fn status(code: Code, message: impl Into<String>) -> Status {
-    let details = ErrorDetails::with_error_info(code.as_str(), "tollgate", []);
+    status_with(code, message, [])
+}
+
+/// As `status`, with facts for programs in the metadata of the `ErrorInfo`.
+#[must_use]
+pub fn status_with<const N: usize>(
+    code: Code,
+    message: impl Into<String>,
+    facts: [(&str, &str); N],
+) -> Status {
+    let facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let details = ErrorDetails::with_error_info(code.as_str(), "tollgate", facts);
     Status::with_error_details(Grpc::from_i32(code.grpc()), message, details)
 }
 

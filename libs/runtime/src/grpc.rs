@@ -34,6 +34,8 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(15);
 const DEADLINE_MAX: Duration = Duration::from_secs(300);
 /// Who acts, in a management call.
 const ACTOR: &str = "tollgate-actor";
+/// Services that people's requests come in by: they hold the operator token for them.
+pub(crate) const ACTS_FOR_OTHERS: [&str; 1] = ["portal"];
 
 /// On whose behalf a management call is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use prometheus_client::registry::Registry;
 use proto::channel::Channel;
 use rand::TryRng as _;
+use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::{
     body::Body,
@@ -14,6 +15,7 @@ use tonic::{
 use tower::Service;
 
 use crate::{
+    config::same_secret,
     consume::{self, Apply},
     grpc,
     node::Shared,
@@ -170,11 +172,34 @@ impl Host {
     /// # Errors
     /// The service runs elsewhere and its URL is malformed.
     pub fn channel(&self, service: &'static str) -> anyhow::Result<Channel> {
-        let token = &self.shared.tokens.service;
+        self.channel_with(service, &self.shared.tokens.service)
+    }
+
+    /// As [`Host::channel`], with the operator token: for the service that people's requests come
+    /// in by, which says in each call on whose behalf it is made.
+    ///
+    /// # Errors
+    /// The service may not have such a channel, or as of [`Host::channel`].
+    pub fn operator_channel(&self, service: &'static str) -> anyhow::Result<Channel> {
+        anyhow::ensure!(
+            grpc::ACTS_FOR_OTHERS.contains(&self.name),
+            "{} may not act for others",
+            self.name
+        );
+        self.channel_with(service, &self.shared.tokens.operator)
+    }
+
+    fn channel_with(&self, service: &str, token: &SecretString) -> anyhow::Result<Channel> {
         match self.shared.remotes.get(service) {
             Some(url) => grpc::remote(url, token, self.tracer()),
             None => grpc::local(self.shared.guard.clone(), token, self.tracer()),
         }
+    }
+
+    /// Whether this is the operator token; tells nothing by the time it takes.
+    #[must_use]
+    pub fn is_operator(&self, token: &str) -> bool {
+        same_secret(token, &self.shared.tokens.operator)
     }
 
     /// Runs a task until it ends or the host stops; stopping waits for it.

@@ -9,6 +9,7 @@
 
 pub mod auditor;
 pub mod load;
+pub mod mail;
 pub mod ports;
 pub mod processes;
 pub mod proxy;

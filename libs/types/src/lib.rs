@@ -19,6 +19,7 @@ mod id;
 mod key;
 mod limit;
 mod names;
+mod quota;
 
 #[cfg(test)]
 mod tests;
@@ -36,3 +37,4 @@ pub use limit::{Gcra, Rate};
 pub use names::{
     Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,
 };
+pub use quota::{Period, QuotaKind};

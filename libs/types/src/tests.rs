@@ -1,3 +1,10 @@
+#![expect(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "a test may panic"
+)]
+
+use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use crate::*;
@@ -7,6 +14,26 @@ fn pepper() -> Pepper {
 }
 
 proptest! {
+    #[test]
+    fn periods_of_a_quota_follow_each_other_without_a_gap(
+        second in 0_i64..4_000_000_000, nanos in 0_i32..999_999_999,
+    ) {
+        let now = Timestamp::new(second, nanos).expect("in range");
+        for kind in [QuotaKind::Daily, QuotaKind::Monthly] {
+            let period = kind.period(now);
+            prop_assert!(period.start <= now && now < period.end);
+            prop_assert_eq!(kind.period(period.start), period);
+            let last = period.end - SignedDuration::from_nanos(1);
+            prop_assert_eq!(kind.period(last), period);
+            prop_assert_eq!(kind.period(period.end).start, period.end);
+            let days = period.end.duration_since(period.start).as_hours();
+            let hours = if kind == QuotaKind::Daily { 24..=24 } else { 28 * 24..=31 * 24 };
+            prop_assert!(hours.contains(&days), "{days}");
+        }
+        let (day, month) = (QuotaKind::Daily.period(now), QuotaKind::Monthly.period(now));
+        prop_assert!(month.start <= day.start && day.end <= month.end);
+    }
+
     #[test]
     fn a_new_key_has_the_published_shape_and_parses(random in any::<[u8; KEY_RANDOM_BYTES]>()) {
         for environment in [Environment::Production, Environment::Test] {

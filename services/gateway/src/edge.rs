@@ -11,11 +11,11 @@ use std::{
 
 use arc_swap::ArcSwap;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri,
-    header::{RETRY_AFTER, USER_AGENT},
+    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version,
+    header::{CONNECTION, USER_AGENT},
 };
 use hyper::body::Incoming;
-use proto::{events::v1::Disposition, keys::v1::KeyUse};
+use proto::keys::v1::KeyUse;
 use runtime::{
     Clock, Ids,
     trace::{self, Kind, Span, TRACEPARENT, Tracer},
@@ -28,14 +28,15 @@ use types::{Gcra, KeyHash, PresentedKey, Rate, Refusal, RequestId};
 
 use crate::{
     address,
+    admit::admit,
     body::EdgeBody,
-    catalogue::{Catalogue, Route, Service},
+    catalogue::Catalogue,
     country::Countries,
-    credential, domain, headers,
+    credential, headers,
     journal::Journal,
     keyring::{Entry, Keyring},
-    lease::Hold,
     lender::Lender,
+    limits::Limits,
     meter::{Facts, Ticket},
     metrics::{Metrics, Source},
     path,
@@ -102,15 +103,6 @@ impl Drop for InFlight {
     }
 }
 
-/// A request that passed every check.
-pub(crate) struct Admitted<'a> {
-    pub(crate) ticket: Ticket,
-    pub(crate) service: &'a Service,
-    pub(crate) route: &'a Route,
-    /// The path behind the service, as it came.
-    pub(crate) rest: String,
-}
-
 /// Answers one request.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
@@ -119,51 +111,37 @@ pub(crate) async fn handle(
 ) -> Response<EdgeBody> {
     let edge = &worker.edge;
     let id: RequestId = edge.ids.new_id();
+    let version = request.version();
     let answered = answer(&worker, peer, request, id).await;
-    let (mut response, rate) = match answered {
-        Ok((response, rate)) => (response, rate),
+    let (mut response, limits) = match answered {
+        Ok((response, limits)) => (response, limits),
         Err(Denied {
             refused,
-            rate,
+            limits,
             known,
         }) => {
             if !known {
                 edge.metrics.call("", refused.refusal.as_str(), 0);
             }
-            (refused.into_response(id), rate)
+            (refused.into_response(id), limits)
         }
     };
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::try_from(id.to_string()) {
         headers.insert(REQUEST_ID, value);
     }
-    if let Some((rate, left)) = rate {
-        limits(headers, rate, left);
+    limits.put(headers);
+    // Served, but the next call goes elsewhere. HTTP/2 has a frame for this.
+    if version < Version::HTTP_2 && edge.draining.load(Ordering::Acquire) {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
-}
-
-/// RateLimit fields of draft-ietf-httpapi-ratelimit-headers-11.
-fn limits(headers: &mut HeaderMap, rate: Rate, left: u32) {
-    let policy = format!("\"key\";q={};w=1", rate.per_second);
-    let state = match headers
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok())
-    {
-        Some(seconds) => format!("\"key\";r={left};t={seconds}"),
-        None => format!("\"key\";r={left};t=1"),
-    };
-    for (name, text) in [("ratelimit-policy", policy), ("ratelimit", state)] {
-        if let Ok(value) = HeaderValue::try_from(text) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    }
 }
 
 /// A refusal on its way out.
 pub(crate) struct Denied {
     pub(crate) refused: Refused,
-    pub(crate) rate: Option<(Rate, u32)>,
+    pub(crate) limits: Limits,
     /// True when a ticket has counted it.
     pub(crate) known: bool,
 }
@@ -172,13 +150,13 @@ impl From<Refusal> for Denied {
     fn from(refusal: Refusal) -> Self {
         Self {
             refused: refusal.into(),
-            rate: None,
+            limits: Limits::default(),
             known: false,
         }
     }
 }
 
-type Answered = Result<(Response<EdgeBody>, Option<(Rate, u32)>), Denied>;
+type Answered = Result<(Response<EdgeBody>, Limits), Denied>;
 
 async fn answer(
     worker: &Rc<Worker>,
@@ -188,9 +166,6 @@ async fn answer(
 ) -> Answered {
     let edge = &worker.edge;
     let started = edge.clock.monotonic_nanos();
-    if edge.draining.load(Ordering::Acquire) {
-        return Err(Refusal::Draining.into());
-    }
     let Some((name, rest)) = path::split(request.uri().path()) else {
         return Err(Refusal::UnknownService.into());
     };
@@ -208,13 +183,13 @@ async fn answer(
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
     let catalogue = edge.catalogue.load_full();
     let (name, rest) = (name.to_owned(), rest.to_owned());
-    let (admitted, rate) = admit(edge, &catalogue, &request, ticket, &name, rest).await?;
+    let (admitted, limits) = admit(edge, &catalogue, &request, ticket, &name, rest).await?;
     let response = proxy::forward(worker, request, admitted).await;
     match response {
-        Ok(response) => Ok((response, rate)),
+        Ok(response) => Ok((response, limits)),
         Err(refused) => Err(Denied {
             refused,
-            rate,
+            limits,
             known: true,
         }),
     }
@@ -325,153 +300,6 @@ fn span(
         span.set("http.request.header.x-request-id", record::cut(theirs, 128));
     }
     span
-}
-
-type Admission<'a> = Result<(Admitted<'a>, Option<(Rate, u32)>), Denied>;
-
-/// All checks behind the key, cheapest first. A refused call gives back what an earlier check
-/// took, and leaves a record of cost 0.
-async fn admit<'a>(
-    edge: &Arc<Edge>,
-    catalogue: &'a Catalogue,
-    request: &Request<Incoming>,
-    mut ticket: Ticket,
-    name: &str,
-    rest: String,
-) -> Admission<'a> {
-    let entry = Arc::clone(ticket.entry());
-    let judged = route(
-        catalogue,
-        request,
-        &entry,
-        &mut ticket,
-        name,
-        &rest,
-        &edge.clock,
-    );
-    let (service, route) = match judged {
-        Ok(found) => found,
-        Err(refusal) => {
-            ticket.refuse(refusal, Disposition::Refused);
-            return Err(Denied {
-                known: true,
-                ..refusal.into()
-            });
-        }
-    };
-    let rate = match take_rate(edge, &entry) {
-        Ok(rate) => rate,
-        Err((refused, rate)) => {
-            ticket.refuse(refused.refusal, Disposition::Refused);
-            return Err(Denied {
-                refused,
-                rate: Some((rate, 0)),
-                known: true,
-            });
-        }
-    };
-    match take_credits(edge, &entry, route.cost).await {
-        Ok(hold) => ticket.holds(hold, route.durability),
-        Err(refusal) => {
-            if let Some((rate, _)) = rate {
-                entry.limiter.give_back(rate);
-            }
-            ticket.refuse(refusal, Disposition::Refused);
-            return Err(Denied {
-                known: true,
-                rate,
-                ..refusal.into()
-            });
-        }
-    }
-    touch(edge, &entry, ticket.facts().client);
-    Ok((
-        Admitted {
-            ticket,
-            service,
-            route,
-            rest,
-        },
-        rate,
-    ))
-}
-
-/// Notes a key's use, once a minute.
-fn touch(edge: &Edge, entry: &Entry, client: IpAddr) {
-    let now = edge.clock.now();
-    let minute = now.as_second() / 60;
-    if entry.touched.swap(minute, Ordering::Relaxed) == minute {
-        return;
-    }
-    let used = KeyUse {
-        key_id: entry.key.to_string(),
-        at: Some(proto::convert::timestamp(now)),
-        ip: client.to_string(),
-    };
-    if edge.touches.try_send(used).is_err() {
-        entry.touched.store(0, Ordering::Relaxed); // the next call says it again
-    }
-}
-
-fn route<'a>(
-    catalogue: &'a Catalogue,
-    request: &Request<Incoming>,
-    entry: &Entry,
-    ticket: &mut Ticket,
-    name: &str,
-    rest: &str,
-    clock: &Clock,
-) -> Result<(&'a Service, &'a Route), Refusal> {
-    let now = clock.now().as_microsecond();
-    domain::judge_key(entry, now)?;
-    let service = catalogue.service(name).ok_or(Refusal::UnknownService)?;
-    ticket.concerns(service);
-    if !service.active {
-        return Err(Refusal::ServiceDisabled);
-    }
-    let route = service
-        .route(request.method(), rest)
-        .ok_or(Refusal::UnknownRoute)?;
-    domain::judge(entry, route, ticket.facts().client, now)?;
-    Ok((service, route))
-}
-
-type Limited = Option<(Rate, u32)>;
-
-fn take_rate(edge: &Edge, entry: &Entry) -> Result<Limited, (Refused, Rate)> {
-    let Some(rate) = entry.rate else {
-        return Ok(None);
-    };
-    let share = edge.keyring.share(rate);
-    let now = edge.clock.monotonic_nanos();
-    match entry.limiter.admit(share, now) {
-        Ok(()) => Ok(Some((share, entry.limiter.remaining(share, now)))),
-        Err(wait) => {
-            let seconds = wait.div_ceil(1_000_000_000).max(1);
-            let refused = Refused {
-                retry_after: Some(seconds),
-                ..Refusal::RateLimited.into()
-            };
-            Err((refused, share))
-        }
-    }
-}
-
-async fn take_credits(edge: &Arc<Edge>, entry: &Entry, cost: i64) -> Result<Option<Hold>, Refusal> {
-    if cost == 0 {
-        return Ok(None);
-    }
-    if let Some(hold) = edge.lender.hold(&entry.account, cost) {
-        return Ok(Some(hold));
-    }
-    let (lender, account) = (Arc::clone(&edge.lender), Arc::clone(&entry.account));
-    let acquired = edge
-        .control
-        .spawn(async move { lender.hold_or_acquire(&account, cost).await });
-    acquired
-        .await
-        .unwrap_or(Err(Refusal::CreditsUnavailable))
-        .map(Some)
 }
 
 impl Edge {

@@ -26,11 +26,11 @@ use quick_cache::sync::Cache;
 use redis::AsyncCommands;
 use runtime::Host;
 use sha2::Sha256;
-use types::{Gcra, KeyHash, KeyId, OrgId, Pepper, PresentedKey, Rate, Refusal, UserId};
+use types::{Gcra, KeyHash, KeyId, OrgId, Pepper, PresentedKey, QuotaKind, Rate, Refusal, UserId};
 
 use crate::{
     config::Config,
-    lease::{Account, Owner},
+    lease::{Account, Owner, Stated},
     lender::Lender,
     metrics::{Metrics, Source},
 };
@@ -71,6 +71,8 @@ pub(crate) struct Entry {
     pub(crate) version: i64,
     pub(crate) limiter: Gcra,
     pub(crate) account: Arc<Account>,
+    /// Where its calls take permits, one for each quota: the day's, then the month's.
+    pub(crate) quotas: Vec<Arc<Account>>,
     /// Minute of the last use that was reported.
     pub(crate) touched: AtomicI64,
     read_at: u64,
@@ -295,9 +297,30 @@ impl Keyring {
             version: record.version,
             limiter: Gcra::default(),
             account: self.lender.account(owner),
+            quotas: self.quotas(record, org)?,
             touched: AtomicI64::new(0),
             read_at,
         })
+    }
+
+    /// The accounts of a key's quotas, which its lineage shares.
+    fn quotas(&self, record: &KeyRecord, org: OrgId) -> anyhow::Result<Vec<Arc<Account>>> {
+        let by: KeyId = record.key_id.parse()?;
+        let key: KeyId = match record.limits_key_id.as_str() {
+            "" => by,
+            first => first.parse()?,
+        };
+        let quotas = [
+            (QuotaKind::Daily, record.daily_quota),
+            (QuotaKind::Monthly, record.monthly_quota),
+        ];
+        let accounts = quotas.into_iter().filter_map(|(kind, calls)| {
+            let (calls, version) = (calls?, record.version);
+            let account = self.lender.account(Owner::Quota { org, key, kind });
+            account.state(Stated { by, version, calls });
+            Some(account)
+        });
+        Ok(accounts.collect())
     }
 
     async fn ask_keys(

@@ -1,4 +1,5 @@
-//! Credits held in memory, and who they belong to.
+//! Credits held in memory, and who they belong to. Permits of quotas are lent, held and spent the
+//! same way: each call takes one.
 //!
 //! - Spent + held ≤ granted, always: a credit is taken by one compare-and-swap on `remaining`.
 //! - `cum` changes only under the journal's lock, with the record that says so.
@@ -11,18 +12,46 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
-use types::{LeaseId, OrgId, Refusal, UserId};
+use types::{KeyId, LeaseId, OrgId, QuotaKind, Refusal, UserId};
 
-/// Whose credits pay for a key's calls.
+/// Whose credits pay for a key's calls, or whose permits let them through.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Owner {
     /// A live key: its organisation's wallet.
     Organisation(OrgId),
     /// A test key: the test wallet of the user who made it.
     TestUser(UserId),
+    /// A key with a quota, or a lineage of rotated keys under its first: permits for its calls.
+    Quota {
+        org: OrgId,
+        key: KeyId,
+        kind: QuotaKind,
+    },
 }
 
-/// A block of credits lent to this process.
+impl Owner {
+    /// What a call is told when nothing is left.
+    pub(crate) fn exhausted(self) -> Refusal {
+        match self {
+            Self::Organisation(_) | Self::TestUser(_) => Refusal::CreditsExhausted,
+            Self::Quota { kind, .. } => match kind {
+                QuotaKind::Daily => Refusal::DailyQuotaExceeded,
+                QuotaKind::Monthly => Refusal::MonthlyQuotaExceeded,
+            },
+        }
+    }
+}
+
+/// What a key's record says of its quota.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Stated {
+    pub(crate) by: KeyId,
+    pub(crate) version: i64,
+    /// Calls in one period.
+    pub(crate) calls: i64,
+}
+
+/// A block of credits or permits lent to this process.
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) id: LeaseId,
@@ -33,8 +62,10 @@ pub(crate) struct Lease {
     returned_cum: AtomicI64,
     /// What the last extension brought, for deciding when to renew.
     block: AtomicI64,
-    /// Unix microseconds after which nothing is spent from it.
-    spend_until: i64,
+    /// Monotonic microseconds after which nothing is spent from it.
+    spend_until: AtomicI64,
+    /// The sum of both counters as the wallet was last told; they only grow.
+    told: AtomicI64,
     draining: AtomicBool,
     closed: AtomicBool,
 }
@@ -47,7 +78,7 @@ pub(crate) struct Hold {
 }
 
 impl Lease {
-    pub(crate) fn new(id: LeaseId, spend_until: Option<i64>) -> Self {
+    pub(crate) fn new(id: LeaseId) -> Self {
         Self {
             id,
             remaining: AtomicI64::new(0),
@@ -56,19 +87,20 @@ impl Lease {
             granted_cum: AtomicI64::new(0),
             returned_cum: AtomicI64::new(0),
             block: AtomicI64::new(0),
-            spend_until: spend_until.unwrap_or(i64::MAX),
+            spend_until: AtomicI64::new(i64::MAX),
+            told: AtomicI64::new(-1),
             draining: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }
     }
 
     /// Takes credits for a call, if they are there.
-    pub(crate) fn hold(self: &Arc<Self>, credits: i64, now_micros: i64) -> Option<Hold> {
+    pub(crate) fn hold(self: &Arc<Self>, credits: i64, now: i64) -> Option<Hold> {
         debug_assert!(credits > 0, "a free call holds nothing");
         // Announce first, look second: whoever drains looks the other way round, so one of the
         // two sees the other.
         self.held.fetch_add(credits, Ordering::SeqCst);
-        let taken = !self.is_blocked(now_micros)
+        let taken = !self.is_blocked(now)
             && self
                 .remaining
                 .fetch_update(Ordering::AcqRel, Ordering::Acquire, |remaining| {
@@ -86,8 +118,31 @@ impl Lease {
         None
     }
 
-    fn is_blocked(&self, now_micros: i64) -> bool {
-        self.draining.load(Ordering::SeqCst) || now_micros >= self.spend_until
+    fn is_blocked(&self, now: i64) -> bool {
+        self.is_draining() || now >= self.ends_at()
+    }
+
+    /// Monotonic microseconds after which nothing is spent from it.
+    pub(crate) fn ends_at(&self) -> i64 {
+        self.spend_until.load(Ordering::Acquire)
+    }
+
+    /// Notes when the wallet will end it, as it says by now.
+    pub(crate) fn end_at(&self, spend_until: i64) {
+        self.spend_until.store(spend_until, Ordering::Release);
+    }
+
+    /// Its counters, when the wallet has not been told both as they are: spent, given back.
+    pub(crate) fn news(&self) -> Option<(i64, i64)> {
+        let (cum, returned) = (self.cum(), self.returned_cum());
+        (cum.saturating_add(returned) != self.told.load(Ordering::Relaxed))
+            .then_some((cum, returned))
+    }
+
+    /// The wallet knows these counters.
+    pub(crate) fn was_told(&self, cum: i64, returned_cum: i64) {
+        self.told
+            .store(cum.saturating_add(returned_cum), Ordering::Relaxed);
     }
 
     /// Notes what the wallet has lent in all, and takes `credits` of the news for the call that
@@ -97,7 +152,7 @@ impl Lease {
         self: &Arc<Self>,
         granted_cum: i64,
         credits: i64,
-        now_micros: i64,
+        now: i64,
     ) -> Option<Hold> {
         let before = self.granted_cum.fetch_max(granted_cum, Ordering::AcqRel);
         let more = granted_cum.saturating_sub(before);
@@ -108,7 +163,7 @@ impl Lease {
         if (1..=more).contains(&credits) {
             // As in `hold`: announce first, look second.
             self.held.fetch_add(credits, Ordering::SeqCst);
-            if !self.is_blocked(now_micros) {
+            if !self.is_blocked(now) {
                 let rest = more.saturating_sub(credits);
                 self.remaining.fetch_add(rest, Ordering::AcqRel);
                 return Some(Hold {
@@ -215,11 +270,14 @@ impl Drop for Hold {
     }
 }
 
-/// The credits of one owner in this process. Never removed while the process lives: two accounts
-/// of one owner would share a lease.
+/// The credits or permits of one owner in this process. Never removed while the process lives: two
+/// accounts of one owner would share a lease. So there is one for each wallet, and one for each
+/// quota of a key, that this process has served: some 300 bytes each.
 #[derive(Debug)]
 pub(crate) struct Account {
     pub(crate) owner: Owner,
+    /// Quotas: what the newest record says that has come by.
+    stated: Mutex<Option<Stated>>,
     lease: ArcSwapOption<Lease>,
     /// One acquisition at a time.
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -238,6 +296,7 @@ impl Account {
     pub(crate) fn new(owner: Owner) -> Self {
         Self {
             owner,
+            stated: Mutex::new(None),
             lease: ArcSwapOption::empty(),
             turn: tokio::sync::Mutex::new(()),
             begun: AtomicU64::new(0),
@@ -247,6 +306,19 @@ impl Account {
             rate: AtomicI64::new(0),
             idle_ticks: AtomicU64::new(0),
         }
+    }
+
+    /// Notes the quota of a key's record. Newer keys of a lineage have higher ids; what the newest
+    /// says counts.
+    pub(crate) fn state(&self, stated: Stated) {
+        let mut known = self.stated.lock();
+        if known.is_none_or(|known| (known.by, known.version) < (stated.by, stated.version)) {
+            *known = Some(stated);
+        }
+    }
+
+    pub(crate) fn stated(&self) -> Option<Stated> {
+        *self.stated.lock()
     }
 
     pub(crate) fn lease(&self) -> Option<Arc<Lease>> {
@@ -259,9 +331,9 @@ impl Account {
     }
 
     /// Takes credits for a call from the lease in hand.
-    pub(crate) fn hold(&self, credits: i64, now_micros: i64) -> Option<Hold> {
+    pub(crate) fn hold(&self, credits: i64, now: i64) -> Option<Hold> {
         let lease = self.lease.load();
-        let hold = lease.as_ref()?.hold(credits, now_micros)?;
+        let hold = lease.as_ref()?.hold(credits, now)?;
         self.took(credits);
         Some(hold)
     }

@@ -1,24 +1,25 @@
-//! Brings credits from the wallet: acquisition, renewal, recall, heartbeat, final counts.
+//! Brings credits and permits from the wallet: acquisition and renewal; `upkeep` has what follows.
+
+mod upkeep;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use futures_util::StreamExt as _;
-use prost::Message as _;
 use proto::{
     channel::Channel,
-    events::v1::{RecallRequest, RecallResponse, Record, RecordKind},
+    events::v1::{Record, RecordKind},
     wallet::v1::{self as wire, wallet_service_client::WalletServiceClient},
 };
 use runtime::{Host, Stop, crash_point};
 use tokio::sync::mpsc;
 use tonic::Code as Grpc;
-use types::{JournalId, LeaseId, Refusal};
+use types::{JournalId, LeaseId, QuotaKind, Refusal};
 
 use crate::{
     journal::Journal,
@@ -40,10 +41,6 @@ const WANT_MAX: i64 = 10_000_000;
 const RENEWALS_MAX: usize = 4_096;
 /// Renewals under way at once: a wallet that is slow for one owner keeps few others waiting.
 const RENEWALS_AT_ONCE: usize = 16;
-/// Seconds without a call after which unspent credits go back.
-const IDLE_TICKS: u64 = 10;
-/// Leases in one heartbeat message.
-const REPORTS_MAX: usize = 2_000;
 
 /// All accounts of this process.
 pub(crate) struct Lender {
@@ -54,9 +51,13 @@ pub(crate) struct Lender {
     accounts: papaya::HashMap<Owner, Arc<Account>>,
     /// Open leases, current and draining ones.
     leases: papaya::HashMap<LeaseId, Arc<Lease>>,
-    /// Leases whose final count is written: nothing the wallet says opens them again. One id for
-    /// each lease of this process life; renewals extend, so there are few.
-    closed: papaya::HashSet<LeaseId>,
+    /// Leases whose final count is written: nothing the wallet says opens them again. With it, the
+    /// monotonic microsecond from which the wallet cannot even speak of them: those of a period
+    /// that is long over are forgotten, the others are few, since renewals extend.
+    closed: papaya::HashMap<LeaseId, i64>,
+    heartbeats: AtomicU64,
+    /// The wallet has missed a heartbeat: it is told of everything.
+    missed: AtomicBool,
     /// One at a time closes leases.
     closing: tokio::sync::Mutex<()>,
     stopping: AtomicBool,
@@ -77,7 +78,9 @@ impl Lender {
             name,
             accounts: papaya::HashMap::new(),
             leases: papaya::HashMap::new(),
-            closed: papaya::HashSet::new(),
+            closed: papaya::HashMap::new(),
+            heartbeats: AtomicU64::new(0),
+            missed: AtomicBool::new(false),
             closing: tokio::sync::Mutex::new(()),
             stopping: AtomicBool::new(false),
             renewals,
@@ -101,7 +104,7 @@ impl Lender {
 
     /// Takes credits from the lease in hand; begins a renewal in the background when it runs low.
     pub(crate) fn hold(&self, account: &Arc<Account>, credits: i64) -> Option<Hold> {
-        let hold = account.hold(credits, self.now_micros())?;
+        let hold = account.hold(credits, self.monotonic_micros())?;
         if account.claim_renewal() && self.renewals.try_send(Arc::clone(account)).is_err() {
             account.renewed();
         }
@@ -110,6 +113,12 @@ impl Lender {
 
     fn now_micros(&self) -> i64 {
         self.host.clock().now().as_microsecond()
+    }
+
+    /// The clock that leases end by: no step of the wall clock ends a period or prolongs it.
+    fn monotonic_micros(&self) -> i64 {
+        let micros = self.host.clock().monotonic_nanos() / 1_000;
+        i64::try_from(micros).unwrap_or(i64::MAX)
     }
 
     /// Takes credits, asking the wallet for more. Callers that wait for the same wallet share
@@ -159,23 +168,13 @@ impl Lender {
             return Err(Refusal::Draining);
         }
         let minimum = credits.max(1);
-        let owner = match account.owner {
-            Owner::Organisation(org) => wire::Account {
-                org_id: org.to_string(),
-                ..wire::Account::default()
-            },
-            Owner::TestUser(user) => wire::Account {
-                user_id: user.to_string(),
-                ..wire::Account::default()
-            },
-        };
         let wanted = account
             .rate()
             .saturating_mul(LEASE_SECONDS)
             .max(minimum.saturating_mul(FIRST_CALLS))
             .clamp(minimum, WANT_MAX.max(minimum));
         let request = wire::AcquireRequest {
-            account: Some(owner),
+            account: Some(wire_account(account)),
             journal_id: self.journal_id().to_string(),
             nonce: self.host.random::<16>().to_vec(),
             want: wanted,
@@ -185,7 +184,7 @@ impl Lender {
         let answer = self.ask(request).await?;
         crash_point!("gateway.lease_reply_received");
         let Some(lent) = answer.lease else {
-            return Err(Refusal::CreditsExhausted);
+            return Err(account.owner.exhausted());
         };
         self.accept(account, lent, credits).await
     }
@@ -224,28 +223,23 @@ impl Lender {
             tracing::error!("the wallet sent a lease without an id");
             return Err(Refusal::CreditsUnavailable);
         };
-        let spend_until = lent.spend_until.and_then(|at| {
-            proto::convert::from_timestamp("spend_until", &at)
-                .ok()
-                .map(|at| at.as_microsecond())
-        });
+        let replied_at = self.monotonic_micros();
         let current = account
             .lease()
             .filter(|lease| lease.id == id && !lease.is_draining());
         let is_new = current.is_none();
-        if is_new && (self.leases.pin().contains_key(&id) || self.closed.pin().contains(&id)) {
+        if is_new && (self.leases.pin().contains_key(&id) || self.closed.pin().contains_key(&id)) {
             // A lease that drains is never extended, and one that is closed never opened again: its
             // total would begin anew. The wallet knows after the next heartbeat.
             return Err(Refusal::CreditsUnavailable);
         }
-        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id, spend_until)));
+        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id)));
         if !lease.is_news(lent.granted_cum) {
             return Ok(None);
         }
-        let now = self.now_micros();
         let record = Record {
             kind: RecordKind::Grant.into(),
-            at_unix_micros: now,
+            at_unix_micros: self.now_micros(),
             lease_id: id.bytes().to_vec(),
             granted: lent.granted_cum,
             ..Record::default()
@@ -258,7 +252,11 @@ impl Lender {
         if is_new {
             self.leases.pin().insert(id, Arc::clone(&lease));
         }
-        let hold = lease.extend(lent.granted_cum, credits, now);
+        lease.end_at(match lent.spend_for_micros {
+            Some(left) => replied_at.saturating_add(left),
+            None => i64::MAX,
+        });
+        let hold = lease.extend(lent.granted_cum, credits, self.monotonic_micros());
         if let Some(before) = account.replace(lease).filter(|before| before.id != id) {
             before.drain();
         }
@@ -309,178 +307,35 @@ impl Lender {
             })
             .await;
     }
+}
 
-    /// Reports all leases, gives back what is idle, and closes what is to be closed.
-    pub(crate) async fn heartbeat(&self) {
-        let idle: Vec<Arc<Account>> = {
-            let accounts = self.accounts.pin();
-            accounts
-                .values()
-                .filter(|a| a.tick() >= IDLE_TICKS)
-                .map(Arc::clone)
-                .collect()
-        };
-        for lease in idle.iter().filter_map(|account| account.lease()) {
-            lease.give_back();
-        }
-        let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
-        let mut reports: Vec<wire::LeaseReport> = open
-            .iter()
-            .map(|lease| wire::LeaseReport {
-                lease_id: lease.id.bytes().to_vec(),
-                cum: lease.cum(),
-                returned_cum: lease.returned_cum(),
-            })
-            .collect();
-        loop {
-            let rest = reports.split_off(reports.len().min(REPORTS_MAX));
-            let request = wire::HeartbeatRequest {
-                journal_id: self.journal_id().to_string(),
-                gateway: self.name.clone(),
-                leases: reports,
+fn wire_account(account: &Account) -> wire::Account {
+    match account.owner {
+        Owner::Organisation(org) => wire::Account {
+            org_id: org.to_string(),
+            ..wire::Account::default()
+        },
+        Owner::TestUser(user) => wire::Account {
+            user_id: user.to_string(),
+            ..wire::Account::default()
+        },
+        Owner::Quota { org, key, kind } => {
+            let stated = account.stated();
+            let kind = match kind {
+                QuotaKind::Daily => wire::QuotaKind::Daily,
+                QuotaKind::Monthly => wire::QuotaKind::Monthly,
             };
-            let mut request = tonic::Request::new(request);
-            request.set_timeout(ATTEMPT_TIMEOUT);
-            match self.client().heartbeat(request).await {
-                Ok(answer) => self.drain(&answer.into_inner().drain),
-                Err(status) => {
-                    tracing::debug!(code = ?status.code(), "the wallet did not take a heartbeat");
-                    break;
-                }
-            }
-            if rest.is_empty() {
-                break;
-            }
-            reports = rest;
-        }
-        for lease in open {
-            if lease.is_spent() {
-                self.close(lease).await;
-            }
-        }
-    }
-
-    fn drain(&self, ids: &[Vec<u8>]) {
-        let leases = self.leases.pin();
-        for id in ids.iter().filter_map(|id| LeaseId::from_slice(id).ok()) {
-            if let Some(lease) = leases.get(&id) {
-                lease.drain();
-            }
-        }
-    }
-
-    /// Writes the final count of a lease that nothing can be spent from any more.
-    async fn close(&self, lease: Arc<Lease>) {
-        assert!(lease.is_spent(), "a lease is closed when nothing is held");
-        let _closing = self.closing.lock().await;
-        if !lease.claim_close() {
-            return;
-        }
-        let id = lease.id;
-        let record = Record {
-            kind: RecordKind::Close.into(),
-            at_unix_micros: self.now_micros(),
-            lease_id: id.bytes().to_vec(),
-            ..Record::default()
-        };
-        match self.append_synced(record, Some(Arc::clone(&lease))).await {
-            Ok(()) => {
-                crash_point!("gateway.close_written");
-                self.closed.pin().insert(id);
-                self.leases.pin().remove(&id);
-            }
-            // The next heartbeat tries again, or else the next start: the journal has everything.
-            // A count that was written and not synced may be written twice, it is the same.
-            Err(error) => {
-                lease.unclaim_close();
-                tracing::error!(%error, lease.id = %id, "a lease was not closed");
-            }
-        }
-    }
-
-    /// Closes all leases: no call is in flight and none will come.
-    pub(crate) async fn close_all(&self) {
-        // No acquisition begins any more, and those that have begun are waited for: a lease that
-        // came later would stay open.
-        self.stopping.store(true, Ordering::Release);
-        let accounts: Vec<Arc<Account>> = self.accounts.pin().values().map(Arc::clone).collect();
-        for account in accounts {
-            drop(account.turn.lock().await);
-        }
-        let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
-        for lease in open {
-            lease.drain();
-            if lease.is_spent() {
-                self.close(lease).await;
-            } else {
-                tracing::warn!(lease.id = %lease.id, "calls were cut off, their lease stays open");
-            }
-        }
-    }
-
-    /// Ends the journal at the wallet, which lends nothing to it any more. What was lent without
-    /// this process hearing of it, because a reply was lost, gets its final count here.
-    ///
-    /// # Errors
-    /// The wallet cannot be asked, or a lease is still open. The next start ends the journal then.
-    pub(crate) async fn retire(&self) -> anyhow::Result<()> {
-        let mut request = tonic::Request::new(wire::RetireJournalRequest {
-            journal_id: self.journal_id().to_string(),
-        });
-        request.set_timeout(ATTEMPT_TIMEOUT);
-        let answer = self.client().retire_journal(request).await?.into_inner();
-        for lent in answer.leases {
-            let id = LeaseId::from_slice(&lent.lease_id)?;
-            anyhow::ensure!(!self.leases.pin().contains_key(&id), "{id} is still open");
-            if self.closed.pin().contains(&id) {
-                continue; // its final count is on its way
-            }
-            let record = Record {
-                kind: RecordKind::Close.into(),
-                at_unix_micros: self.now_micros(),
-                lease_id: id.bytes().to_vec(),
-                ..Record::default()
+            let quota = wire::Quota {
+                key_id: key.to_string(),
+                org_id: org.to_string(),
+                kind: kind.into(),
+                quota: stated.map_or(0, |it| it.calls),
+                stated_by: stated.map_or_else(String::new, |it| it.by.to_string()),
+                key_version: stated.map_or(0, |it| it.version),
             };
-            self.append_synced(record, None).await?;
-            crash_point!("gateway.close_written");
-        }
-        Ok(())
-    }
-
-    /// Answers the wallet's recalls: gives back everything that is not held.
-    pub(crate) async fn answer_recalls(self: Arc<Self>, stop: Stop) {
-        let nats = self.host.nats();
-        let subject = format!("wallet.v1.recall.{}", self.journal_id());
-        let mut requests = match nats.subscribe(subject).await {
-            Ok(requests) => requests,
-            Err(error) => {
-                tracing::error!(%error, "recalls cannot be answered");
-                return;
-            }
-        };
-        loop {
-            let message = tokio::select! {
-                message = requests.next() => message,
-                () = stop.requested() => return,
-            };
-            let Some(message) = message else { return };
-            let Some(reply) = message.reply else { continue };
-            let Ok(recall) = RecallRequest::decode(message.payload) else {
-                continue;
-            };
-            let Ok(id) = LeaseId::from_slice(&recall.lease_id) else {
-                continue;
-            };
-            let Some(lease) = self.leases.pin().get(&id).map(Arc::clone) else {
-                continue;
-            };
-            let answer = RecallResponse {
-                lease_id: recall.lease_id,
-                returned_cum: lease.give_back(),
-            };
-            crash_point!("gateway.recall_answered");
-            if let Err(error) = nats.publish(reply, answer.encode_to_vec().into()).await {
-                tracing::debug!(%error, "a recall was not answered; the heartbeat tells it");
+            wire::Account {
+                quota: Some(quota),
+                ..wire::Account::default()
             }
         }
     }

@@ -13,6 +13,7 @@
 )]
 
 mod address;
+mod admit;
 mod body;
 mod catalogue;
 mod config;
@@ -25,6 +26,7 @@ pub mod journal;
 mod keyring;
 mod lease;
 mod lender;
+mod limits;
 mod listen;
 mod meter;
 mod metrics;

@@ -3,6 +3,7 @@
 use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -21,6 +22,9 @@ use crate::{
 const BACKLOG: i32 = 1024;
 /// A request's head must be complete after so long, and a connection's first one be there.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+/// A gateway that stops lets idle connections be for so long: who calls meanwhile is served and
+/// told that the connection ends. Closed at once, they would break calls on their way.
+pub(crate) const LINGER: Duration = Duration::from_millis(500);
 /// Longest head of a request.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
 /// Most header fields of a request.
@@ -124,6 +128,11 @@ async fn accept(
             }
         }
     }
+    // Who is in the queue has been told that somebody listens.
+    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        let serving = serve(Rc::clone(&worker), stream, peer, stop.clone(), cut.clone());
+        tokio::task::spawn_local(connections.track_future(serving));
+    }
     drop(listener);
     connections.close();
     tokio::select! {
@@ -165,6 +174,12 @@ async fn serve(
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let (mut stopping, mut waited) = (false, false);
+    let mut stopped = std::pin::pin!(async {
+        stop.cancelled().await;
+        if !begun.get() {
+            tokio::time::sleep(LINGER).await;
+        }
+    });
     // The time for a head begins when the version is known; before, nothing else bounds silence.
     let mut patience = std::pin::pin!(tokio::time::sleep(HEAD_TIMEOUT));
     loop {
@@ -175,7 +190,7 @@ async fn serve(
                 }
                 return;
             }
-            () = stop.cancelled(), if !stopping => {
+            () = stopped.as_mut(), if !stopping => {
                 stopping = true;
                 connection.as_mut().graceful_shutdown();
             }

@@ -6,7 +6,7 @@
 use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, StatusCode};
-use proto::events::v1::{Call, Disposition, Record, RecordKind, Unit};
+use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind, Unit};
 use runtime::{crash_point, trace::Span};
 use tokio::sync::watch;
 use types::{Refusal, RequestId, ServiceId};
@@ -26,6 +26,9 @@ use crate::{
 pub(crate) const USAGE: &str = "tollgate-usage";
 /// Status of a call whose client went away before there was an answer.
 const CLIENT_CLOSED: u16 = 499;
+
+/// Permits of one quota that a call uses, whatever it costs.
+pub(crate) const PERMITS: i64 = 1;
 
 /// A proof of durability is waited for so long; then the answer is broken off.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -74,6 +77,8 @@ pub(crate) struct Ticket {
     facts: Facts,
     reservation: Option<Reservation>,
     hold: Option<Hold>,
+    /// One permit of each quota of the key; used when the call is forwarded.
+    permits: Vec<Hold>,
     service_id: Option<ServiceId>,
     service: String,
     price_version: i64,
@@ -101,6 +106,7 @@ impl Ticket {
             facts,
             reservation: Some(reservation),
             hold: None,
+            permits: Vec::new(),
             service_id: None,
             service: String::new(),
             price_version: 0,
@@ -131,9 +137,10 @@ impl Ticket {
         self.price_version = service.price_version;
     }
 
-    /// Takes the credits for the call.
-    pub(crate) fn holds(&mut self, hold: Option<Hold>, durability: Durability) {
+    /// Takes the credits for the call and its permits.
+    pub(crate) fn holds(&mut self, hold: Option<Hold>, permits: Vec<Hold>, durability: Durability) {
         self.hold = hold;
+        self.permits = permits;
         self.durability = durability;
     }
 
@@ -186,6 +193,10 @@ impl Ticket {
     fn record(&mut self, disposition: Disposition) -> Option<u64> {
         let reservation = self.reservation.take()?;
         let hold = self.hold.take();
+        let mut permits = std::mem::take(&mut self.permits);
+        if self.upload.is_none() || disposition == Disposition::Refused {
+            permits.clear(); // the upstream was not asked: they go back
+        }
         let now = self.edge.clock.monotonic_nanos();
         let total = now.saturating_sub(self.facts.started);
         // Without a hold nothing can be charged: the route is free, or the call was refused.
@@ -195,6 +206,7 @@ impl Ticket {
             at_unix_micros: self.edge.clock.now().as_microsecond(),
             cost,
             call: Some(self.call(disposition, total)),
+            permits: permits.iter().map(permit).collect(),
             ..Record::default()
         };
         // A call that costs nothing leaves its lease alone: its record names none.
@@ -207,11 +219,17 @@ impl Ticket {
             if let Some(hold) = charged {
                 record.cum = hold.spend(cost);
             }
+            for (permit, hold) in record.permits.iter_mut().zip(&permits) {
+                permit.cum = hold.spend(PERMITS);
+            }
             (record::encode(&record, slot.buf), ())
         });
         crash_point!("gateway.appended");
         if let Some(hold) = hold {
             hold.settle(cost);
+        }
+        for hold in permits {
+            hold.settle(PERMITS);
         }
         self.edge.shipping.notify_one();
         self.note(disposition, total);
@@ -277,6 +295,14 @@ impl Ticket {
                 span.fail(code.to_owned());
             }
         }
+    }
+}
+
+/// The use of a permit, without its number: that is given under the journal's lock.
+fn permit(hold: &Hold) -> Permit {
+    Permit {
+        lease_id: hold.lease_id().bytes().to_vec(),
+        cum: 0,
     }
 }
 

@@ -13,9 +13,10 @@ use runtime::trace::{Kind, Span, TRACEPARENT};
 use types::Refusal;
 
 use crate::{
+    admit::Admitted,
     body::{EdgeBody, Uploaded},
     catalogue::Service,
-    edge::{Admitted, COST, REQUEST_ID, Worker},
+    edge::{COST, REQUEST_ID, Worker},
     headers,
     meter::Ticket,
     pool::Lent,

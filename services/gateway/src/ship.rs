@@ -369,13 +369,17 @@ async fn finish(
     anyhow::bail!("stopped before everything was applied")
 }
 
-struct Total {
-    cum: i64,
+#[derive(Default)]
+pub(crate) struct Total {
+    pub(crate) cum: i64,
     closed: bool,
 }
 
 /// What a journal says of its leases.
-async fn totals(host: &Host, journal: &Journal) -> anyhow::Result<BTreeMap<LeaseId, Total>> {
+pub(crate) async fn totals(
+    host: &Host,
+    journal: &Journal,
+) -> anyhow::Result<BTreeMap<LeaseId, Total>> {
     let mut reader: Reader = journal.reader(0);
     let end = journal.next_seq();
     host.blocking(move || {
@@ -383,14 +387,16 @@ async fn totals(host: &Host, journal: &Journal) -> anyhow::Result<BTreeMap<Lease
         while let Some(batch) = reader.next_batch(Limits::before(end))? {
             for bytes in batch.records {
                 let record = Record::decode(bytes)?;
+                for permit in &record.permits {
+                    let lease = LeaseId::from_slice(&permit.lease_id)?;
+                    let total = totals.entry(lease).or_default();
+                    total.cum = total.cum.max(permit.cum);
+                }
                 if record.lease_id.is_empty() {
                     continue;
                 }
                 let lease = LeaseId::from_slice(&record.lease_id)?;
-                let total = totals.entry(lease).or_insert(Total {
-                    cum: 0,
-                    closed: false,
-                });
+                let total = totals.entry(lease).or_default();
                 total.cum = total.cum.max(record.cum);
                 total.closed |= record.kind == i32::from(RecordKind::Close);
             }

@@ -316,6 +316,7 @@ async fn run(
     tracing::info!(listen = %config.listen, threads = threads.len(), "the edge carries calls");
     asked.requested().await;
     edge.draining.store(true, Ordering::Release);
+    tokio::time::sleep(listen::LINGER).await;
     stop.cancel();
     let joined = host.blocking(move || threads.into_iter().all(|thread| thread.join().is_ok()));
     let mut joined = std::pin::pin!(joined);

@@ -1,10 +1,18 @@
 //! Decisions: values and the time in, values out.
 
+pub(crate) mod audit_chain;
 pub(crate) mod catalogue;
 pub(crate) mod changes;
+pub(crate) mod invitation;
 pub(crate) mod key;
+pub(crate) mod mail;
 pub(crate) mod organisation;
+pub(crate) mod password;
+pub(crate) mod policy;
 pub(crate) mod rights;
+pub(crate) mod second_factor;
+pub(crate) mod throttle;
+pub(crate) mod token;
 
 use serde_json::{Map, Value, json};
 

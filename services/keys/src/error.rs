@@ -22,6 +22,14 @@ pub(crate) enum Error {
     LastOwner,
     #[error("{0}")]
     Conflict(&'static str),
+    #[error("{0}")]
+    Unauthenticated(&'static str),
+    #[error("this needs a second factor that is not older than 10 minutes")]
+    SecondFactorNeeded,
+    #[error("the invitation is for another address: sign in with the one that was invited")]
+    OtherAddress,
+    #[error("{0}")]
+    Exhausted(String),
     #[error("the database cannot be reached, try again")]
     Unavailable(#[source] anyhow::Error),
     #[error("internal error")]
@@ -50,7 +58,12 @@ impl Error {
         match self {
             Self::Invalid { .. } => Code::Invalid,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Forbidden { .. } | Self::OperatorsOnly { .. } => Code::Forbidden,
+            Self::Forbidden { .. }
+            | Self::OperatorsOnly { .. }
+            | Self::SecondFactorNeeded
+            | Self::OtherAddress => Code::Forbidden,
+            Self::Unauthenticated(_) => Code::Unauthenticated,
+            Self::Exhausted(_) => Code::Exhausted,
             Self::LastOwner | Self::Conflict(_) => Code::Conflict,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
@@ -76,6 +89,13 @@ impl From<Error> for Status {
         if let Error::Unavailable(cause) | Error::Internal(cause) = &failure {
             error!(error = format!("{cause:#}"), "a call of keys failed");
         }
-        proto::convert::status(failure.code(), failure.to_string())
+        let (code, text) = (failure.code(), failure.to_string());
+        match failure {
+            // The portal asks for the factor and repeats the call.
+            Error::SecondFactorNeeded => {
+                proto::convert::status_with(code, text, [("needs", "second_factor")])
+            }
+            _ => proto::convert::status(code, text),
+        }
     }
 }

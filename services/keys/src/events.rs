@@ -11,7 +11,10 @@ use runtime::{Clock, Stop, crash_point, streams};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::store::{Pending, Store};
+use crate::{
+    domain::throttle,
+    store::{Pending, Store},
+};
 
 /// What the stream of key changes holds.
 const SUBJECT: &str = "keys.v1.changed.*";
@@ -149,6 +152,8 @@ pub(crate) async fn keep_house(
         store
             .forget_gateways(forget.unwrap_or(Timestamp::MIN))
             .await?;
+        let tries = now.saturating_sub(throttle::FORGET);
+        store.forget_tries(tries.unwrap_or(Timestamp::MIN)).await?;
         store.peppers(&pepper, pepper_previous.as_deref()).await
     };
     match work.await {

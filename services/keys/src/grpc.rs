@@ -2,13 +2,21 @@
 
 mod audit;
 mod catalogue;
+mod endings;
 mod gateways;
+mod invitations;
 mod keys;
 mod organisations;
+mod people;
+mod policy;
+mod roles;
+mod second_factor;
+mod sign_in;
 mod wire;
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use proto::keys::v1::{self as pb, keys_service_server::KeysService};
 use runtime::{Actor, Host, actor, crash_point};
 use tokio::sync::Notify;
@@ -18,29 +26,33 @@ use types::{OrgId, Pepper};
 use crate::{
     domain::rights::{Authority, OrgScope},
     error::{Error, Result},
+    passwords::Passwords,
     store::Store,
 };
 
 type Reply<T> = std::result::Result<Response<T>, Status>;
 
+/// When a user presented a second factor, in unix seconds; set by the portal.
+const SECOND_FACTOR_AT: &str = "tollgate-second-factor-at";
+
 /// The control plane.
 pub(crate) struct Keys {
-    host: Host,
-    store: Store,
-    pepper: Arc<Pepper>,
-    nudge: Arc<Notify>,
+    pub(crate) host: Host,
+    pub(crate) store: Store,
+    pub(crate) pepper: Pepper,
+    pub(crate) pepper_previous: Option<Pepper>,
+    /// Wakes the relay of key changes.
+    pub(crate) nudge: Arc<Notify>,
+    /// Wakes the mailroom.
+    pub(crate) mail_nudge: Arc<Notify>,
+    pub(crate) passwords: Passwords,
+    /// Where links in mails lead, without a slash at the end.
+    pub(crate) portal_url: String,
+    /// Keys that members of an organisation make in an hour.
+    pub(crate) keys_per_hour_max: i64,
 }
 
 impl Keys {
-    pub(crate) fn new(host: Host, store: Store, pepper: Arc<Pepper>, nudge: Arc<Notify>) -> Self {
-        Self {
-            host,
-            store,
-            pepper,
-            nudge,
-        }
-    }
-
     /// What somebody is in an organisation. To strangers it does not exist.
     async fn authority(&self, actor: Actor, org: OrgId) -> Result<Authority> {
         match actor {
@@ -73,6 +85,19 @@ fn operators_only(actor: Actor, what: &'static str) -> Result<()> {
     match actor {
         Actor::Operator => Ok(()),
         Actor::User(_) => Err(Error::OperatorsOnly { what }),
+    }
+}
+
+/// When the user presented a second factor, as the portal says; it acts with our token.
+fn second_factor_at<T>(request: &Request<T>) -> Result<Option<Timestamp>> {
+    let Some(value) = request.metadata().get(SECOND_FACTOR_AT) else {
+        return Ok(None);
+    };
+    let seconds = value.to_str().ok().and_then(|text| text.parse().ok());
+    let at = seconds.and_then(|seconds| Timestamp::from_second(seconds).ok());
+    match at {
+        Some(at) => Ok(Some(at)),
+        None => Err(Error::invalid(SECOND_FACTOR_AT, "must be unix seconds")),
     }
 }
 
@@ -171,10 +196,9 @@ impl KeysService for Keys {
         &self,
         request: Request<pb::CreateKeyRequest>,
     ) -> Reply<pb::CreateKeyResponse> {
-        let actor = actor(&request);
-        Ok(Response::new(
-            self.issue(actor, request.into_inner()).await?,
-        ))
+        let (actor, factor) = (actor(&request), second_factor_at(&request)?);
+        let reply = self.issue(actor, factor, request.into_inner()).await?;
+        Ok(Response::new(reply))
     }
 
     async fn get_key(&self, request: Request<pb::GetKeyRequest>) -> Reply<pb::GetKeyResponse> {
@@ -245,5 +269,62 @@ impl KeysService for Keys {
         Ok(Response::new(
             self.audit_log(actor, request.into_inner()).await?,
         ))
+    }
+
+    async fn rotate_key(
+        &self,
+        request: Request<pb::RotateKeyRequest>,
+    ) -> Reply<pb::RotateKeyResponse> {
+        let (actor, factor) = (actor(&request), second_factor_at(&request)?);
+        let reply = self.rotate(actor, factor, request.into_inner()).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn delete_key(
+        &self,
+        request: Request<pb::DeleteKeyRequest>,
+    ) -> Reply<pb::DeleteKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.delete(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn report_leaked_key(
+        &self,
+        request: Request<pb::ReportLeakedKeyRequest>,
+    ) -> Reply<pb::ReportLeakedKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.report(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn get_policy(
+        &self,
+        request: Request<pb::GetPolicyRequest>,
+    ) -> Reply<pb::GetPolicyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.policy(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn set_policy(
+        &self,
+        request: Request<pb::SetPolicyRequest>,
+    ) -> Reply<pb::SetPolicyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.change_policy(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn verify_audit_log(
+        &self,
+        request: Request<pb::VerifyAuditLogRequest>,
+    ) -> Reply<pb::VerifyAuditLogResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(self.check_audit_log(actor).await?))
     }
 }

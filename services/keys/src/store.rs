@@ -6,9 +6,13 @@
 mod audit;
 mod catalogue;
 mod gateways;
+mod invitations;
 mod keys;
+mod mail;
 mod organisations;
 mod outbox;
+mod people;
+mod policy;
 
 use anyhow::anyhow;
 use jiff::Timestamp;
@@ -21,10 +25,15 @@ pub(crate) use self::{
     audit::{AuditEntry, AuditFilter},
     gateways::Report,
     keys::{KeyUse, NewKeyRow},
-    organisations::{Member, Organisation},
+    mail::Waiting,
+    organisations::{Member, MemberOf, Organisation},
     outbox::Pending,
+    people::{Purpose, User},
 };
-use crate::error::{Error, Result};
+use crate::{
+    domain::audit_chain,
+    error::{Error, Result},
+};
 
 /// Writers of the change log take turns under this number, until they commit.
 const CHANGE_LOG_LOCK: i64 = 0x6b65_7973_0001;
@@ -66,6 +75,16 @@ impl Store {
 }
 
 impl Tx {
+    /// The moment of everything that is written here.
+    pub(crate) const fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    /// From here on somebody else acts: who is known only once a link is found.
+    pub(crate) fn act_as(&mut self, actor: impl ToString) {
+        self.actor = actor.to_string();
+    }
+
     /// Makes everything durable at once.
     pub(crate) async fn commit(self) -> Result<()> {
         Ok(self.inner.commit().await?)
@@ -79,16 +98,35 @@ impl Tx {
         target: impl ToString,
         details: &Value,
     ) -> Result<()> {
+        let head = self.hold_audit_head().await?;
+        let id = head.id + 1;
+        let (actor, target) = (self.actor.clone(), target.to_string());
+        let row = audit_chain::Row {
+            id,
+            org: org.map(OrgId::uuid),
+            actor: &actor,
+            action,
+            target: &target,
+            details,
+            at: self.at,
+        };
+        let hash = row.hash(&head.hash);
         let insert = sqlx::query!(
             r#"
-            insert into keys.audit_log (org_id, actor, action, target, details, at)
-            values ($1, $2, $3, $4, $5, $6)"#,
-            org.map(OrgId::uuid),
-            self.actor,
+            with entry as (
+                insert into keys.audit_log
+                    (id, org_id, actor, action, target, details, at, prev_hash, hash)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9))
+            update keys.audit_head set id = $1, entries = entries + 1, hash = $9"#,
+            id,
+            row.org,
+            actor,
             action,
-            target.to_string(),
+            target,
             details,
             self.at.to_sqlx(),
+            &head.hash[..],
+            &hash[..],
         );
         insert.execute(&mut *self.inner).await?;
         Ok(())
@@ -153,6 +191,12 @@ impl From<sqlx::Error> for Error {
             }
             Some("services_name_key" | "routes_place_key" | "users_email_key") => {
                 return Self::Conflict("somebody else created it at the same moment: try again");
+            }
+            Some("invitations_open_key") => {
+                return Self::Conflict("the address is invited already: send it again");
+            }
+            Some("api_keys_rotated_from_key") => {
+                return Self::Conflict("the key was rotated already");
             }
             Some("api_keys_key_hash_key") => {
                 return Self::Conflict("a key of this hash exists already: try again");

@@ -15,10 +15,13 @@ use crate::{
         difference,
         key::{self, ApiKey, Draft, Edit, Revoked, Settings},
         organisation::{Membership, owner_after, slug_candidate, slug_stem},
-        rights::{Action, AuditView, Authority, permits},
+        policy::{LeakAction, Policy},
+        rights::{Action, AuditView, Authority, Concerned, permits},
     },
     error::Error,
 };
+
+mod people;
 
 const NOON: Timestamp = Timestamp::constant(1_800_000_000, 0);
 const LATER: Timestamp = Timestamp::constant(1_800_003_600, 0);
@@ -42,8 +45,17 @@ fn draft() -> Draft {
     }
 }
 
+fn policy() -> Policy {
+    Policy {
+        live_keys_need_second_factor: true,
+        key_lifetime_seconds_max: None,
+        developers_may_create_live_keys: false,
+        leak_action: LeakAction::Suspend,
+    }
+}
+
 fn settings() -> Settings {
-    draft().check(&catalogue(), NOON).unwrap()
+    draft().check(&catalogue(), &policy(), NOON).unwrap()
 }
 
 fn stored() -> ApiKey {
@@ -60,6 +72,9 @@ fn stored() -> ApiKey {
         last_used_ip: None,
         created_at: NOON,
         version: 1,
+        rotated_from: None,
+        rotated_to: None,
+        limits_key: KeyId::new(Uuid::from_u128(1)),
     }
 }
 
@@ -86,40 +101,65 @@ fn a_missing_pepper_is_named_and_a_short_one_refused() {
     assert!(!error.to_string().contains("short"), "{error}");
 }
 
+/// Makes an action of the key it concerns.
+type OnKey = fn(Concerned) -> Action;
+
+/// The table of the portal's page, row by row. Columns: owner, admin, developer, billing.
+fn matrix_of_keys() -> Vec<(Action, &'static str)> {
+    use Environment::{Production, Test};
+    let key = |environment, own, open| Concerned {
+        environment,
+        own,
+        open,
+    };
+    let mut matrix = vec![
+        (Action::ViewOrganisation, "yyyy"),
+        (Action::ViewMembers, "yyyy"),
+        (Action::Leave, "yyyy"),
+        (Action::ViewKeys, "yyy-"),
+        (Action::DeleteKey, "yy--"),
+        (Action::RestoreKey, "yy--"),
+        (Action::SetPolicy, "yy--"),
+        (Action::TransferOwnership, "y---"),
+    ];
+    // Test keys are made by whose credits they spend; all ways to have a live key are one row.
+    let actions: [(OnKey, &str); 4] = [
+        (Action::CreateKey, "----"),
+        (Action::RotateKey, "----"),
+        (Action::RevokeKey, "yy--"),
+        (Action::ChangeKey, "yy--"),
+    ];
+    for (action, others_test_key) in actions {
+        for open in [false, true] {
+            let own_live_key = if open { "yyy-" } else { "yy--" };
+            matrix.push((action(key(Test, true, open)), "yyy-"));
+            matrix.push((action(key(Test, false, open)), others_test_key));
+            matrix.push((action(key(Production, true, open)), own_live_key));
+            matrix.push((action(key(Production, false, open)), "yy--"));
+        }
+    }
+    matrix
+}
+
+fn matrix_of_members() -> Vec<(Action, &'static str)> {
+    let mut matrix = Vec::new();
+    // Invite, remove, change roles: all, up to admin, –, –.
+    for role in Role::ALL {
+        let row = if role == Role::Owner { "y---" } else { "yy--" };
+        matrix.push((Action::Invite { role }, row));
+        matrix.push((Action::RemoveMember { role }, row));
+        for to in Role::ALL {
+            let owner = role == Role::Owner || to == Role::Owner;
+            let row = if owner { "y---" } else { "yy--" };
+            matrix.push((Action::ChangeRole { from: role, to }, row));
+        }
+    }
+    matrix
+}
+
 #[test]
 fn the_permission_matrix_holds_for_every_role() {
-    use Environment::{Production, Test};
-    let create = |environment, own| Action::CreateKey { environment, own };
-    let change = |environment, own| Action::ChangeKey { environment, own };
-    let revoke = |environment, own| Action::RevokeKey { environment, own };
-    // Columns: owner, admin, developer, billing.
-    let matrix = [
-        (Action::ViewOrganisation, "yyyy"),
-        (Action::ViewKeys, "yyy-"),
-        (create(Test, true), "yyy-"),
-        (create(Test, false), "----"),
-        (create(Production, true), "yy--"),
-        (create(Production, false), "yy--"),
-        (change(Test, true), "yyy-"),
-        (change(Test, false), "yy--"),
-        (change(Production, true), "yy--"),
-        (change(Production, false), "yy--"),
-        (Action::RestoreKey, "yy--"),
-        (revoke(Test, true), "yyy-"),
-        (revoke(Test, false), "yy--"),
-        (revoke(Production, true), "yy--"),
-        (revoke(Production, false), "yy--"),
-        (Action::AddMember { role: Role::Owner }, "y---"),
-        (Action::AddMember { role: Role::Admin }, "yy--"),
-        (Action::RemoveMember { role: Role::Owner }, "y---"),
-        (
-            Action::RemoveMember {
-                role: Role::Billing,
-            },
-            "yy--",
-        ),
-        (Action::Leave, "yyyy"),
-    ];
+    let matrix = matrix_of_keys().into_iter().chain(matrix_of_members());
     for (action, row) in matrix {
         for (role, cell) in Role::ALL.into_iter().zip(row.chars()) {
             let expected = cell == 'y';
@@ -150,7 +190,7 @@ fn everybody_sees_their_part_of_the_audit_log() {
 fn refusal(change: impl FnOnce(&mut Draft)) -> String {
     let mut draft = draft();
     change(&mut draft);
-    problem(draft.check(&catalogue(), NOON))
+    problem(draft.check(&catalogue(), &policy(), NOON))
 }
 
 #[test]
@@ -196,7 +236,7 @@ fn a_refused_field_says_what_would_be_right() {
     for (said, expected) in cases {
         assert!(said.contains(expected), "{said}");
     }
-    let nothing = draft().check(&[], NOON);
+    let nothing = draft().check(&[], &policy(), NOON);
     assert!(problem(nothing).contains("create a service first"));
 }
 
@@ -211,7 +251,7 @@ fn a_good_wish_becomes_settings() {
             .into(),
         ..draft()
     };
-    let settings = wish.check(&catalogue(), NOON).unwrap();
+    let settings = wish.check(&catalogue(), &policy(), NOON).unwrap();
     assert_eq!(
         settings.rate,
         Some(Rate {
@@ -233,7 +273,7 @@ fn an_absent_field_stays_and_zero_lifts_a_limit() {
         per_second: 10,
         burst: 20,
     });
-    let apply = |edit: Edit| edit.apply(&key, &catalogue(), NOON);
+    let apply = |edit: Edit| edit.apply(&key, &catalogue(), &policy(), NOON);
     assert_eq!(apply(Edit::default()).unwrap(), key.settings);
     assert_eq!(
         apply(Edit {
@@ -294,7 +334,7 @@ fn a_revoked_key_never_changes_again() {
         ..Edit::default()
     };
     assert!(matches!(
-        restore.apply(&key, &catalogue(), NOON),
+        restore.apply(&key, &catalogue(), &policy(), NOON),
         Err(Error::Conflict(_))
     ));
 }
@@ -537,7 +577,7 @@ proptest! {
         burst in prop::option::of(any::<u32>()),
     ) {
         let wish = Draft { daily_quota: daily, rate_per_second: rate, burst, ..draft() };
-        if let Ok(settings) = wish.check(&catalogue(), NOON) {
+        if let Ok(settings) = wish.check(&catalogue(), &policy(), NOON) {
             prop_assert!(settings.daily_quota.is_none_or(|calls| calls > 0));
             if let Some(Rate { per_second, burst }) = settings.rate {
                 prop_assert!(per_second > 0 && i32::try_from(per_second).is_ok());
@@ -549,10 +589,11 @@ proptest! {
     #[test]
     fn any_address_list_is_read_or_refused(text in "[0-9a-f:./]{0,45}") {
         let wish = Draft { allow: vec![text], ..draft() };
-        if let Ok(settings) = wish.check(&catalogue(), NOON) {
+        if let Ok(settings) = wish.check(&catalogue(), &policy(), NOON) {
             let again: Vec<_> = settings.allow.iter().map(ToString::to_string).collect();
             let wish = Draft { allow: again, ..draft() };
-            prop_assert_eq!(wish.check(&catalogue(), NOON).unwrap().allow, settings.allow);
+            let again = wish.check(&catalogue(), &policy(), NOON).unwrap();
+            prop_assert_eq!(again.allow, settings.allow);
         }
     }
 }

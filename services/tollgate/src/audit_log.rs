@@ -20,15 +20,44 @@ pub(crate) enum AuditLog {
         #[arg(long, default_value_t = 100)]
         limit: u32,
     },
+    /// Recompute the chain of hashes; exit 1 if a row was altered, removed or put in
+    Verify,
 }
 
 pub(crate) async fn run(command: AuditLog, system: &System, output: &Output) -> Result {
-    let AuditLog::List { org, limit } = command;
+    match command {
+        AuditLog::List { org, limit } => list(system, &org, limit, output).await,
+        AuditLog::Verify => verify(system, output).await,
+    }
+}
+
+async fn verify(system: &System, output: &Output) -> Result {
+    let request = wire::VerifyAuditLogRequest {};
+    let found = system.keys()?.verify_audit_log(request).await?.into_inner();
+    let problems: Vec<_> = found
+        .problems
+        .iter()
+        .map(|problem| json!({ "id": problem.id, "kind": problem.kind }))
+        .collect();
+    let count = problems.len();
+    let head: String = found
+        .head
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    output.record(&json!({ "rows": found.rows, "head": head, "problems": problems }));
+    match count {
+        0 => Ok(()),
+        count => Err(anyhow::anyhow!("{count} rows of the audit log do not fit").into()),
+    }
+}
+
+async fn list(system: &System, org: &str, limit: u32, output: &Output) -> Result {
     let keys = system.keys()?;
     let entries = pages(limit, |page_size, page_token| {
         let mut keys = keys.clone();
         let request = wire::ListAuditLogRequest {
-            org_id: org.clone(),
+            org_id: org.to_owned(),
             page_size,
             page_token,
         };

@@ -13,8 +13,8 @@ use crate::connect::System;
 use crate::failure::Result;
 use crate::output::Output;
 use crate::{
-    anomaly, audit, audit_log, config_cmd, dev, journal_cmd, key, member, migrate, org, pepper,
-    samples_cmd, seed, serve, service, usage, wallet_cmd, why,
+    anomaly, audit, audit_log, config_cmd, dev, invitation, journal_cmd, key, member, migrate, org,
+    pepper, samples_cmd, seed, serve, service, usage, user, wallet_cmd, why,
 };
 
 const EXIT_USAGE: u8 = 64;
@@ -74,6 +74,12 @@ enum Command {
     /// Members of organisations
     #[command(subcommand)]
     Member(member::Member),
+    /// Invitations to organisations
+    #[command(subcommand)]
+    Invitation(invitation::Invitation),
+    /// Accounts of people
+    #[command(subcommand)]
+    User(user::User),
     /// API keys
     #[command(subcommand)]
     Key(key::Key),
@@ -162,6 +168,9 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result {
         Command::Seed(command) => Box::pin(seed::run(command, &find()?, output)).await,
         Command::Org(command) => Box::pin(org::run(command, &find()?, output)).await,
         Command::Member(command) => Box::pin(member::run(command, &find()?, output)).await,
+        Command::Invitation(command) => Box::pin(invitation::run(command, &find()?, output)).await,
+        Command::User(command) => Box::pin(user::run(command, &find()?, output)).await,
+        Command::Key(key::Key::Check { key }) => key::check(key, output),
         Command::Key(command) => Box::pin(key::run(command, &find()?, output)).await,
         Command::Wallet(command) => Box::pin(wallet_cmd::run(command, &find()?, output)).await,
         Command::Service(command) => Box::pin(service::run(command, &find()?, output)).await,

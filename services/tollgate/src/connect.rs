@@ -12,6 +12,7 @@ use tonic::Status;
 use proto::anomaly_detector::v1::anomaly_detector_service_client::AnomalyDetectorServiceClient;
 use proto::channel::Channel;
 use proto::keys::v1::keys_service_client::KeysServiceClient;
+use proto::keys::v1::people_service_client::PeopleServiceClient;
 use proto::stats_aggregator::v1::stats_aggregator_service_client::StatsAggregatorServiceClient;
 use proto::usage_ingest::v1::usage_ingest_service_client::UsageIngestServiceClient;
 use proto::wallet::v1::wallet_service_client::WalletServiceClient;
@@ -21,6 +22,7 @@ use crate::dev::{Ready, layout};
 use crate::failure::{Failure, Result};
 
 pub(crate) type Keys = KeysServiceClient<Channel>;
+pub(crate) type People = PeopleServiceClient<Channel>;
 pub(crate) type Wallet = WalletServiceClient<Channel>;
 pub(crate) type UsageIngest = UsageIngestServiceClient<Channel>;
 pub(crate) type StatsAggregator = StatsAggregatorServiceClient<Channel>;
@@ -121,6 +123,11 @@ impl System {
 
     pub(crate) fn keys(&self) -> Result<Keys> {
         Ok(Keys::new(self.channel("keys")?))
+    }
+
+    /// People live in the service of keys.
+    pub(crate) fn people(&self) -> Result<People> {
+        Ok(People::new(self.channel("keys")?))
     }
 
     pub(crate) fn wallet(&self) -> Result<Wallet> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use testkit::auditor::journal::{Journal as Found, Journals};
-use testkit::auditor::records::Record;
+use testkit::auditor::records::{Permit, Record};
 
 use crate::failure::{Failure, Result};
 use crate::output::Output;
@@ -99,10 +99,16 @@ fn record(seq: u64, payload: &[u8]) -> Value {
         "cost": record.cost,
         "cum": record.cum,
         "granted": record.granted,
+        "permits": record.permits.iter().map(permit).collect::<Vec<_>>(),
         "request_id": record.request().map(|it| types::RequestId::new(it).to_string()),
         "service": record.call.as_ref().map(|call| call.service.clone()),
         "status": record.call.as_ref().map(|call| call.status),
     })
+}
+
+fn permit(it: &Permit) -> Value {
+    let lease = types::LeaseId::from_slice(&it.lease_id).ok();
+    json!({ "lease_id": lease.map(|id| id.to_string()), "cum": it.cum })
 }
 
 fn describe(journal: &Found, with_records: bool, output: &Output) {

@@ -1,13 +1,19 @@
 //! `tollgate key`: API keys.
 
+use std::collections::BTreeMap;
+
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use proto::keys::v1 as wire;
+use proto::wallet::v1::{GetQuotaUseRequest, QuotaKind};
 use serde_json::{Value, json};
 
 use crate::connect::{Keys, System, pages, time};
 use crate::failure::Result;
 use crate::output::Output;
+
+/// Keys of one question to the wallet.
+const KEYS_MAX: usize = 1_000;
 
 /// Acts on keys.
 #[derive(Subcommand)]
@@ -51,6 +57,35 @@ pub(crate) enum Key {
         /// Why, 1–200 characters
         #[arg(long)]
         reason: String,
+    },
+    /// Replace a key by a new one with the same limits, and print it, this once
+    Rotate {
+        /// `key_…`
+        key: String,
+        /// How long the old key goes on, 0–86400; never beyond its own end
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        overlap: u32,
+    },
+    /// End a key for good and hide it from lists; its usage stays
+    Delete {
+        /// `key_…`
+        key: String,
+    },
+    /// Tell whether a text has the form and checksum of a key, offline; exit 1 if not
+    Check {
+        /// The key; read from the standard input if absent, which keeps it out of histories
+        key: Option<String>,
+    },
+    /// Report a key that was found in public, read from the standard input
+    #[command(after_help = "Example:\n  tollgate key report --source scanner --url \
+        https://example.com/leak < found.txt")]
+    Report {
+        /// Who found it
+        #[arg(long)]
+        source: String,
+        /// Where it was found
+        #[arg(long, default_value = "", hide_default_value = true)]
+        url: String,
     },
 }
 
@@ -137,7 +172,8 @@ pub(crate) async fn run(command: Key, system: &System, output: &Output) -> Resul
             }
         }
         Key::List { org, limit } => {
-            let rows = list(&keys, &org, limit).await?.iter().map(show).collect();
+            let listed = list(&keys, &org, limit).await?;
+            let rows = with_uses(system, &listed, output).await;
             let columns = [
                 ("key_id", "KEY"),
                 ("name", "NAME"),
@@ -152,12 +188,17 @@ pub(crate) async fn run(command: Key, system: &System, output: &Output) -> Resul
         Key::Show { key } => {
             let request = wire::GetKeyRequest { key_id: key };
             let found = keys.get_key(request).await?.into_inner().key;
-            output.record(&found.as_ref().map_or(Value::Null, show));
+            let mut shown = with_uses(system, found.as_slice(), output).await;
+            output.record(&shown.pop().unwrap_or(Value::Null));
         }
         Key::Update(wish) => update(&mut keys, wish.request(), output).await?,
         Key::Suspend { key } => update(&mut keys, activity(key, false), output).await?,
         Key::Restore { key } => update(&mut keys, activity(key, true), output).await?,
         Key::Revoke { key, reason } => revoke(&mut keys, key, reason, output).await?,
+        Key::Rotate { key, overlap } => rotate(&mut keys, key, overlap, output).await?,
+        Key::Delete { key } => delete(&mut keys, key, output).await?,
+        Key::Check { key } => check(key, output)?,
+        Key::Report { source, url } => report(&mut keys, source, url, output).await?,
     }
     Ok(())
 }
@@ -194,6 +235,7 @@ impl Update {
             active: None,
             set_allow: self.allow_all || !self.allow.is_empty(),
             allow: self.allow,
+            expected_version: None,
         }
     }
 }
@@ -229,6 +271,67 @@ async fn revoke(keys: &mut Keys, key_id: String, reason: String, output: &Output
     Ok(())
 }
 
+async fn rotate(keys: &mut Keys, key_id: String, overlap: u32, output: &Output) -> Result {
+    let request = wire::RotateKeyRequest {
+        key_id,
+        overlap_seconds: overlap,
+    };
+    let made = keys.rotate_key(request).await?.into_inner();
+    output.record(&json!({
+        "key_id": made.key_id,
+        "key": made.key,
+        "old_expires_at": time(made.old_expires_at.as_ref()),
+    }));
+    if !output.is_json() {
+        output.note("Keep the key now: it is stored nowhere and cannot be shown again.");
+    }
+    Ok(())
+}
+
+async fn delete(keys: &mut Keys, key_id: String, output: &Output) -> Result {
+    let request = wire::DeleteKeyRequest {
+        key_id: key_id.clone(),
+    };
+    let deleted = keys.delete_key(request).await?.into_inner();
+    output.record(&json!({
+        "key_id": key_id,
+        "confirmed_gateways": deleted.confirmed_gateways,
+        "pending_gateways": deleted.pending_gateways,
+    }));
+    Ok(())
+}
+
+/// The first line of the standard input.
+fn first_line() -> Result<String> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
+}
+
+/// Checks the form of a key without asking anybody.
+pub(crate) fn check(key: Option<String>, output: &Output) -> Result {
+    let text = key.map_or_else(first_line, Ok)?;
+    let parsed = types::PresentedKey::parse(text.trim());
+    let environment = parsed.as_ref().ok().map(|key| key.environment().as_str());
+    output.record(&json!({ "valid": parsed.is_ok(), "environment": environment }));
+    match parsed {
+        Ok(_) => Ok(()),
+        Err(error) => Err(anyhow::anyhow!("not a key: {error}").into()),
+    }
+}
+
+async fn report(keys: &mut Keys, source: String, url: String, output: &Output) -> Result {
+    let request = wire::ReportLeakedKeyRequest {
+        key: first_line()?,
+        key_hash: Vec::new(),
+        source,
+        url,
+    };
+    let done = keys.report_leaked_key(request).await?.into_inner();
+    output.record(&json!({ "action": done.action, "key_id": done.key_id }));
+    Ok(())
+}
+
 /// The keys of an organisation.
 pub(crate) async fn list(keys: &Keys, org: &str, limit: u32) -> Result<Vec<wire::Key>> {
     pages(limit, |page_size, page_token| {
@@ -246,6 +349,58 @@ pub(crate) async fn list(keys: &Keys, org: &str, limit: u32) -> Result<Vec<wire:
     .await
 }
 
+/// Keys as scripts see them, with what they have used of their quotas.
+async fn with_uses(system: &System, keys: &[wire::Key], output: &Output) -> Vec<Value> {
+    let uses = uses(system, keys).await.ok();
+    if uses.is_none() {
+        output.note("The wallet does not answer: what the quotas have used is not shown.");
+    }
+    let used = |key: &wire::Key, kind: QuotaKind, quota: Option<i64>| {
+        let used = uses
+            .as_ref()?
+            .get(&(counted_under(key).to_owned(), kind.into()));
+        used.copied().or(quota.map(|_| 0))
+    };
+    let shown = keys.iter().map(|key| {
+        let mut shown = show(key);
+        shown["daily_used"] = used(key, QuotaKind::Daily, key.daily_quota).into();
+        shown["monthly_used"] = used(key, QuotaKind::Monthly, key.monthly_quota).into();
+        shown
+    });
+    shown.collect()
+}
+
+/// Permits used in the present periods, by key and kind of quota.
+type Uses = BTreeMap<(String, i32), i64>;
+
+async fn uses(system: &System, keys: &[wire::Key]) -> Result<Uses> {
+    let mut uses = Uses::new();
+    for keys in keys.chunk_by(|one, other| one.org_id == other.org_id) {
+        let org_id = keys.first().map(|key| key.org_id.clone());
+        for keys in keys.chunks(KEYS_MAX) {
+            let request = GetQuotaUseRequest {
+                org_id: org_id.clone().unwrap_or_default(),
+                key_ids: keys
+                    .iter()
+                    .map(|key| counted_under(key).to_owned())
+                    .collect(),
+            };
+            let answer = system.wallet()?.get_quota_use(request).await?.into_inner();
+            let found = answer.uses.into_iter();
+            uses.extend(found.map(|it| ((it.key_id, it.kind), it.used)));
+        }
+    }
+    Ok(uses)
+}
+
+/// Keys of one lineage share their quotas, under the first.
+fn counted_under(key: &wire::Key) -> &str {
+    match key.limits_key_id.as_str() {
+        "" => &key.key_id,
+        first => first,
+    }
+}
+
 /// A key as scripts see it.
 pub(crate) fn show(key: &wire::Key) -> Value {
     json!({
@@ -257,6 +412,8 @@ pub(crate) fn show(key: &wire::Key) -> Value {
         "hint": key.hint,
         "environment": key.environment,
         "status": key.status,
+        "rotated_from": key.rotated_from,
+        "rotated_to": key.rotated_to,
         "scopes": key.scopes,
         "daily_quota": key.daily_quota,
         "monthly_quota": key.monthly_quota,

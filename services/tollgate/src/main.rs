@@ -15,6 +15,7 @@ mod config_cmd;
 mod connect;
 mod dev;
 mod failure;
+mod invitation;
 mod journal_cmd;
 mod key;
 mod member;
@@ -29,6 +30,7 @@ mod serve;
 mod service;
 mod signals;
 mod usage;
+mod user;
 mod wallet_cmd;
 mod why;
 

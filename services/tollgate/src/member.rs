@@ -29,6 +29,18 @@ pub(crate) enum Member {
         #[arg(long)]
         org: String,
     },
+    /// Change the role of a member; the last owner stays
+    Role {
+        /// `org_…`
+        #[arg(long)]
+        org: String,
+        /// `usr_…`
+        #[arg(long)]
+        user: String,
+        /// owner, admin, developer or billing
+        #[arg(long)]
+        role: String,
+    },
     /// Remove a member; the last owner stays
     Remove {
         /// `org_…`
@@ -70,6 +82,15 @@ pub(crate) async fn run(command: Member, system: &System, output: &Output) -> Re
                 ("joined_at", "SINCE"),
             ];
             output.list("members", &columns, rows.collect());
+        }
+        Member::Role { org, user, role } => {
+            let request = wire::UpdateMemberRoleRequest {
+                org_id: org,
+                user_id: user.clone(),
+                role: role.clone(),
+            };
+            system.people()?.update_member_role(request).await?;
+            output.record(&json!({ "user_id": user, "role": role }));
         }
         Member::Remove { org, user } => {
             let request = wire::RemoveMemberRequest {

@@ -27,6 +27,7 @@ fn migrator(schema: &'static str) -> anyhow::Result<Migrator> {
         "usage_ingest" => sqlx::migrate!("../../migrations/usage_ingest"),
         "stats_aggregator" => sqlx::migrate!("../../migrations/stats_aggregator"),
         "anomaly_detector" => sqlx::migrate!("../../migrations/anomaly_detector"),
+        "portal" => sqlx::migrate!("../../migrations/portal"),
         other => anyhow::bail!("schema {other} has no migrations"),
     };
     migrator.create_schema(schema);

@@ -1,6 +1,6 @@
 //! `tollgate org`: organisations.
 
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use proto::keys::v1 as wire;
 use serde_json::{Value, json};
 
@@ -34,6 +34,35 @@ pub(crate) enum Org {
         /// `org_…`
         org: String,
     },
+    /// Make another member the owner; the owner before becomes an admin
+    Transfer {
+        /// `org_…`
+        org: String,
+        /// `usr_…`, a member
+        #[arg(long)]
+        to: String,
+    },
+    /// Show the organisation's own rules, or change those that are named
+    Policy(Policy),
+}
+
+/// Rules of an organisation.
+#[derive(Args)]
+pub(crate) struct Policy {
+    /// `org_…`
+    org: String,
+    /// Must users show a second factor to create or rotate live keys?
+    #[arg(long, value_name = "BOOL")]
+    second_factor: Option<bool>,
+    /// Seconds a key lives at most; 0: for ever
+    #[arg(long, value_name = "SECONDS")]
+    key_lifetime_max: Option<i64>,
+    /// May developers have live keys of their own?
+    #[arg(long, value_name = "BOOL")]
+    developers_live_keys: Option<bool>,
+    /// What happens to a leaked key: notify, suspend or revoke
+    #[arg(long, value_name = "ACTION")]
+    leak_action: Option<String>,
 }
 
 pub(crate) async fn run(command: Org, system: &System, output: &Output) -> Result {
@@ -71,7 +100,41 @@ pub(crate) async fn run(command: Org, system: &System, output: &Output) -> Resul
                 .organisation;
             output.record(&found.as_ref().map_or(Value::Null, show));
         }
+        Org::Transfer { org, to } => {
+            let request = wire::TransferOwnershipRequest {
+                org_id: org,
+                user_id: to.clone(),
+            };
+            let done = system.people()?.transfer_ownership(request).await?;
+            output.record(&json!({
+                "owner_id": to,
+                "previous_owner_id": done.into_inner().previous_owner_id,
+            }));
+        }
+        Org::Policy(wish) => policy(&mut keys, wish, output).await?,
     }
+    Ok(())
+}
+
+/// A change of nothing shows what is.
+async fn policy(keys: &mut Keys, wish: Policy, output: &Output) -> Result {
+    let request = wire::SetPolicyRequest {
+        org_id: wish.org,
+        live_keys_need_second_factor: wish.second_factor,
+        key_lifetime_seconds_max: wish.key_lifetime_max,
+        developers_may_create_live_keys: wish.developers_live_keys,
+        leak_action: wish.leak_action,
+    };
+    let now = keys.set_policy(request).await?.into_inner().policy;
+    let shown = now.map_or(Value::Null, |policy| {
+        json!({
+            "live_keys_need_second_factor": policy.live_keys_need_second_factor,
+            "key_lifetime_seconds_max": policy.key_lifetime_seconds_max,
+            "developers_may_create_live_keys": policy.developers_may_create_live_keys,
+            "leak_action": policy.leak_action,
+        })
+    });
+    output.record(&shown);
     Ok(())
 }
 

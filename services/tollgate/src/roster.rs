@@ -15,8 +15,15 @@ pub(crate) struct Entry {
     read: fn(&mut Variables) -> Config,
 }
 
+impl Entry {
+    /// Whether others call it over gRPC.
+    pub(crate) fn has_grpc(&self) -> bool {
+        !matches!(self.name, "portal" | "gateway")
+    }
+}
+
 /// Fixed: who is called starts before its callers, and stops after them.
-pub(crate) const ROSTER: [Entry; 6] = [
+pub(crate) const ROSTER: [Entry; 7] = [
     Entry {
         name: "keys",
         calls: &[],
@@ -48,6 +55,18 @@ pub(crate) const ROSTER: [Entry; 6] = [
         read: |variables| Config::AnomalyDetector(anomaly_detector::Config::read(variables)),
     },
     Entry {
+        name: "portal",
+        calls: &[
+            "keys",
+            "wallet",
+            "usage-ingest",
+            "stats-aggregator",
+            "anomaly-detector",
+        ],
+        schema: Some("portal"),
+        read: |variables| Config::Portal(portal::Config::read(variables)),
+    },
+    Entry {
         name: "gateway",
         calls: &["keys", "wallet"],
         schema: None,
@@ -62,6 +81,7 @@ pub(crate) enum Config {
     UsageIngest(usage_ingest::Config),
     StatsAggregator(stats_aggregator::Config),
     AnomalyDetector(anomaly_detector::Config),
+    Portal(portal::Config),
     Gateway(Box<gateway::Config>),
 }
 
@@ -74,6 +94,7 @@ impl Config {
             Self::UsageIngest(config) => usage_ingest::start(host, config).await,
             Self::StatsAggregator(config) => stats_aggregator::start(host, config).await,
             Self::AnomalyDetector(config) => anomaly_detector::start(host, config).await,
+            Self::Portal(config) => portal::start(host, config).await,
             Self::Gateway(config) => gateway::start(host, *config).await,
         }
     }

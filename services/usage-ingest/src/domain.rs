@@ -61,6 +61,8 @@ pub(crate) struct Row {
     pub(crate) disposition: Disposition,
     pub(crate) code: String,
     pub(crate) lease: Option<(LeaseId, i64)>,
+    /// Leases of the permits it used; a key has at most two quotas.
+    pub(crate) permits: [Option<LeaseId>; 2],
     pub(crate) price_version: i64,
     pub(crate) trace_id: String,
     pub(crate) request_bytes: i64,

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use proto::events::v1::{self, Call, Record, RecordKind, Unit};
+use proto::events::v1::{self, Call, Permit, Record, RecordKind, Unit};
 use runtime::{Apply, ApplyError, Clock, Delivery};
 use serde_json::{Map, Value};
 use types::{Environment, Id, JournalId, Kind, LeaseId};
@@ -110,11 +110,22 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         disposition: disposition(call)?,
         code: domain::storable(&call.code),
         lease: lease.map(|lease| (lease, record.cum)),
+        permits: permits(record)?,
         price_version: call.price_version,
         trace_id: domain::trace_id(&call.traceparent).to_owned(),
         request_bytes: number("request_bytes", call.request_bytes)?,
         response_bytes: number("response_bytes", call.response_bytes)?,
     }))
+}
+
+fn permits(record: &Record) -> Result<[Option<LeaseId>; 2], String> {
+    let lease = |permit: &Permit| optional("permits", &permit.lease_id);
+    match record.permits.as_slice() {
+        [] => Ok([None, None]),
+        [one] => Ok([lease(one)?, None]),
+        [one, other] => Ok([lease(one)?, lease(other)?]),
+        more => Err(format!("{} permits", more.len())),
+    }
 }
 
 fn optional<K: Kind>(field: &str, bytes: &[u8]) -> Result<Option<Id<K>>, String> {

@@ -253,6 +253,8 @@ struct Columns {
     code: Vec<String>,
     lease: Vec<Option<Uuid>>,
     lease_cum: Vec<Option<i64>>,
+    first_permit: Vec<Option<Uuid>>,
+    second_permit: Vec<Option<Uuid>>,
     price_version: Vec<i64>,
     trace_id: Vec<String>,
     request_bytes: Vec<i64>,
@@ -286,6 +288,9 @@ impl Columns {
         self.code.push(row.code);
         self.lease.push(row.lease.map(|(id, _)| id.uuid()));
         self.lease_cum.push(row.lease.map(|(_, cum)| cum));
+        let [first, second] = row.permits.map(|lease| lease.map(|id| id.uuid()));
+        self.first_permit.push(first);
+        self.second_permit.push(second);
         self.price_version.push(row.price_version);
         self.trace_id.push(row.trace_id);
         self.request_bytes.push(row.request_bytes);
@@ -336,6 +341,8 @@ pub(crate) async fn insert(connection: &mut Connection, rows: Vec<Row>) -> sqlx:
         &c.request_bytes,
         &c.response_bytes,
         &c.at as &[jiff_sqlx::Timestamp],
+        &c.first_permit as &[Option<Uuid>],
+        &c.second_permit as &[Option<Uuid>],
     )
     .execute(connection)
     .await?;

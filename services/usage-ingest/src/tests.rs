@@ -2,10 +2,10 @@
 
 use jiff::{Timestamp, civil::date};
 use proptest::prelude::*;
-use proto::events::v1::{Call, Disposition, Record, RecordKind, Unit};
+use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind, Unit};
 use runtime::{Apply as _, ApplyError};
 use serde_json::json;
-use types::{Environment, JournalId};
+use types::{Environment, JournalId, LeaseId};
 use uuid::Uuid;
 
 use crate::{
@@ -35,6 +35,10 @@ fn record() -> Record {
         lease_id: id(9),
         cost: 2,
         cum: 40,
+        permits: vec![Permit {
+            lease_id: id(8),
+            cum: 7,
+        }],
         call: Some(Call {
             request_id: id(1),
             org_id: id(2),
@@ -77,6 +81,10 @@ fn a_call_becomes_one_row_with_all_it_says() {
     let row = row(journal(), &record()).unwrap().unwrap();
     assert_eq!((row.journal, row.seq, row.at), (journal(), 3, at(NOON)));
     assert_eq!((row.credits, row.lease.map(|(_, cum)| cum)), (2, Some(40)));
+    assert_eq!(
+        row.permits,
+        [Some(LeaseId::from_slice(&id(8)).unwrap()), None]
+    );
     assert_eq!((row.response_time_ms, row.upstream_time_ms), (12, 11));
     assert_eq!(row.details, json!({"pages": 5}));
     assert_eq!(row.ip.unwrap().to_string(), "192.0.2.1");
@@ -137,6 +145,10 @@ fn a_record_that_cannot_be_a_row_says_why() {
         (
             "lease_id",
             changed(|record, _| record.lease_id = vec![1; 15]),
+        ),
+        (
+            "permits",
+            changed(|record, _| record.permits = vec![Permit::default(); 3]),
         ),
         ("seq", changed(|record, _| record.seq = u64::MAX)),
         (

@@ -53,12 +53,15 @@ impl Background {
             let Some(done) = self.store.write_off(lease, since, now).await? else {
                 continue;
             };
-            self.metrics.settled(done.debited);
-            self.metrics.written_off(done.released);
+            if !done.is_permits {
+                self.metrics.settled(done.debited);
+                self.metrics.written_off(done.released);
+            }
             tracing::error!(
                 lease.id = %lease,
                 debited = %done.debited,
                 released = %done.released,
+                permits = done.is_permits,
                 "lease written off: its journal did not come back"
             );
         }

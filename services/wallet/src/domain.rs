@@ -3,6 +3,7 @@
 mod book;
 mod epoch;
 mod lending;
+mod quota;
 mod settlement;
 
 use jiff::Timestamp;
@@ -11,6 +12,7 @@ use types::{Credits, Id, JournalId, Kind, LeaseId, OrgId, UserId};
 pub(crate) use book::{Book, Changes, Entry, EntryKind, Movement};
 pub(crate) use epoch::{Epoch, TEST_CREDITS};
 pub(crate) use lending::{Ask, Report, size};
+pub(crate) use quota::{Quota, permits};
 pub(crate) use settlement::{Batch, Spend, claims};
 
 /// Credits of one grant at most. A million grants of this size still fit an `i64`.
@@ -30,25 +32,37 @@ impl Kind for Test {
     const PREFIX: &'static str = "twl";
 }
 
-/// A wallet of either kind. Ordered as rows are locked: live ones first, each by id.
+/// The permits of one quota for one period.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Bucket;
+impl Kind for Bucket {
+    const PREFIX: &'static str = "qta";
+}
+
+/// What is lent from: a wallet of either kind, or permits, which are lent like credits but not
+/// booked. Ordered as rows are locked: live ones first, each kind by id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum WalletId {
     /// Of an organisation.
     Live(Id<Live>),
     /// Of a user, for test calls.
     Test(Id<Test>),
+    /// Of a key, for its calls of a day or month.
+    Quota(Id<Bucket>),
 }
 
-/// Whose credits are asked for.
+/// Whose credits are asked for, or which permits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Account {
     /// The wallet of an organisation.
     Org(OrgId),
     /// The test wallet of a user.
     User(UserId),
+    /// The permits of a key for the present period.
+    Quota(Quota),
 }
 
-/// What a wallet holds.
+/// What a wallet holds, or a bucket of permits.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Wallet {
     pub(crate) id: WalletId,
@@ -93,15 +107,17 @@ impl LeaseState {
     }
 }
 
-/// Credits lent to a journal.
+/// Credits or permits lent to a journal.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Lease {
     pub(crate) id: LeaseId,
     pub(crate) wallet: WalletId,
-    /// Epoch whose credits these are; 0 for a live wallet.
+    /// Epoch whose credits these are; 0 for all but test wallets.
     pub(crate) epoch: i64,
     /// The epoch its test wallet is in by now.
     pub(crate) wallet_epoch: Option<Epoch>,
+    /// Permits: when the period they are for ends.
+    pub(crate) period_end: Option<Timestamp>,
     pub(crate) journal: JournalId,
     /// Lent now: everything granted less everything returned.
     pub(crate) granted: Credits,
@@ -141,7 +157,8 @@ impl Lease {
             // In the past by any clock: a reply that is repeated late opens nothing again.
             return Some(self.created_at);
         }
-        self.wallet_epoch.map(|epoch| epoch.reset_at)
+        let epoch_end = self.wallet_epoch.map(|epoch| epoch.reset_at);
+        epoch_end.or(self.period_end)
     }
 
     /// The highest total anybody has reported.

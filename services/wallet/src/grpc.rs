@@ -8,11 +8,11 @@ use proto::{
 };
 use runtime::{Clock, Ids, actor};
 use tonic::{Request, Response, Status, async_trait};
-use types::Credits;
+use types::{Credits, KeyId};
 
 use self::wire::{
     ask, check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, page_token,
-    report_of,
+    report_of, use_to_wire,
 };
 use crate::{
     domain::{Ask, Breach, GRANT_CREDITS_MAX, Lease, Live, Report, Test},
@@ -28,6 +28,8 @@ type Reply<T> = Result<Response<T>, Status>;
 const RECALLS_MAX: u32 = 3;
 /// Leases of one heartbeat. A gateway holds one per wallet it serves.
 const REPORTS_MAX: usize = 100_000;
+/// Keys of one question about quotas.
+const KEYS_MAX: usize = 1_000;
 const REASON_CHARS_MAX: usize = 200;
 const IDEMPOTENCY_KEY_CHARS_MAX: usize = 64;
 
@@ -71,7 +73,8 @@ impl WalletService for Service {
     ) -> Reply<message::AcquireResponse> {
         let ask = ask(request.into_inner())?;
         let (lease, available) = self.lend(&ask).await?;
-        let lease = lease.as_ref().map(lease_to_wire);
+        let now = self.clock.now();
+        let lease = lease.as_ref().map(|lease| lease_to_wire(lease, now));
         Ok(Response::new(message::AcquireResponse {
             lease,
             available: available.get(),
@@ -118,8 +121,9 @@ impl WalletService for Service {
         request: Request<message::RetireJournalRequest>,
     ) -> Reply<message::RetireJournalResponse> {
         let journal = parse_id("journal_id", &request.into_inner().journal_id)?;
-        let open = self.store.retire(journal, self.clock.now()).await?;
-        let leases = open.iter().map(lease_to_wire).collect();
+        let now = self.clock.now();
+        let open = self.store.retire(journal, now).await?;
+        let leases = open.iter().map(|lease| lease_to_wire(lease, now)).collect();
         Ok(Response::new(message::RetireJournalResponse { leases }))
     }
 
@@ -233,6 +237,25 @@ impl WalletService for Service {
             journal_id: settlement.journal.to_string(),
             ledger_entry_id: settlement.entry.unwrap_or(0),
         }))
+    }
+
+    async fn get_quota_use(
+        &self,
+        request: Request<message::GetQuotaUseRequest>,
+    ) -> Reply<message::GetQuotaUseResponse> {
+        let it = request.into_inner();
+        let org = parse_id("org_id", &it.org_id)?;
+        if KEYS_MAX < it.key_ids.len() {
+            return Err(invalid("key_ids", "has more than 1,000 entries"));
+        }
+        let keys: Result<Vec<KeyId>, Status> = it
+            .key_ids
+            .iter()
+            .map(|key| parse_id("key_ids", key))
+            .collect();
+        let uses = self.store.quota_use(org, &keys?, self.clock.now()).await?;
+        let uses = uses.iter().map(use_to_wire).collect();
+        Ok(Response::new(message::GetQuotaUseResponse { uses }))
     }
 }
 

@@ -1,11 +1,13 @@
 //! Every statement of this service.
 //!
 //! Rows are locked in one order by everybody, so that nobody waits in a circle: the journal, then
-//! live wallets by id, then test wallets by id, then leases by id. A wallet's row lock guards all
-//! sums of the wallet and of its leases; a lease's own lock guards the rest of the lease.
+//! live wallets by id, then test wallets by id, then buckets of permits by id, then leases by id. A
+//! wallet's or bucket's row lock guards all its sums and those of its leases; a lease's own lock
+//! guards the rest of the lease.
 
 mod background;
 mod lending;
+mod quotas;
 mod reading;
 mod rows;
 mod wallets;
@@ -23,6 +25,7 @@ use crate::{
 };
 
 pub(crate) use lending::Lent;
+pub(crate) use quotas::QuotaUse;
 pub(crate) use reading::{LedgerLine, WalletView};
 /// A connection inside somebody's transaction.
 pub(crate) use sqlx::PgConnection as Connection;

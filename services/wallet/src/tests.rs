@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use types::{Credits, Id, JournalId, LeaseId};
+use types::{Credits, Id, JournalId, LeaseId, QuotaKind};
 use uuid::Uuid;
 
 use self::{
@@ -43,12 +43,17 @@ fn test_wallet() -> WalletId {
     WalletId::Test(Id::new(Uuid::from_u128(2)))
 }
 
+fn bucket() -> WalletId {
+    WalletId::Quota(Id::new(Uuid::from_u128(3)))
+}
+
 fn lease(n: u128, owner: u128, granted: i64) -> Lease {
     Lease {
         id: lease_id(n),
         wallet: live_wallet(),
         epoch: 0,
         wallet_epoch: None,
+        period_end: None,
         journal: journal(owner),
         granted: credits(granted),
         returned_cum: Credits::ZERO,
@@ -114,6 +119,17 @@ proptest! {
     }
 
     #[test]
+    fn a_lowered_quota_issues_no_more_and_takes_nothing_back(
+        quota in 1_i64..100, used in 0_i64..100, reserved in 0_i64..100,
+    ) {
+        let bucket = permits(
+            Id::new(Uuid::from_u128(3)), credits(quota), credits(used), credits(reserved),
+        );
+        prop_assert_eq!(bucket.available().get(), (quota - used - reserved).max(0));
+        prop_assert_eq!(bucket.reserved.get(), reserved);
+    }
+
+    #[test]
     fn any_order_repetition_or_subset_settles_to_the_same(
         costs in prop::collection::vec(prop::collection::vec(0_i64..20, 1..12), 1..6),
         order in prop::collection::vec((any::<prop::sample::Index>(), 1_usize..5), 0..60),
@@ -162,6 +178,17 @@ proptest! {
         let mut world = World::new(live_wallet(), 150);
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
+    }
+
+    #[test]
+    fn whatever_happens_a_quota_is_never_exceeded(
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let mut world = World::new(bucket(), 40);
+        steps.into_iter().for_each(|step| world.step(step));
+        world.finish();
+        let max = world.tables.quota.expect("a bucket").1;
+        prop_assert!(world.tables.used <= max);
     }
 
     #[test]
@@ -359,4 +386,15 @@ fn a_repeated_reply_opens_no_ended_lease() {
         );
     }
     assert_eq!(lease(1, 1, 5).spend_until(), None);
+    let end = QuotaKind::Daily.period(NOON).end;
+    let permits = Lease {
+        wallet: bucket(),
+        period_end: Some(end),
+        ..lease(1, 1, 5)
+    };
+    assert_eq!(
+        permits.spend_until(),
+        Some(end),
+        "permits are for one period"
+    );
 }

@@ -29,6 +29,19 @@ pub struct Record {
     /// CALL, VOID, OPEN, PROGRESS: the call.
     #[prost(message, optional, tag = "9")]
     pub call: ::core::option::Option<Call>,
+    /// CALL: one permit of each quota of the key, when the call was forwarded; at most 2.
+    #[prost(message, repeated, tag = "10")]
+    pub permits: ::prost::alloc::vec::Vec<Permit>,
+}
+/// A permit of a key's quota, used by a call: it costs 1 of a lease of permits.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Permit {
+    /// The lease of permits, 16 bytes of a UUIDv7.
+    #[prost(bytes = "vec", tag = "1")]
+    pub lease_id: ::prost::alloc::vec::Vec<u8>,
+    /// The lease's total of used permits including this one. Grows by 1 with each call.
+    #[prost(int64, tag = "2")]
+    pub cum: i64,
 }
 /// One call as seen by the edge.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -153,7 +166,7 @@ pub struct RecallResponse {
     /// 16 bytes of the lease's id.
     #[prost(bytes = "vec", tag = "1")]
     pub lease_id: ::prost::alloc::vec::Vec<u8>,
-    /// Credits this owner has given back since the lease began. Never decreases.
+    /// Credits or permits this owner has given back since the lease began. Never decreases.
     #[prost(int64, tag = "2")]
     pub returned_cum: i64,
 }

@@ -10,6 +10,7 @@
 mod findings;
 pub mod journal;
 mod money;
+mod quotas;
 pub mod records;
 mod rows;
 mod statistics;
@@ -95,6 +96,7 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
 
     money.check(&mut findings);
     money.check_spend(&rows.spend, &mut findings);
+    money.quotas.check_uses(&rows.uses, &mut findings);
     if !sources.journals.is_empty() {
         money.check_owners(&journals, &mut findings);
     }

@@ -12,6 +12,7 @@ use sqlx::{Connection, Row};
 use uuid::Uuid;
 
 use super::journal::Journals;
+use super::quotas::Quotas;
 use super::rows::{Inbox, Spend, read_inbox};
 use super::{Findings, Kind};
 
@@ -22,6 +23,7 @@ const ALIVE_SECONDS: f64 = 10.0;
 pub(super) struct Money {
     wallets: BTreeMap<Uuid, Wallet>,
     leases: HashMap<Uuid, Lease>,
+    pub(super) quotas: Quotas,
     ledger: HashMap<Uuid, Ledger>,
     usage_of_leases: HashMap<Uuid, i128>,
     /// Journal, and how many seconds ago it was heard of; none once it is retired.
@@ -46,19 +48,20 @@ struct Wallet {
     used: i128,
 }
 
-struct Lease {
-    wallet: Uuid,
-    journal: Uuid,
+pub(super) struct Lease {
+    /// A wallet, or a bucket of permits.
+    pub(super) owner: Uuid,
+    pub(super) journal: Uuid,
     epoch: i64,
-    granted: i128,
-    settled: i128,
-    known: i128,
-    state: String,
-    late_spend: i128,
+    pub(super) granted: i128,
+    pub(super) settled: i128,
+    pub(super) known: i128,
+    pub(super) state: String,
+    pub(super) late_spend: i128,
 }
 
 impl Lease {
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         !matches!(self.state.as_str(), "closed" | "written_off")
     }
 }
@@ -93,15 +96,22 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Money> {
         }
     }
     let mut leases = HashMap::new();
-    let sql = "select l.id, coalesce(l.wallet_id, l.test_wallet_id) as wallet, l.journal_id, \
+    let mut quotas = Quotas::default();
+    let sql = "select l.id, coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) as owner, \
+               l.quota_bucket_id is not null as is_permits, l.journal_id, \
                l.epoch, l.granted, l.settled_cum, l.known_cum, l.state, \
                coalesce(w.late_spend, 0) as late_spend \
                from wallet.leases l left join wallet.write_offs w on w.lease_id = l.id";
     let mut rows = sqlx::query(sql).fetch(&mut *snapshot);
     while let Some(row) = rows.try_next().await? {
-        leases.insert(row.try_get("id")?, lease(&row)?);
+        let of_its_kind = match row.try_get("is_permits")? {
+            true => &mut quotas.leases,
+            false => &mut leases,
+        };
+        of_its_kind.insert(row.try_get("id")?, lease(&row)?);
     }
     drop(rows);
+    quotas.read(&mut snapshot).await?;
     let mut journals = HashMap::new();
     let sql = "select id, case when retired_at is null \
                then extract(epoch from now() - heartbeat_at)::float8 end as silent \
@@ -113,6 +123,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Money> {
     let mut money = Money {
         wallets,
         leases,
+        quotas,
         ledger: HashMap::new(),
         usage_of_leases: HashMap::new(),
         journals,
@@ -124,7 +135,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Money> {
     Ok(money)
 }
 
-fn number(row: &PgRow, column: &str) -> sqlx::Result<i128> {
+pub(super) fn number(row: &PgRow, column: &str) -> sqlx::Result<i128> {
     row.try_get::<i64, _>(column).map(i128::from)
 }
 
@@ -153,7 +164,7 @@ fn wallet(row: &PgRow) -> sqlx::Result<Wallet> {
 
 fn lease(row: &PgRow) -> sqlx::Result<Lease> {
     Ok(Lease {
-        wallet: row.try_get("wallet")?,
+        owner: row.try_get("owner")?,
         journal: row.try_get("journal_id")?,
         epoch: row.try_get("epoch")?,
         granted: number(row, "granted")?,
@@ -205,7 +216,7 @@ impl Money {
     }
 
     pub(super) fn leases(&self) -> usize {
-        self.leases.len()
+        self.leases.len() + self.quotas.leases.len()
     }
 
     pub(super) fn ledger_entries(&self) -> usize {
@@ -214,18 +225,19 @@ impl Money {
 
     /// I1, I2, I3, I4 within the schema.
     pub(super) fn check(&self, findings: &mut Findings) {
+        self.quotas.check(findings);
         let mut reserved: HashMap<Uuid, i128> = HashMap::new();
         let mut used: HashMap<Uuid, i128> = HashMap::new();
         for (id, lease) in &self.leases {
-            let Some(wallet) = self.wallets.get(&lease.wallet) else {
+            let Some(wallet) = self.wallets.get(&lease.owner) else {
                 findings.add(Kind::Sum, format!("lease {id} has no wallet"));
                 continue;
             };
             // The leases of an epoch that is over are not reserved: their rest has expired.
             if lease.is_open() && (!wallet.is_test || lease.epoch == wallet.epoch) {
-                *reserved.entry(lease.wallet).or_default() += lease.granted - lease.settled;
+                *reserved.entry(lease.owner).or_default() += lease.granted - lease.settled;
             }
-            *used.entry(lease.wallet).or_default() += lease.settled - lease.late_spend;
+            *used.entry(lease.owner).or_default() += lease.settled - lease.late_spend;
             let over = lease.settled.max(lease.known) - lease.granted;
             if over > 0 {
                 let text = format!("lease {id} has spent {over} more than it was granted");
@@ -267,7 +279,7 @@ impl Money {
                 );
                 continue;
             };
-            let Some(wallet) = self.wallets.get(&lease.wallet) else {
+            let Some(wallet) = self.wallets.get(&lease.owner) else {
                 continue;
             };
             let owners = if wallet.is_test {
@@ -283,15 +295,16 @@ impl Money {
         }
     }
 
-    /// Credits are reserved only for owners that live or whose journal can be read.
+    /// Credits and permits are reserved only for owners that live or whose journal can be read.
     pub(super) fn check_owners(&self, journals: &Journals, findings: &mut Findings) {
-        for (id, lease) in self.leases.iter().filter(|(_, lease)| lease.is_open()) {
+        let leases = self.leases.iter().chain(&self.quotas.leases);
+        for (id, lease) in leases.filter(|(_, lease)| lease.is_open()) {
             let silent = self.journals.get(&lease.journal).copied().flatten();
             let is_alive = silent.is_some_and(|seconds| seconds < ALIVE_SECONDS);
             let rest = lease.granted - lease.settled;
             if rest > 0 && !is_alive && !journals.has(lease.journal) {
                 let text = format!(
-                    "lease {id}: {rest} credits are reserved for jrn_{}, which is gone",
+                    "lease {id}: {rest} credits or permits are reserved for jrn_{}, which is gone",
                     lease.journal.simple()
                 );
                 findings.add(Kind::Stranded(rest), text);

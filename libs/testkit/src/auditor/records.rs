@@ -35,6 +35,20 @@ pub struct Record {
     /// The call.
     #[prost(message, optional, tag = "9")]
     pub call: Option<Call>,
+    /// Permits it used.
+    #[prost(message, repeated, tag = "10")]
+    pub permits: Vec<Permit>,
+}
+
+/// One permit of a quota.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Permit {
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub lease_id: Vec<u8>,
+    /// The lease's total with this one.
+    #[prost(int64, tag = "2")]
+    pub cum: i64,
 }
 
 /// The part of a call that is audited.
@@ -160,6 +174,17 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
 }
 
 fn check(record: &Record, name: &str, leases: &mut BTreeMap<Uuid, Lease>, findings: &mut Findings) {
+    for permit in &record.permits {
+        match Uuid::from_slice(&permit.lease_id) {
+            Ok(id) if record.kind == CALL => {
+                leases
+                    .entry(id)
+                    .or_default()
+                    .spend(id, 1, permit.cum, name, findings);
+            }
+            _ => findings.add(Kind::Sum, format!("{name} uses a permit of nobody")),
+        }
+    }
     let Some(id) = record.lease() else {
         if record.cost != 0 {
             findings.add(
@@ -172,31 +197,35 @@ fn check(record: &Record, name: &str, leases: &mut BTreeMap<Uuid, Lease>, findin
     let lease = leases.entry(id).or_default();
     match record.kind {
         GRANT => lease.granted = lease.granted.max(record.granted),
-        CALL => {
-            let before = lease.cum.map(i128::from);
-            let after = i128::from(record.cum);
-            if before.is_some_and(|before| before + i128::from(record.cost) != after) {
-                let text = format!(
-                    "{name}: lease {id} goes from {} to {after} by {}",
-                    before.unwrap_or_default(),
-                    record.cost
-                );
-                findings.add(Kind::Sum, text);
-            }
-            lease.cum = Some(record.cum);
-        }
+        CALL => lease.spend(id, record.cost, record.cum, name, findings),
         CLOSE if lease.cum.is_some_and(|cum| cum != record.cum) => {
             let text = format!("{name}: lease {id} closes with {}", record.cum);
             findings.add(Kind::Sum, text);
         }
         _ => {}
     }
-    // A GRANT that was trimmed with its segment says nothing any more.
-    let over = i128::from(lease.cum.unwrap_or(0)) - i128::from(lease.granted);
-    if record.kind == CALL && lease.granted > 0 && over > 0 {
-        findings.add(
-            Kind::Overspent(over),
-            format!("{name}: lease {id} is overspent by {over}"),
-        );
+}
+
+impl Lease {
+    /// A call that cost so much of the lease, and what it says the total is.
+    fn spend(&mut self, id: Uuid, cost: i64, cum: i64, name: &str, findings: &mut Findings) {
+        let before = self.cum.map(i128::from);
+        let after = i128::from(cum);
+        if before.is_some_and(|before| before + i128::from(cost) != after) {
+            let text = format!(
+                "{name}: lease {id} goes from {} to {after} by {cost}",
+                before.unwrap_or_default(),
+            );
+            findings.add(Kind::Sum, text);
+        }
+        self.cum = Some(cum);
+        // A GRANT that was trimmed with its segment says nothing any more.
+        let over = after - i128::from(self.granted);
+        if self.granted > 0 && over > 0 {
+            findings.add(
+                Kind::Overspent(over),
+                format!("{name}: lease {id} is overspent by {over}"),
+            );
+        }
     }
 }

@@ -103,6 +103,13 @@ pub(super) struct Spend {
     pub(super) is_test: Vec<bool>,
 }
 
+/// Calls that used a permit of a lease, one each.
+#[derive(Debug, Default)]
+pub(super) struct Uses {
+    pub(super) calls: i64,
+    pub(super) organisations: Vec<Uuid>,
+}
+
 /// A day or an hour of an organisation: organisation, period, environment, service.
 pub(super) type Period = (Uuid, String, String, String);
 
@@ -130,6 +137,7 @@ pub(super) struct Rows {
     twice: Vec<String>,
     unleased: Vec<String>,
     pub(super) spend: HashMap<Uuid, Spend>,
+    pub(super) uses: HashMap<Uuid, Uses>,
     pub(super) hours: BTreeMap<Period, Sums>,
     pub(super) inbox: Inbox,
 }
@@ -144,6 +152,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Rows> {
         twice: Vec::new(),
         unleased: Vec::new(),
         spend: HashMap::new(),
+        uses: HashMap::new(),
         hours: BTreeMap::new(),
         inbox,
     };
@@ -156,6 +165,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Rows> {
     }
     drop(calls);
     rows.read_spend(&mut snapshot).await?;
+    rows.read_uses(&mut snapshot).await?;
     rows.read_hours(&mut snapshot).await?;
     snapshot.rollback().await?;
     Ok(rows)
@@ -208,6 +218,21 @@ impl Rows {
                 is_test: row.try_get("is_test")?,
             };
             self.spend.insert(row.try_get("lease_id")?, spend);
+        }
+        Ok(())
+    }
+
+    async fn read_uses(&mut self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        let sql = "select p.lease_id, count(*) as calls, \
+                   array_agg(distinct l.org_id) as organisations \
+                   from usage_ingest.api_usage_logs l, unnest(l.permit_lease_ids) p (lease_id) \
+                   group by p.lease_id";
+        for row in sqlx::query(sql).fetch_all(connection).await? {
+            let uses = Uses {
+                calls: row.try_get("calls")?,
+                organisations: row.try_get("organisations")?,
+            };
+            self.uses.insert(row.try_get("lease_id")?, uses);
         }
         Ok(())
     }

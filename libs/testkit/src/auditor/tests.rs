@@ -4,7 +4,7 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::journal::Journals;
-use super::records::{Call, Record, replay};
+use super::records::{Call, Permit, Record, replay};
 use super::{Findings, Transcript, read_transcript};
 
 const JOURNAL: Uuid = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001);
@@ -202,6 +202,37 @@ fn totals_of_a_lease_follow_from_the_costs_and_stay_within_the_grant() {
     replay(&root.read(), &mut findings);
     let report = findings.into_report();
     assert_eq!((report.differences, report.overspent), (2, 1));
+}
+
+#[test]
+fn every_permit_is_one_call_and_stays_within_the_grant() {
+    let permit = |cum| {
+        let permit = Permit {
+            lease_id: LEASE.as_bytes().to_vec(),
+            cum,
+        };
+        prost::Message::encode_to_vec(&Record {
+            kind: 4,
+            permits: vec![permit],
+            ..Record::default()
+        })
+    };
+    let root = root();
+    let mut segment = Segment::new(0);
+    for payload in [grant(2), permit(1), permit(2)] {
+        segment.push(&payload);
+    }
+    segment.write(&root.dir, &format!("{:020}.seg", 0));
+    let mut findings = Findings::default();
+    replay(&root.read(), &mut findings);
+    assert_eq!(findings.into_report().differences, 0);
+
+    segment.push(&permit(4));
+    segment.write(&root.dir, &format!("{:020}.seg", 0));
+    let mut findings = Findings::default();
+    replay(&root.read(), &mut findings);
+    let report = findings.into_report();
+    assert_eq!((report.differences, report.overspent), (2, 2));
 }
 
 #[test]

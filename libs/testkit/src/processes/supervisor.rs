@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Process, ProcessSpec, clean_leftover};
 
 const BACK_OFF_MIN: Duration = Duration::from_millis(100);
-const BACK_OFF_MAX: Duration = Duration::from_secs(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 /// Who lived this long starts again without delay.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 

@@ -23,6 +23,7 @@ pub(crate) fn entry(scopes: &[&str]) -> Entry {
         version: 1,
         limiter: Gcra::default(),
         account: Arc::new(Account::new(owner)),
+        quotas: Vec::new(),
         touched: AtomicI64::new(0),
         read_at: 0,
     }

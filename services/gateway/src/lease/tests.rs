@@ -13,7 +13,7 @@ use super::*;
 const NOW: i64 = 1_000;
 
 fn lease(granted: i64) -> Arc<Lease> {
-    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1)), None));
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1))));
     assert!(
         lease.extend(granted, 0, NOW).is_none(),
         "nothing was asked for"
@@ -138,12 +138,57 @@ proptest! {
 
 #[test]
 fn nothing_is_spent_after_the_end() {
-    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1)), Some(NOW)));
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1))));
+    lease.end_at(NOW);
     assert!(lease.extend(10, 5, NOW).is_none());
     assert!(lease.hold(1, NOW).is_none());
     let hold = lease.hold(1, NOW - 1).expect("a moment before");
     spend(hold, 1);
     check(&lease, 10, 0);
+}
+
+#[test]
+fn the_wallet_is_told_what_has_changed_since_it_was_told() {
+    let lease = lease(10);
+    let unspent = (0, 0);
+    assert_eq!(lease.news(), Some(unspent), "it was never told");
+    lease.was_told(0, 0);
+    assert_eq!(lease.news(), None);
+    spend(lease.hold(3, NOW).expect("enough"), 2);
+    assert_eq!(lease.news(), Some((2, 0)));
+    lease.was_told(2, 0);
+    lease.give_back();
+    assert_eq!(lease.news(), Some((2, 8)));
+}
+
+#[test]
+fn the_newest_key_of_a_lineage_states_the_quota() {
+    let id = |n| Uuid::from_u128(n);
+    let account = Account::new(Owner::Quota {
+        org: OrgId::new(id(1)),
+        key: KeyId::new(id(2)),
+        kind: QuotaKind::Daily,
+    });
+    assert_eq!(account.owner.exhausted(), Refusal::DailyQuotaExceeded);
+    let stated = |by, version, calls| Stated {
+        by: KeyId::new(id(by)),
+        version,
+        calls,
+    };
+    for (said, counts) in [
+        (stated(2, 5, 20), 20),
+        (stated(2, 4, 30), 20),
+        (stated(2, 6, 10), 10),
+        (stated(3, 1, 40), 40),
+        (stated(2, 9, 50), 40),
+    ] {
+        account.state(said);
+        assert_eq!(
+            account.stated().map(|it| it.calls),
+            Some(counts),
+            "{said:?}"
+        );
+    }
 }
 
 #[test]

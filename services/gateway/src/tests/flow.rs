@@ -22,7 +22,7 @@ use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use proto::{
-    events::v1::{Disposition, Record},
+    events::v1::{Disposition, Permit, Record},
     keys::v1 as wire,
 };
 use runtime::{Host, Node, Settings, Stop, Variables};
@@ -32,7 +32,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
-use types::{LeaseId, NewKey};
+use types::{LeaseId, NewKey, QuotaKind};
 use uuid::Uuid;
 
 use crate::{
@@ -43,10 +43,10 @@ use crate::{
     edge::{self, Edge, Worker},
     journal::{Journal, Limits, Options, SEGMENT_BYTES_MIN},
     keyring,
-    lease::Lease,
+    lease::{Lease, Owner},
     lender::Lender,
     pool::Pool,
-    start,
+    ship, start,
 };
 
 const GRANTED: i64 = 1_000;
@@ -112,6 +112,8 @@ struct Rig {
     worker: Rc<Worker>,
     key: NewKey,
     lease: Arc<Lease>,
+    /// Of the day's quota and the month's.
+    permits: [Arc<Lease>; 2],
     log: Log,
     upstream: TcpListener,
     edge: TcpListener,
@@ -166,6 +168,12 @@ fn catalogue(address: SocketAddr) -> Catalogue {
     })
 }
 
+fn granted(id: u128) -> Arc<Lease> {
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(id))));
+    assert!(lease.extend(GRANTED, 0, 0).is_none());
+    lease
+}
+
 impl Rig {
     async fn new(host: &Host, config: &Config) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
@@ -193,9 +201,15 @@ impl Rig {
 
         let mut entry = keyring::tests::entry(&["s:r"]);
         entry.account = lender.account(entry.account.owner);
-        let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(6)), None));
-        assert!(lease.extend(GRANTED, 0, 0).is_none());
+        let lease = granted(6);
         entry.account.replace(Arc::clone(&lease));
+        let permits = [granted(7), granted(8)];
+        for (kind, lease) in [QuotaKind::Daily, QuotaKind::Monthly].iter().zip(&permits) {
+            let (org, key, kind) = (entry.org, entry.key, *kind);
+            let account = lender.account(Owner::Quota { org, key, kind });
+            account.replace(Arc::clone(lease));
+            entry.quotas.push(account);
+        }
         let key = keyring::tests::know(&edge.keyring, entry);
 
         let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
@@ -212,6 +226,7 @@ impl Rig {
             worker: Rc::new(Worker { edge, pool }),
             key,
             lease,
+            permits,
             log: Log::default(),
             upstream,
             edge: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
@@ -451,6 +466,37 @@ const CASES: &[Case] = &[
     },
 ];
 
+/// A call that was forwarded has used one permit of each quota, another one none.
+fn check_permits(rig: &Rig, case: &Case, record: &Record) {
+    let name = case.name;
+    let uses = i64::from(case.disposition != Disposition::Refused);
+    let used: Vec<Permit> = rig
+        .permits
+        .iter()
+        .filter(|_| uses > 0)
+        .map(|lease| Permit {
+            lease_id: lease.id.bytes().to_vec(),
+            cum: 1,
+        })
+        .collect();
+    assert_eq!(record.permits, used, "{name}");
+    for lease in &rig.permits {
+        lease.drain();
+        assert!(lease.is_spent(), "{name}");
+        assert_eq!(lease.cum(), uses, "{name}");
+        assert_eq!(lease.give_back(), GRANTED - uses, "{name}");
+    }
+}
+
+/// What a successor would take for final counts, had this process died now.
+async fn check_totals(host: &Host, rig: &Rig, case: &Case) {
+    let totals = ship::totals(host, rig.journal()).await.expect("readable");
+    for lease in rig.permits.iter().chain([&rig.lease]) {
+        let total = totals.get(&lease.id).map_or(0, |total| total.cum);
+        assert_eq!(total, lease.cum(), "{}", case.name);
+    }
+}
+
 /// The one record of a call, written before the answer was complete; and the lease agrees.
 fn check(rig: &Rig, case: &Case, got: &str) {
     let name = case.name;
@@ -477,6 +523,7 @@ fn check(rig: &Rig, case: &Case, got: &str) {
     assert_eq!(record.cum, case.cost, "{name}");
     assert_eq!(record.lease_id.is_empty(), case.cost == 0, "{name}");
     assert_eq!(rig.lease.cum(), case.cost, "{name}");
+    check_permits(rig, case, record);
     // Nothing is held any more, and what was not spent is back.
     rig.lease.drain();
     assert!(rig.lease.is_spent(), "{name}");
@@ -513,6 +560,7 @@ async fn the_record_comes_before_the_last_byte() {
             };
             let (got, ()) = tokio::join!(got, keep_up(&rig.worker.edge, &done));
             check(&rig, case, &got);
+            check_totals(&host, &rig, case).await;
         }
     });
     all.await;

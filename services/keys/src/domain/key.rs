@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use types::{Environment, KeyHash, KeyId, OrgId, Rate, Scope, UserId, parse_key_name};
 
+use super::policy::Policy;
 use crate::error::{Error, Result};
 
 /// Address blocks a key may list.
@@ -17,6 +18,10 @@ const SCOPES_MAX: usize = 64;
 const REASON_CHARS_MAX: usize = 200;
 /// Calls a second, and at once: beyond this no limiter of ours is meant.
 const RATE_MAX: u32 = 1_000_000;
+/// After a rotation the old key goes on for so long at most.
+const OVERLAP_SECONDS_MAX: u32 = 86_400;
+/// Why a deleted key is revoked.
+pub(crate) const DELETED: &str = "deleted";
 
 /// What of a key can be chosen and changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -54,6 +59,12 @@ pub(crate) struct ApiKey {
     pub(crate) last_used_ip: Option<IpAddr>,
     pub(crate) created_at: Timestamp,
     pub(crate) version: i64,
+    /// The key it replaces.
+    pub(crate) rotated_from: Option<KeyId>,
+    /// The key that replaces it.
+    pub(crate) rotated_to: Option<KeyId>,
+    /// Under which key quota and rate are counted.
+    pub(crate) limits_key: KeyId,
 }
 
 /// The wish for a new key, as it was sent.
@@ -223,14 +234,21 @@ pub(crate) fn reason(text: &str) -> Result<String> {
 
 impl Draft {
     /// Decides whether the wish makes a key.
-    pub(crate) fn check(&self, known: &[Scope], now: Timestamp) -> Result<Settings> {
+    pub(crate) fn check(
+        &self,
+        known: &[Scope],
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Settings> {
+        let expires_at = expiry(self.expires_at, now)?;
+        policy.check_lifetime(now, expires_at)?;
         Ok(Settings {
             name: parse_key_name("name", &self.name)?,
             scopes: scopes(&self.scopes, known)?,
             daily_quota: quota("daily_quota", self.daily_quota)?,
             monthly_quota: quota("monthly_quota", self.monthly_quota)?,
             rate: rate(self.rate_per_second, self.burst)?,
-            expires_at: expiry(self.expires_at, now)?,
+            expires_at,
             allow: allow(&self.allow)?,
             active: true,
         })
@@ -238,14 +256,38 @@ impl Draft {
 }
 
 impl Edit {
-    /// Decides what the key becomes. A revoked key does not change any more.
-    pub(crate) fn apply(&self, key: &ApiKey, known: &[Scope], now: Timestamp) -> Result<Settings> {
+    /// Decides what the key becomes. A revoked key does not change any more, and one that was
+    /// rotated can only be suspended and restored until it ends.
+    pub(crate) fn apply(
+        &self,
+        key: &ApiKey,
+        known: &[Scope],
+        policy: &Policy,
+        now: Timestamp,
+    ) -> Result<Settings> {
         if key.revoked.is_some() {
             return Err(Error::Conflict(
                 "a revoked key does not change: create a new one",
             ));
         }
         let old = &key.settings;
+        let new = self.merge(old, known, now)?;
+        let only_activity = Settings {
+            active: old.active,
+            ..new.clone()
+        };
+        if key.rotated_to.is_some() && only_activity != *old {
+            return Err(Error::Conflict(
+                "a rotated key only ends: change the key that replaces it",
+            ));
+        }
+        if new.expires_at != old.expires_at {
+            policy.check_lifetime(key.created_at, new.expires_at)?;
+        }
+        Ok(new)
+    }
+
+    fn merge(&self, old: &Settings, known: &[Scope], now: Timestamp) -> Result<Settings> {
         Ok(Settings {
             name: match &self.name {
                 Some(name) => parse_key_name("name", name)?,
@@ -301,5 +343,41 @@ impl ApiKey {
             Some(end) if end <= now => "expired",
             _ => "active",
         }
+    }
+}
+
+/// How a key is rotated: what the new one is made with, and when the old one ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Rotation {
+    pub(crate) settings: Settings,
+    pub(crate) old_ends_at: Timestamp,
+}
+
+impl ApiKey {
+    /// Decides how the key is rotated. The new key takes everything over, its end too: rotating
+    /// prolongs nothing. Both are counted under one `limits_key`, so nothing doubles while they
+    /// overlap and no period begins anew.
+    pub(crate) fn rotate(&self, overlap_seconds: u32, now: Timestamp) -> Result<Rotation> {
+        let refused = match self.status(now) {
+            _ if self.rotated_to.is_some() => Some("the key was rotated already"),
+            "revoked" => Some("a revoked key cannot be rotated: create a new one"),
+            "expired" => Some("an expired key cannot be rotated: create a new one"),
+            "suspended" => Some("a suspended key cannot be rotated: restore it first"),
+            _ => None,
+        };
+        if let Some(reason) = refused {
+            return Err(Error::Conflict(reason));
+        }
+        if overlap_seconds > OVERLAP_SECONDS_MAX {
+            let problem = format!("must be from 0 to {OVERLAP_SECONDS_MAX}");
+            return Err(Error::invalid("overlap_seconds", problem));
+        }
+        let overlap = SignedDuration::from_secs(i64::from(overlap_seconds));
+        let end = now.saturating_add(overlap).unwrap_or(Timestamp::MAX);
+        let old_ends_at = self.settings.expires_at.map_or(end, |own| own.min(end));
+        Ok(Rotation {
+            settings: self.settings.clone(),
+            old_ends_at,
+        })
     }
 }

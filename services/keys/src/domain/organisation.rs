@@ -52,7 +52,7 @@ pub(crate) fn slug_candidate(stem: &str, n: u32) -> std::result::Result<Slug, Na
     }
 }
 
-/// Decides who owns the organisation after `leaving` has left.
+/// Decides who owns the organisation after `leaving` has left, or is no owner any more.
 pub(crate) fn owner_after(
     members: &[Membership],
     owner: UserId,

@@ -23,18 +23,34 @@ impl OrgScope {
     }
 }
 
-/// Something a member may want to do. `own` means that it concerns the member's own key.
+/// The key that somebody wants to act on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Concerned {
+    pub(crate) environment: Environment,
+    /// It is, or would be, the member's own.
+    pub(crate) own: bool,
+    /// The organisation lets developers have live keys.
+    pub(crate) open: bool,
+}
+
+/// Something a member may want to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Action {
     ViewOrganisation,
     ViewKeys,
-    CreateKey { environment: Environment, own: bool },
-    ChangeKey { environment: Environment, own: bool },
+    CreateKey(Concerned),
+    RotateKey(Concerned),
+    ChangeKey(Concerned),
+    RevokeKey(Concerned),
+    DeleteKey,
     RestoreKey,
-    RevokeKey { environment: Environment, own: bool },
-    AddMember { role: Role },
+    ViewMembers,
+    Invite { role: Role },
+    ChangeRole { from: Role, to: Role },
     RemoveMember { role: Role },
     Leave,
+    SetPolicy,
+    TransferOwnership,
 }
 
 impl Action {
@@ -43,18 +59,24 @@ impl Action {
         match self {
             Self::ViewOrganisation => "view the organisation",
             Self::ViewKeys => "view keys",
-            Self::CreateKey {
+            Self::CreateKey(Concerned {
                 environment: Environment::Production,
                 ..
-            } => "create live keys",
-            Self::CreateKey { own: false, .. } => "create test keys for others",
-            Self::CreateKey { .. } => "create test keys",
-            Self::ChangeKey { .. } => "change this key",
+            }) => "create live keys",
+            Self::CreateKey(Concerned { own: false, .. }) => "create test keys for others",
+            Self::CreateKey(_) => "create test keys",
+            Self::RotateKey(_) => "rotate this key",
+            Self::ChangeKey(_) => "change this key",
+            Self::RevokeKey(_) => "revoke this key",
+            Self::DeleteKey => "delete keys",
             Self::RestoreKey => "restore suspended keys",
-            Self::RevokeKey { .. } => "revoke this key",
-            Self::AddMember { .. } => "add members of this role",
+            Self::ViewMembers => "view the members",
+            Self::Invite { .. } => "invite members of this role",
+            Self::ChangeRole { .. } => "change this role",
             Self::RemoveMember { .. } => "remove members of this role",
             Self::Leave => "leave",
+            Self::SetPolicy => "change the organisation's policy",
+            Self::TransferOwnership => "transfer the ownership",
         }
     }
 }
@@ -62,31 +84,27 @@ impl Action {
 /// The matrix. Anything not granted is denied.
 pub(crate) fn permits(role: Role, action: Action) -> bool {
     let manages = matches!(role, Role::Owner | Role::Admin);
-    let own_test = |environment, own| own && environment == Environment::Test;
     let develops = manages || role == Role::Developer;
+    // A developer has test keys, and live ones where the organisation says so.
+    let own_of_developer = |key: Concerned| {
+        role == Role::Developer && key.own && (key.environment == Environment::Test || key.open)
+    };
+    // An admin cannot touch an owner.
+    let governs =
+        |other: Role| role == Role::Owner || (role == Role::Admin && other != Role::Owner);
     match action {
-        Action::ViewOrganisation | Action::Leave => true,
+        Action::ViewOrganisation | Action::ViewMembers | Action::Leave => true,
         Action::ViewKeys => develops,
-        // A test key spends its creator's test credits: nobody makes one for another.
-        Action::CreateKey {
-            environment: Environment::Test,
-            own,
-        } => develops && own,
-        // Developers make live keys only where the organisation allows it; none can say so yet.
-        Action::CreateKey {
-            environment: Environment::Production,
-            ..
-        } => manages,
-        Action::ChangeKey { environment, own } | Action::RevokeKey { environment, own } => {
-            manages || (role == Role::Developer && own_test(environment, own))
-        }
-        Action::RestoreKey => manages,
-        // An admin cannot touch an owner.
-        Action::AddMember { role: other } | Action::RemoveMember { role: other } => match role {
-            Role::Owner => true,
-            Role::Admin => other != Role::Owner,
-            Role::Developer | Role::Billing => false,
+        Action::CreateKey(key) | Action::RotateKey(key) => match key.environment {
+            // A test key spends its creator's test credits: nobody makes one for another.
+            Environment::Test => develops && key.own,
+            Environment::Production => manages || own_of_developer(key),
         },
+        Action::ChangeKey(key) | Action::RevokeKey(key) => manages || own_of_developer(key),
+        Action::DeleteKey | Action::RestoreKey | Action::SetPolicy => manages,
+        Action::Invite { role: other } | Action::RemoveMember { role: other } => governs(other),
+        Action::ChangeRole { from, to } => governs(from) && governs(to),
+        Action::TransferOwnership => role == Role::Owner,
     }
 }
 

@@ -45,4 +45,23 @@ impl Keys {
             next_page_token,
         })
     }
+
+    pub(super) async fn check_audit_log(
+        &self,
+        actor: Actor,
+    ) -> Result<pb::VerifyAuditLogResponse, Status> {
+        operators_only(actor, "verify the audit log")?;
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        let (verifier, head) = tx.walk_audit_log().await?;
+        let (rows, problems) = verifier.finish(&head);
+        let problems = problems.into_iter().map(|(id, problem)| pb::AuditProblem {
+            id,
+            kind: problem.as_str().to_owned(),
+        });
+        Ok(pb::VerifyAuditLogResponse {
+            rows,
+            problems: problems.collect(),
+            head: head.hash.to_vec(),
+        })
+    }
 }

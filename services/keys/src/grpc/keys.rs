@@ -1,5 +1,6 @@
 //! Keys, as people make and end them.
 
+use jiff::{SignedDuration, Timestamp};
 use proto::{
     convert::{from_timestamp, page, parse_id},
     keys::v1 as pb,
@@ -15,33 +16,64 @@ use crate::{
     domain::{
         difference,
         key::{self, ApiKey, Draft, Edit},
-        rights::{Action, Authority},
+        policy::Policy,
+        rights::{Action, Authority, Concerned},
     },
     error::{Error, Result},
-    store::NewKeyRow,
+    store::{NewKeyRow, Tx},
 };
+
+/// Keys made are counted over so long.
+const PACE: SignedDuration = SignedDuration::from_hours(1);
 
 impl Keys {
     /// A key somebody may see, and what they are in its organisation.
-    async fn visible(&self, actor: Actor, key: KeyId) -> Result<(ApiKey, Authority)> {
+    pub(super) async fn visible(&self, actor: Actor, key: KeyId) -> Result<(ApiKey, Authority)> {
         let key = self.store.key(scope(actor), key).await?;
         let authority = self.authority(actor, key.org).await?;
         Ok((key, authority))
     }
 
+    /// A key, as the matrix looks at it.
+    pub(super) fn concerned(key: &ApiKey, authority: Authority, policy: &Policy) -> Concerned {
+        Concerned {
+            environment: key.environment,
+            own: authority.is(key.created_by),
+            open: policy.developers_may_create_live_keys,
+        }
+    }
+
+    /// Refuses to make many keys at once: somebody may be collecting them. Operators are asked by
+    /// nobody. The organisation is locked.
+    pub(super) async fn check_pace(&self, tx: &mut Tx, actor: Actor, org: OrgId) -> Result<()> {
+        let since = tx.at().saturating_sub(PACE).unwrap_or(Timestamp::MIN);
+        let made = tx.keys_created_since(org, since).await?;
+        if actor == Actor::Operator || made < self.keys_per_hour_max {
+            return Ok(());
+        }
+        let text = format!(
+            "an organisation makes at most {} keys an hour",
+            self.keys_per_hour_max
+        );
+        Err(Error::Exhausted(text))
+    }
+
     pub(super) async fn issue(
         &self,
         actor: Actor,
+        second_factor: Option<Timestamp>,
         request: pb::CreateKeyRequest,
     ) -> std::result::Result<pb::CreateKeyResponse, Status> {
         let org: OrgId = parse_id("org_id", &request.org_id)?;
         let user: UserId = parse_id("user_id", &request.user_id)?;
         let environment: Environment = request.environment.parse().map_err(Error::from)?;
         let authority = self.authority(actor, org).await?;
-        authority.require(Action::CreateKey {
+        let policy = self.store.policy(org).await?;
+        authority.require(Action::CreateKey(Concerned {
             environment,
             own: authority.is(user),
-        })?;
+            open: policy.developers_may_create_live_keys,
+        }))?;
         let end_of_life = request
             .expires_at
             .as_ref()
@@ -57,7 +89,10 @@ impl Keys {
             allow: request.allow,
         };
         let now = self.host.clock().now();
-        let settings = draft.check(&self.store.scopes().await?, now)?;
+        let settings = draft.check(&self.store.scopes().await?, &policy, now)?;
+        if actor != Actor::Operator {
+            policy.check_second_factor(environment, second_factor, now)?;
+        }
 
         let random = Zeroizing::new(self.host.random());
         let new = NewKey::from_random(environment, &random);
@@ -69,8 +104,11 @@ impl Keys {
             pepper_id: self.pepper.id(),
             hint: new.hint(),
             environment,
+            rotated_from: None,
         };
         let mut tx = self.store.begin(actor, now).await?;
+        tx.lock_organisation(org).await?;
+        self.check_pace(&mut tx, actor, org).await?;
         if !tx.hold_membership(org, user).await? {
             let problem = "is not a member of the organisation: add the member first";
             return Err(Error::invalid("user_id", problem).into());
@@ -136,6 +174,7 @@ impl Keys {
         request: pb::UpdateKeyRequest,
     ) -> std::result::Result<pb::UpdateKeyResponse, Status> {
         let id: KeyId = parse_id("key_id", &request.key_id)?;
+        let expected = request.expected_version;
         let end_of_life = request
             .expires_at
             .as_ref()
@@ -152,17 +191,18 @@ impl Keys {
             active: request.active,
         };
         let (key, authority) = self.visible(actor, id).await?;
-        let own = authority.is(key.created_by);
-        authority.require(Action::ChangeKey {
-            environment: key.environment,
-            own,
-        })?;
+        let policy = self.store.policy(key.org).await?;
+        let concerned = Self::concerned(&key, authority, &policy);
+        authority.require(Action::ChangeKey(concerned))?;
         let known = self.store.scopes().await?;
 
         let now = self.host.clock().now();
         let mut tx = self.store.begin(actor, now).await?;
         let key = tx.lock_key(scope(actor), id).await?;
-        let settings = edit.apply(&key, &known, now)?;
+        if expected.is_some_and(|version| version != key.version) {
+            return Err(Error::Conflict("the key has changed since it was read").into());
+        }
+        let settings = edit.apply(&key, &known, &policy, now)?;
         if settings.active && !key.settings.active {
             authority.require(Action::RestoreKey)?;
         }
@@ -200,11 +240,9 @@ impl Keys {
         let id = parse_id("key_id", &request.key_id)?;
         let reason = key::reason(&request.reason)?;
         let (key, authority) = self.visible(actor, id).await?;
-        let own = authority.is(key.created_by);
-        authority.require(Action::RevokeKey {
-            environment: key.environment,
-            own,
-        })?;
+        let policy = self.store.policy(key.org).await?;
+        let concerned = Self::concerned(&key, authority, &policy);
+        authority.require(Action::RevokeKey(concerned))?;
         let change = match self.end(actor, id, &reason).await? {
             Some(change) => change,
             // It was revoked before: whoever has applied the log up to now knows.

@@ -9,9 +9,11 @@ use types::Scope;
 use crate::{
     domain::{
         catalogue::{Route, Service},
+        invitation::Invitation,
         key::ApiKey,
+        policy::Policy,
     },
-    store::{AuditEntry, Member, Organisation},
+    store::{AuditEntry, Member, MemberOf, Organisation, User},
 };
 
 fn texts<T: ToString>(values: &[T]) -> Vec<String> {
@@ -50,6 +52,15 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> pb::Key {
             .unwrap_or_default(),
         created_at: Some(timestamp(key.created_at)),
         version: key.version,
+        rotated_from: key
+            .rotated_from
+            .map(|key| key.to_string())
+            .unwrap_or_default(),
+        rotated_to: key
+            .rotated_to
+            .map(|key| key.to_string())
+            .unwrap_or_default(),
+        limits_key_id: key.limits_key.to_string(),
     }
 }
 
@@ -71,6 +82,7 @@ pub(super) fn record(key: &ApiKey) -> pb::KeyRecord {
         burst: settings.rate.map_or(0, |rate| rate.burst),
         allow: texts(&settings.allow),
         version: key.version,
+        limits_key_id: key.limits_key.to_string(),
     }
 }
 
@@ -135,5 +147,50 @@ pub(super) fn audit_entry(entry: &AuditEntry) -> pb::AuditEntry {
         target: entry.target.clone(),
         details: entry.details.to_string(),
         at: Some(timestamp(entry.at)),
+    }
+}
+
+pub(super) fn user(user: &User) -> pb::User {
+    pb::User {
+        user_id: user.id.to_string(),
+        email: user.email.clone(),
+        name: user.name.clone(),
+        email_verified: user.email_verified,
+        second_factor: user.totp_confirmed,
+        recovery_codes: u32::try_from(user.recovery_codes).unwrap_or_default(),
+        session_epoch: user.session_epoch,
+        created_at: Some(timestamp(user.created_at)),
+    }
+}
+
+pub(super) fn place(membership: &MemberOf) -> pb::MembershipOf {
+    pb::MembershipOf {
+        org_id: membership.org.to_string(),
+        name: membership.name.clone(),
+        slug: membership.slug.clone(),
+        role: membership.role.as_str().to_owned(),
+        joined_at: Some(timestamp(membership.joined_at)),
+    }
+}
+
+pub(super) fn invitation(invitation: &Invitation, now: Timestamp) -> pb::Invitation {
+    pb::Invitation {
+        invitation_id: invitation.id.to_string(),
+        org_id: invitation.org.to_string(),
+        email: invitation.email.clone(),
+        role: invitation.role.as_str().to_owned(),
+        status: invitation.status(now).to_owned(),
+        invited_by: invitation.invited_by.clone(),
+        created_at: Some(timestamp(invitation.created_at)),
+        expires_at: Some(timestamp(invitation.expires_at)),
+    }
+}
+
+pub(super) fn policy(policy: &Policy) -> pb::Policy {
+    pb::Policy {
+        live_keys_need_second_factor: policy.live_keys_need_second_factor,
+        key_lifetime_seconds_max: policy.key_lifetime_seconds_max,
+        developers_may_create_live_keys: policy.developers_may_create_live_keys,
+        leak_action: policy.leak_action.as_str().to_owned(),
     }
 }

@@ -1,11 +1,15 @@
 //! Reading the audit log.
 
+use futures_util::TryStreamExt as _;
 use jiff::Timestamp;
 use serde_json::Value;
 use types::OrgId;
 
-use super::Store;
-use crate::error::Result;
+use super::{Store, Tx, corrupt};
+use crate::{
+    domain::audit_chain::{Hash, Head, Row, Verifier},
+    error::Result,
+};
 
 /// An entry of the audit log.
 #[derive(Debug)]
@@ -25,6 +29,57 @@ pub(crate) struct AuditFilter {
     pub(crate) actor: Option<String>,
     /// A `like` pattern.
     pub(crate) action: Option<&'static str>,
+}
+
+fn hash(bytes: &[u8]) -> Result<Hash> {
+    bytes.try_into().map_err(|error| corrupt("hash", error))
+}
+
+impl Tx {
+    /// Locks the end of the chain until the transaction ends, so that entries have one order.
+    pub(super) async fn hold_audit_head(&mut self) -> Result<Head> {
+        let select = sqlx::query!("select id, entries, hash from keys.audit_head for update");
+        let row = select.fetch_one(&mut *self.inner).await?;
+        Ok(Head {
+            id: row.id,
+            entries: row.entries,
+            hash: hash(&row.hash)?,
+        })
+    }
+
+    /// Reads the whole log along its chain, at one moment; the result, and where it ends.
+    pub(crate) async fn walk_audit_log(&mut self) -> Result<(Verifier, Head)> {
+        let snapshot = sqlx::query!("set transaction isolation level repeatable read, read only");
+        snapshot.execute(&mut *self.inner).await?;
+        let head = sqlx::query!("select id, entries, hash from keys.audit_head");
+        let head = head.fetch_one(&mut *self.inner).await?;
+        let head = Head {
+            id: head.id,
+            entries: head.entries,
+            hash: hash(&head.hash)?,
+        };
+        let select = sqlx::query!(
+            r#"
+            select id, org_id, actor, action, target, details, at, prev_hash, hash
+              from keys.audit_log
+             order by id"#,
+        );
+        let mut verifier = Verifier::default();
+        let mut rows = select.fetch(&mut *self.inner);
+        while let Some(row) = rows.try_next().await? {
+            let fields = Row {
+                id: row.id,
+                org: row.org_id,
+                actor: &row.actor,
+                action: &row.action,
+                target: &row.target,
+                details: &row.details,
+                at: row.at.to_jiff(),
+            };
+            verifier.row(&fields, hash(&row.prev_hash)?, hash(&row.hash)?);
+        }
+        Ok((verifier, head))
+    }
 }
 
 impl Store {

@@ -26,6 +26,8 @@ pub(crate) struct NewKeyRow {
     pub(crate) pepper_id: String,
     pub(crate) hint: String,
     pub(crate) environment: Environment,
+    /// The key it replaces, and what quota and rate are counted under; absent: itself.
+    pub(crate) rotated_from: Option<(KeyId, KeyId)>,
 }
 
 /// A gateway saw a key.
@@ -58,6 +60,9 @@ struct KeyRow {
     expires_at: Option<jiff_sqlx::Timestamp>,
     version: i64,
     created_at: jiff_sqlx::Timestamp,
+    rotated_from: Option<Uuid>,
+    rotated_to: Option<Uuid>,
+    limits_key_id: Uuid,
 }
 
 impl TryFrom<KeyRow> for ApiKey {
@@ -106,6 +111,9 @@ impl TryFrom<KeyRow> for ApiKey {
             last_used_ip: row.last_used_ip.map(|net| net.addr()),
             created_at: row.created_at.to_jiff(),
             version: row.version,
+            rotated_from: row.rotated_from.map(KeyId::new),
+            rotated_to: row.rotated_to.map(KeyId::new),
+            limits_key: KeyId::new(row.limits_key_id),
         })
     }
 }
@@ -131,9 +139,11 @@ async fn read(connection: &mut PgConnection, scope: OrgScope, key: KeyId) -> Res
                k.daily_quota, k.monthly_quota, k.rate_per_second, k.burst,
                k.allow as "allow: Json<Vec<String>>", k.is_active, k.revoked_at,
                k.revoked_reason, k.last_used_at, k.last_used_ip as "last_used_ip: IpNet",
-               k.expires_at, k.version, k.created_at
+               k.expires_at, k.version, k.created_at, k.rotated_from,
+               (select n.id from keys.api_keys n where n.rotated_from = k.id) as rotated_to,
+               k.limits_key_id
           from keys.api_keys k
-         where k.id = $1
+         where k.id = $1 and k.deleted_at is null
            and ($2::uuid is null or exists (
                select 1 from keys.organisation_members m
                 where m.org_id = k.org_id and m.user_id = $2))"#,
@@ -166,9 +176,11 @@ impl Store {
                    k.daily_quota, k.monthly_quota, k.rate_per_second, k.burst,
                    k.allow as "allow: Json<Vec<String>>", k.is_active, k.revoked_at,
                    k.revoked_reason, k.last_used_at, k.last_used_ip as "last_used_ip: IpNet",
-                   k.expires_at, k.version, k.created_at
+                   k.expires_at, k.version, k.created_at, k.rotated_from,
+                   (select n.id from keys.api_keys n where n.rotated_from = k.id) as rotated_to,
+                   k.limits_key_id
               from keys.api_keys k
-             where k.org_id = $1
+             where k.org_id = $1 and k.deleted_at is null
                and ($2::uuid is null or exists (
                    select 1 from keys.organisation_members m
                     where m.org_id = k.org_id and m.user_id = $2))
@@ -204,7 +216,9 @@ impl Store {
                    k.daily_quota, k.monthly_quota, k.rate_per_second, k.burst,
                    k.allow as "allow: Json<Vec<String>>", k.is_active, k.revoked_at,
                    k.revoked_reason, k.last_used_at, k.last_used_ip as "last_used_ip: IpNet",
-                   k.expires_at, k.version, k.created_at
+                   k.expires_at, k.version, k.created_at, k.rotated_from,
+                   (select n.id from keys.api_keys n where n.rotated_from = k.id) as rotated_to,
+                   k.limits_key_id
               from keys.api_keys k
              where k.key_hash = any($1)"#,
             &hashes,
@@ -293,9 +307,9 @@ impl Tx {
             insert into keys.api_keys (
                 id, org_id, created_by, key_name, key_hash, pepper_id, key_prefix, key_hint,
                 scopes, environment, daily_quota, monthly_quota, rate_per_second, burst, allow,
-                is_active, expires_at, created_at, updated_at)
+                is_active, expires_at, created_at, updated_at, rotated_from, limits_key_id)
             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                $18, $18)"#,
+                $18, $18, $19, $20)"#,
             key.id.uuid(),
             key.org.uuid(),
             key.created_by.uuid(),
@@ -314,8 +328,38 @@ impl Tx {
             settings.active,
             settings.expires_at.map(ToSqlx::to_sqlx) as _,
             self.at.to_sqlx(),
+            key.rotated_from.map(|(source, _)| source.uuid()),
+            key.rotated_from.map_or(key.id, |(_, limits)| limits).uuid(),
         );
         insert.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Counts the keys an organisation has got since a moment. The organisation is locked.
+    pub(crate) async fn keys_created_since(&mut self, org: OrgId, since: Timestamp) -> Result<i64> {
+        let select = sqlx::query_scalar!(
+            r#"
+            select count(*) as "count!"
+              from keys.api_keys
+             where org_id = $1 and created_at > $2"#,
+            org.uuid(),
+            since.to_sqlx() as _,
+        );
+        Ok(select.fetch_one(&mut *self.inner).await?)
+    }
+
+    /// Hides a key for good. The key is locked and revoked.
+    pub(crate) async fn bury_key(&mut self, key: KeyId) -> Result<()> {
+        let update = sqlx::query!(
+            r#"
+            update keys.api_keys
+               set deleted_at = $2, updated_at = $2, version = version + 1
+             where id = $1 and revoked_at is not null and deleted_at is null"#,
+            key.uuid(),
+            self.at.to_sqlx() as _,
+        );
+        let buried = update.execute(&mut *self.inner).await?.rows_affected();
+        assert_eq!(buried, 1, "the key is locked, revoked and not deleted");
         Ok(())
     }
 

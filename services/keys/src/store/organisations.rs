@@ -30,6 +30,16 @@ pub(crate) struct Member {
     pub(crate) joined_at: Timestamp,
 }
 
+/// An organisation as one of its members sees it.
+#[derive(Debug)]
+pub(crate) struct MemberOf {
+    pub(crate) org: OrgId,
+    pub(crate) name: String,
+    pub(crate) slug: String,
+    pub(crate) role: Role,
+    pub(crate) joined_at: Timestamp,
+}
+
 struct OrganisationRow {
     id: Uuid,
     name: String,
@@ -50,7 +60,7 @@ impl From<OrganisationRow> for Organisation {
     }
 }
 
-fn role(text: &str) -> Result<Role> {
+pub(super) fn role(text: &str) -> Result<Role> {
     text.parse().map_err(|error| corrupt("role", error))
 }
 
@@ -137,6 +147,32 @@ impl Store {
             });
         }
         Ok(members)
+    }
+}
+
+impl Store {
+    /// The organisations of a user, by joining date.
+    pub(crate) async fn organisations_of(&self, user: UserId) -> Result<Vec<MemberOf>> {
+        let select = sqlx::query!(
+            r#"
+            select o.id, o.name, o.slug, m.role, m.joined_at
+              from keys.organisation_members m
+              join keys.organisations o on o.id = m.org_id
+             where m.user_id = $1
+             order by m.joined_at, m.id"#,
+            user.uuid(),
+        );
+        let mut organisations = Vec::new();
+        for row in select.fetch_all(&self.pool).await? {
+            organisations.push(MemberOf {
+                org: OrgId::new(row.id),
+                name: row.name,
+                slug: row.slug,
+                role: role(&row.role)?,
+                joined_at: row.joined_at.to_jiff(),
+            });
+        }
+        Ok(organisations)
     }
 }
 
@@ -254,6 +290,56 @@ impl Tx {
             user.uuid(),
         );
         Ok(select.fetch_optional(&mut *self.inner).await?.is_some())
+    }
+
+    /// Changes a member's role. The organisation is locked.
+    pub(crate) async fn set_role(&mut self, org: OrgId, user: UserId, role: Role) -> Result<()> {
+        let update = sqlx::query!(
+            "update keys.organisation_members set role = $3 where org_id = $1 and user_id = $2",
+            org.uuid(),
+            user.uuid(),
+            role.as_str(),
+        );
+        update.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Is the address a member's?
+    pub(crate) async fn is_member(&mut self, org: OrgId, email: &str) -> Result<bool> {
+        let select = sqlx::query_scalar!(
+            r#"
+            select exists (
+                select 1
+                  from keys.organisation_members m
+                  join keys.users u on u.id = m.user_id
+                 where m.org_id = $1 and u.email = $2) as "is_member!""#,
+            org.uuid(),
+            email,
+        );
+        Ok(select.fetch_one(&mut *self.inner).await?)
+    }
+
+    /// The name of an organisation. It is locked.
+    pub(crate) async fn organisation_name(&mut self, org: OrgId) -> Result<String> {
+        let select = sqlx::query_scalar!(
+            "select name from keys.organisations where id = $1",
+            org.uuid(),
+        );
+        Ok(select.fetch_one(&mut *self.inner).await?)
+    }
+
+    /// Where mail about an organisation goes. The organisation is locked.
+    pub(crate) async fn owners_addresses(&mut self, org: OrgId) -> Result<Vec<String>> {
+        let select = sqlx::query_scalar!(
+            r#"
+            select u.email
+              from keys.organisation_members m
+              join keys.users u on u.id = m.user_id
+             where m.org_id = $1 and m.role = 'owner'
+             order by u.email"#,
+            org.uuid(),
+        );
+        Ok(select.fetch_all(&mut *self.inner).await?)
     }
 
     /// Ends a membership.

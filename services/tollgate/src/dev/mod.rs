@@ -62,12 +62,13 @@ fn gateways() -> clap::builder::RangedI64ValueParser<u16> {
 }
 
 /// Variables that `dev` sets unless whoever started it has set them.
-const OPTIONAL: [&str; 5] = [
+const OPTIONAL: [&str; 6] = [
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_TRACES_SAMPLER",
     "TOLLGATE_GATEWAY_COUNTRY_DB",
     "TOLLGATE_GATEWAY_TRUSTED_HOPS",
+    "TOLLGATE_KEYS_SMTP_URL",
 ];
 
 /// What the environment has an opinion on already. The children inherit it.
@@ -92,6 +93,13 @@ impl Surroundings {
     fn has_exporter(&self) -> bool {
         self.has("OTEL_EXPORTER_OTLP_ENDPOINT") || self.has("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     }
+}
+
+/// What the children find around them: the environment, and what runs in this process.
+struct Outside<'a> {
+    surroundings: &'a Surroundings,
+    traces: Option<&'a testkit::traces::Receiver>,
+    mail: Option<&'a testkit::mail::Sink>,
 }
 
 pub(crate) async fn run(args: Dev, data: Option<&Path>, output: &Output) -> Result {
@@ -122,11 +130,20 @@ pub(crate) async fn run(args: Dev, data: Option<&Path>, output: &Output) -> Resu
         true => None,
         false => Some(testkit::traces::serve(0, plan.traces, stop.clone()).await?),
     };
+    let mail = match surroundings.has("TOLLGATE_KEYS_SMTP_URL") {
+        true => None,
+        false => Some(testkit::mail::serve(0, 0).await?),
+    };
+    let outside = Outside {
+        surroundings: &surroundings,
+        traces: traces.as_ref(),
+        mail: mail.as_ref(),
+    };
     let events = Events::new(*output);
     let mut stack = Stack::new(&args, &layout, &plan, secrets, &servers, &events);
     let sink = events.sink();
     let done = tokio::select! {
-        done = stack.run(&surroundings, traces.as_ref(), folder, progress) => done,
+        done = stack.run(&outside, folder, progress) => done,
         () = servers.keep_alive(&sink) => Ok(()),
         () = signals.next() => Ok(()),
     };

@@ -12,6 +12,7 @@ use crate::roster::ROSTER;
 use crate::seed::Upstreams;
 
 const GATEWAY_PORT: u16 = 8080;
+const API_PORT: u16 = 8081;
 const GRPC_PORT: u16 = 9090;
 const OPS_PORT: u16 = 9100;
 const TRACES_PORT: u16 = 8089;
@@ -21,7 +22,7 @@ const TRACES_PORT: u16 = 8089;
 pub(crate) enum Ports {
     /// Free ones for everything
     Auto,
-    /// 8080 gateway, 9090 gRPC, 9100 ops, 8089 traces; free ones for the rest
+    /// 8080 gateway, 8081 management API, 9090 gRPC, 9100 ops, 8089 traces; free ones for the rest
     Default,
 }
 
@@ -65,6 +66,8 @@ pub(super) struct Plan {
     /// In the order of their start.
     pub(super) children: Vec<Child>,
     pub(super) samples: [(&'static str, u16); 3],
+    /// The management API.
+    pub(super) api: u16,
     pub(super) traces: u16,
 }
 
@@ -117,6 +120,7 @@ impl Plan {
         Ok(Self {
             children,
             samples,
+            api: ports.choose(API_PORT, "management API")?,
             traces: ports.choose(TRACES_PORT, "traces")?,
         })
     }
@@ -152,6 +156,8 @@ pub(super) struct World<'a> {
     pub(super) nats_url: String,
     /// Where spans go, unless the environment says it already.
     pub(super) otlp_endpoint: Option<String>,
+    /// Where mail is handed in, unless the environment says it already.
+    pub(super) smtp_url: Option<String>,
     pub(super) surroundings: &'a Surroundings,
     pub(super) country_db: Option<PathBuf>,
 }
@@ -177,6 +183,10 @@ impl World<'_> {
         // A gateway alone gets by without a database, and shall.
         let stores = child.services.iter().any(|service| *service != "gateway");
         secret("DATABASE_URL", if stores { &self.postgres_url } else { "" });
+        let smtp_url = self.smtp_url.as_ref();
+        if let Some(smtp_url) = smtp_url.filter(|_| child.services.contains(&"keys")) {
+            secret("TOLLGATE_KEYS_SMTP_URL", smtp_url);
+        }
         if child.gateway.is_some() {
             secret(
                 "TOLLGATE_GATEWAY_PRINCIPAL_SECRET",
@@ -189,13 +199,16 @@ impl World<'_> {
             .iter()
             .filter(|it| !child.services.contains(&it.name))
         {
-            if let Some(other) = plan
-                .child_of(entry.name)
-                .filter(|_| entry.name != "gateway")
-            {
+            if let Some(other) = plan.child_of(entry.name).filter(|_| entry.has_grpc()) {
                 let name = entry.name.to_uppercase().replace('-', "_");
                 set(&format!("TOLLGATE_{name}_GRPC_URL"), url(other.grpc));
             }
+        }
+        if child.services.contains(&"keys") {
+            set("TOLLGATE_KEYS_PORTAL_URL", url(plan.api));
+        }
+        if child.services.contains(&"portal") {
+            set("TOLLGATE_PORTAL_LISTEN", loopback(plan.api));
         }
         if let Some(gateway) = &child.gateway {
             set("TOLLGATE_GATEWAY_LISTEN", loopback(gateway.port));
@@ -279,6 +292,7 @@ mod tests {
             "usage-ingest",
             "stats-aggregator",
             "anomaly-detector",
+            "portal",
             "gateway-1",
             "gateway-2",
         ];
@@ -302,6 +316,7 @@ mod tests {
             redis_url: "redis://r".to_owned(),
             nats_url: "nats://n".to_owned(),
             otlp_endpoint: None,
+            smtp_url: None,
             surroundings: &Surroundings::default(),
             country_db: None,
         };

@@ -8,6 +8,7 @@ pub(super) fn text(ready: &Ready, program: &str, folder: &str) -> String {
     let key = &ready.demo.live_key;
     let org = &ready.demo.org_id;
     let ops = ready.ops.get("gateway").map_or("", String::as_str);
+    let api = ready.api.as_deref().unwrap_or_default();
     let traces = ready.traces.as_ref().map_or_else(
         || "  Traces    go to OTEL_EXPORTER_OTLP_ENDPOINT".to_owned(),
         |url| format!("  Traces    {url}"),
@@ -39,6 +40,7 @@ Tollgate runs. Calls that work (1, 3 and 1 credits of {balance}):
     -H 'Authorization: Bearer {key}'
 
 {traces}{others}
+  API       {api}/openapi.json
   Metrics   {ops}/metrics
   Wallet    {program} wallet show --org {org}{data}
   A call    {program} why REQUEST_ID{data}    (x-request-id of an answer)

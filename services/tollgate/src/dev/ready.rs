@@ -14,7 +14,7 @@ use crate::seed::Upstreams;
 pub(crate) struct Ready {
     /// Every gateway.
     pub(crate) gateway: Vec<String>,
-    /// The management API, once there is one.
+    /// The management API.
     pub(crate) api: Option<String>,
     /// The ops listener of each service; of the first gateway as `gateway`, then `gateway-2`, ….
     pub(crate) ops: BTreeMap<String, String>,
@@ -25,6 +25,8 @@ pub(crate) struct Ready {
     pub(crate) nats_url: String,
     /// The page of traces, unless they go elsewhere.
     pub(crate) traces: Option<String>,
+    /// Mails that were sent, at `/api/messages` below it, unless they go elsewhere.
+    pub(crate) mail: Option<String>,
     /// Root directories of journals.
     pub(crate) journals: Vec<PathBuf>,
     /// The sample upstreams.

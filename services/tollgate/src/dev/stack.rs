@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use sqlx::Connection;
 use testkit::eventually;
+use testkit::mail::Sink;
 use testkit::processes::{ProcessSpec, Supervisor};
 use testkit::servers::Servers;
 use testkit::traces::Receiver;
@@ -17,12 +18,12 @@ use super::layout::{Layout, write_private};
 use super::plan::{Child, Plan, World, loopback, url};
 use super::ready::{DemoAccess, Pids, Ready};
 use super::secrets::Secrets;
-use super::{Dev, Surroundings, probe, quickstart};
+use super::{Dev, Outside, probe, quickstart};
 use crate::connect::System;
 use crate::failure::{Failure, Result};
 use crate::migrate;
 use crate::output::{Output, Progress};
-use crate::roster::Target;
+use crate::roster::{ROSTER, Target};
 use crate::seed;
 
 /// The database of all schemas.
@@ -70,22 +71,21 @@ impl<'a> Stack<'a> {
     /// Starts everything, says so, and keeps `dev.json` current until dropped.
     pub(super) async fn run(
         &mut self,
-        surroundings: &Surroundings,
-        traces: Option<&Receiver>,
+        outside: &Outside<'_>,
         folder: &Path,
         progress: Progress,
     ) -> Result {
         progress.step("applying migrations");
         self.migrate().await?;
         progress.step("starting the services");
-        self.start(surroundings, traces).await?;
+        self.start(outside).await?;
         let ready = self.ready();
         tokio::select! {
             ready = ready => ready?,
             reason = self.events.broken() => return Err(anyhow::anyhow!(reason).into()),
         }
         progress.step("seeding the demo");
-        let mut ready = self.describe(traces)?;
+        let mut ready = self.describe(outside)?;
         self.seed(&mut ready).await?;
         self.note_pids(&mut ready);
         write_private(&self.layout.ready(), &ready)?;
@@ -117,7 +117,7 @@ impl<'a> Stack<'a> {
         Ok(())
     }
 
-    async fn start(&self, surroundings: &Surroundings, traces: Option<&Receiver>) -> Result {
+    async fn start(&self, outside: &Outside<'_>) -> Result {
         let program = std::env::current_exe().context("where is this program?")?;
         let mut samples = ProcessSpec::new(SAMPLES, &program, self.layout.log(SAMPLES));
         samples = samples.args([SAMPLES]);
@@ -134,8 +134,9 @@ impl<'a> Stack<'a> {
             postgres_url: self.servers.postgres.url(DATABASE),
             redis_url: self.servers.redis.url(),
             nats_url: self.servers.nats.url(),
-            otlp_endpoint: traces.map(Receiver::otlp_endpoint),
-            surroundings,
+            otlp_endpoint: outside.traces.map(Receiver::otlp_endpoint),
+            smtp_url: outside.mail.map(Sink::smtp_url),
+            surroundings: outside.surroundings,
             country_db: self.layout.country_db(),
         };
         for child in &self.plan.children {
@@ -224,7 +225,7 @@ impl<'a> Stack<'a> {
         Ok(())
     }
 
-    fn describe(&self, traces: Option<&Receiver>) -> Result<Ready> {
+    fn describe(&self, outside: &Outside<'_>) -> Result<Ready> {
         let services = Target::all().names();
         let children = || {
             services
@@ -236,14 +237,17 @@ impl<'a> Stack<'a> {
             .collect();
         let others = self.plan.gateways().skip(1);
         ops.extend(others.map(|(child, gateway)| (gateway.name.clone(), url(child.ops))));
-        let grpc = children().filter(|(name, _)| *name != "gateway");
+        let grpc = ROSTER
+            .iter()
+            .filter(|entry| entry.has_grpc())
+            .filter_map(|entry| Some((entry.name, self.plan.child_of(entry.name)?)));
         Ok(Ready {
             gateway: self
                 .plan
                 .gateways()
                 .map(|(_, gateway)| url(gateway.port))
                 .collect(),
-            api: None,
+            api: Some(url(self.plan.api)),
             ops,
             grpc: grpc
                 .map(|(name, child)| (name.to_owned(), url(child.grpc)))
@@ -251,7 +255,8 @@ impl<'a> Stack<'a> {
             postgres_url: self.servers.postgres.url(DATABASE),
             redis_url: self.servers.redis.url(),
             nats_url: self.servers.nats.url(),
-            traces: traces.map(Receiver::page_url),
+            traces: outside.traces.map(Receiver::page_url),
+            mail: outside.mail.map(Sink::page_url),
             journals: self.layout.journals().map_err(Failure::from)?,
             samples: self.plan.upstreams(),
             pids: BTreeMap::new(),

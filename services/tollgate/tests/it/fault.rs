@@ -2,6 +2,11 @@
 //!
 //! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
 
+mod credits;
+mod keys;
+mod mutants;
+mod shipping;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -9,9 +14,88 @@ use std::{
 
 use rustix::process::Signal;
 use testkit::load::{self, Outcome, Plan, Shot};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::stack::{Stack, signal};
+
+/// One credit.
+pub(crate) const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
+/// All that the samples ask for.
+pub(crate) const LIVE: [&str; 8] = [
+    "--environment",
+    "production",
+    "--scope",
+    "mileage:calculate",
+    "--scope",
+    "ai:write",
+    "--scope",
+    "pdf:write",
+];
+
+/// Three credits.
+pub(crate) fn chat() -> Shot {
+    let body = r#"{"model": "m", "messages": [{"role": "user", "content": "How far is it?"}]}"#;
+    Shot::post("/api/v1/ai/chat/completions", body)
+}
+
+/// One credit.
+pub(crate) fn render() -> Shot {
+    Shot::post("/api/v1/pdf/render", r#"{"text": "Storm."}"#)
+}
+
+/// Calls in the background.
+pub(crate) struct Load {
+    stop: CancellationToken,
+    task: JoinHandle<Outcome>,
+}
+
+impl Load {
+    /// Free and paid calls with this key, over all gateways.
+    pub(crate) fn start(stack: &Stack, key: &str, workers: usize) -> Self {
+        Self::over(stack.gateways(), key, workers)
+    }
+
+    /// The same over some gateways. Workers whose gateway is down go to the next, and stay there.
+    pub(crate) fn over(gateways: Vec<String>, key: &str, workers: usize) -> Self {
+        let shots = vec![
+            Shot::get(DISTANCE),
+            render(),
+            Shot::get("/api/v1/mileage/distance?from=nowhere&to=43.29,5.37"),
+        ];
+        Self::of(Plan {
+            gateways,
+            key: key.to_owned(),
+            shots,
+            workers,
+            pause: Duration::from_millis(20),
+        })
+    }
+
+    pub(crate) fn of(plan: Plan) -> Self {
+        let stop = CancellationToken::new();
+        let task = tokio::spawn(load::run(plan, stop.clone()));
+        Self { stop, task }
+    }
+
+    /// Lets calls in flight end.
+    pub(crate) async fn finish(self) -> Outcome {
+        self.stop.cancel();
+        self.task.await.expect("the load client ends")
+    }
+}
+
+/// One line of figures.
+pub(crate) fn summary(outcome: &Outcome) -> String {
+    format!(
+        "{} sent, {} complete {:?}, {} broken off, {} found no gateway",
+        outcome.sent,
+        outcome.done.len(),
+        outcome.by_status,
+        outcome.broken,
+        outcome.unreachable,
+    )
+}
 
 /// Between two kills.
 const KILL_PERIOD: Duration = Duration::from_millis(900);
@@ -47,18 +131,6 @@ async fn nothing_is_lost_or_billed_twice_in_a_long_storm() {
 
 async fn storm(rounds: usize) {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
-    let stop = CancellationToken::new();
-    let plan = Plan {
-        gateways: stack.gateways(),
-        key: stack.demo("live_key"),
-        shots: vec![
-            Shot::get("/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37"),
-            Shot::post("/api/v1/pdf/render", r#"{"text": "Storm."}"#),
-            Shot::get("/api/v1/mileage/distance?from=nowhere&to=43.29,5.37"),
-        ],
-        workers: 8,
-        pause: Duration::from_millis(20),
-    };
     let more = [
         "wallet",
         "grant",
@@ -68,7 +140,7 @@ async fn storm(rounds: usize) {
         "10000000",
     ];
     stack.cli(&[&more[..], &["--reason", "storm"]].concat());
-    let load = tokio::spawn(load::run(plan, stop.clone()));
+    let load = Load::start(&stack, &stack.demo("live_key"), 8);
     let mut kills: BTreeMap<&str, usize> = BTreeMap::new();
     for (turn, victim) in VICTIMS
         .iter()
@@ -82,8 +154,7 @@ async fn storm(rounds: usize) {
         }
     }
     tokio::time::sleep(KILL_PERIOD).await;
-    stop.cancel();
-    let outcome = load.await.expect("the load client ends");
+    let outcome = load.finish().await;
     verify(&stack, &outcome, &kills).await;
 }
 
@@ -112,13 +183,9 @@ async fn verify(stack: &Stack, outcome: &Outcome, kills: &BTreeMap<&str, usize>)
         }
     }
     println!(
-        "storm: {} sent, {} complete {:?}, {} broken off, {} found no gateway, kills {kills:?}, \
-         settled after {settled:?}, lost {}, double {}, wrong {}, report {report}",
-        outcome.sent,
-        outcome.done.len(),
-        outcome.by_status,
-        outcome.broken,
-        outcome.unreachable,
+        "storm: {}, kills {kills:?}, settled after {settled:?}, lost {}, double {}, wrong {}, \
+         report {report}",
+        summary(outcome),
         lost.len(),
         double.len(),
         wrong.len(),

@@ -195,36 +195,6 @@ async fn detector_is_idle(stack: &Stack) {
 async fn repeating_every_event_changes_nothing(stack: &Stack) {
     stack.audit();
     let before = stack.digests().await;
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let nats = async_nats::connect(url).await.expect("NATS");
-    let stream = async_nats::jetstream::new(nats)
-        .get_stream("USAGE")
-        .await
-        .expect("the stream");
-    let messages = stream.get_info().await.expect("its state").state.messages;
-    assert!(messages > 0, "there is something to repeat");
-    let consumers = [
-        "wallet",
-        "usage-ingest",
-        "stats-aggregator",
-        "anomaly-detector",
-    ];
-    for name in consumers {
-        stream.delete_consumer(name).await.expect("deleted");
-    }
-    for name in consumers {
-        let replayed = eventually(SETTLE_LIMIT, "the whole stream is read again", async || {
-            let consumer = stream
-                .consumer_info(name)
-                .await
-                .map_err(|error| error.to_string())?;
-            let (floor, pending) = (consumer.ack_floor.stream_sequence, consumer.num_pending);
-            if floor >= messages && pending == 0 && consumer.num_ack_pending == 0 {
-                return Ok(());
-            }
-            Err(format!("{name}: {floor} of {messages}, {pending} pending"))
-        });
-        replayed.await.expect("replayed");
-    }
+    stack.replay_usage().await;
     assert_eq!(stack.digests().await, before);
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    io::Write,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -11,13 +12,21 @@ use serde_json::Value;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use testkit::{
     eventually,
-    load::{Answer, Connection, Shot},
+    load::{Answer, Connection, Outcome, Shot},
 };
 
 /// The stack is up after so long, cold caches included.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Effects of a call are durable after so long, unless something was just killed.
 pub(crate) const SETTLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// The durable consumers of the usage stream.
+pub(crate) const CONSUMERS: [&str; 4] = [
+    "wallet",
+    "usage-ingest",
+    "stats-aggregator",
+    "anomaly-detector",
+];
 
 /// Addresses that the fixture database places: 203.0.N.0/24 is in the N-th of these countries.
 pub(crate) const COUNTRIES: [&str; 14] = [
@@ -44,15 +53,26 @@ fn binary() -> Command {
 impl Stack {
     /// Starts `tollgate dev` with these further arguments.
     pub(crate) async fn start(arguments: &[&str]) -> Self {
+        Self::start_with(arguments, &[]).await
+    }
+
+    /// As `start`, with these variables for all processes.
+    pub(crate) async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let countries = dir.path().join("geoip");
         std::fs::write(&countries, countries_text()).expect("written");
         let log = std::fs::File::create(dir.path().join("dev.log")).expect("a log");
-        let child = binary()
+        let mut command = binary();
+        if cfg!(debug_assertions) {
+            std::fs::create_dir(dir.path().join("crash")).expect("a folder");
+            command.env("TOLLGATE_CRASH_AT", dir.path().join("crash"));
+        }
+        let child = command
             .args(["dev", "--ports", "auto", "--data"])
             .arg(dir.path().join("data"))
             .args(arguments)
             .env("TOLLGATE_GATEWAY_COUNTRY_DB", &countries)
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log"))
             .stderr(log)
@@ -188,6 +208,99 @@ impl Stack {
         let (code, report, errors) = self.try_cli(&["audit", "--wait", "60"]);
         assert_eq!(code, Some(0), "the auditor objects: {report:#} {errors}");
         report
+    }
+
+    /// As `audit`, with what clients saw: each answer with a request id that cost something has
+    /// its one row.
+    pub(crate) fn audit_with(&self, outcomes: &[&Outcome]) -> Value {
+        let path = self.transcript();
+        let mut lines = String::new();
+        for done in outcomes.iter().flat_map(|outcome| &outcome.done) {
+            let line = serde_json::json!({
+                "request_id": done.request_id, "status": done.status,
+                "complete": true, "cost": done.cost,
+            });
+            lines.push_str(&format!("{line}\n"));
+        }
+        std::fs::write(&path, lines).expect("written");
+        let path = path.to_string_lossy().into_owned();
+        let (code, report, errors) =
+            self.try_cli(&["audit", "--wait", "60", "--transcript", &path]);
+        assert_eq!(code, Some(0), "the auditor objects: {report:#} {errors}");
+        report
+    }
+
+    /// What clients saw, as `audit_with` wrote it last.
+    pub(crate) fn transcript(&self) -> PathBuf {
+        self.dir.path().join("transcript.jsonl")
+    }
+
+    /// The next lives of a service die at these points (`point:n`, one a life, in order).
+    pub(crate) fn arm(&self, service: &str, points: &[String]) {
+        let mut file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("crash").join(service))
+            .expect("opened");
+        // A process that starts takes a line under the same lock.
+        file.lock().expect("locked");
+        let lines: String = points.iter().map(|point| format!("{point}\n")).collect();
+        file.write_all(lines.as_bytes()).expect("written");
+    }
+
+    /// What the logs say of points: `(process, point)` that was died at, and what the present life
+    /// of each process was told and has not come to.
+    pub(crate) fn deaths(&self) -> (Vec<(String, String)>, BTreeMap<String, String>) {
+        let (mut died, mut armed) = (Vec::new(), BTreeMap::new());
+        let logs = std::fs::read_dir(self.data().join("log")).expect("a folder");
+        for entry in logs.flatten() {
+            let path = entry.path();
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            for line in text.lines().filter(|line| line.contains("at this point")) {
+                let entry: Value = serde_json::from_str(line).unwrap_or_default();
+                let point = entry["point"].as_str().unwrap_or_default();
+                match entry["message"].as_str() {
+                    Some("dies at this point") => {
+                        armed.insert(name.clone().into_owned(), point.to_owned());
+                    }
+                    Some("died at this point") => died.extend(armed.remove_entry(&*name)),
+                    _ => {}
+                }
+            }
+        }
+        (died, armed)
+    }
+
+    /// Deletes the durable consumers, so that each service reads the stream from its first
+    /// message, and waits until they have read it all. Returns how many messages there were.
+    pub(crate) async fn replay_usage(&self) -> u64 {
+        let url = self.info()["nats_url"].as_str().expect("a URL").to_owned();
+        let nats = async_nats::connect(url).await.expect("NATS");
+        let stream = async_nats::jetstream::new(nats)
+            .get_stream("USAGE")
+            .await
+            .expect("the stream");
+        let messages = stream.get_info().await.expect("its state").state.messages;
+        assert!(messages > 0, "there is something to repeat");
+        for name in CONSUMERS {
+            stream.delete_consumer(name).await.expect("deleted");
+        }
+        for name in CONSUMERS {
+            let replayed = eventually(SETTLE_LIMIT, "the whole stream is read again", async || {
+                let consumer = stream
+                    .consumer_info(name)
+                    .await
+                    .map_err(|error| error.to_string())?;
+                let (floor, pending) = (consumer.ack_floor.stream_sequence, consumer.num_pending);
+                if floor >= messages && pending == 0 && consumer.num_ack_pending == 0 {
+                    return Ok(());
+                }
+                Err(format!("{name}: {floor} of {messages}, {pending} pending"))
+            });
+            replayed.await.expect("replayed");
+        }
+        messages
     }
 
     /// The processes of a service or server.

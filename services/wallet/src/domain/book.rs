@@ -70,11 +70,13 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// Credits the customers have spent by this.
+    /// Credits the customers have spent by this; permits are none.
     pub(crate) fn used(&self) -> Credits {
+        let credits = |id: &WalletId| !matches!(id, WalletId::Quota(_));
         self.movements
-            .values()
-            .fold(Credits::ZERO, |sum, movement| plus(sum, movement.used))
+            .iter()
+            .filter(|(id, _)| credits(id))
+            .fold(Credits::ZERO, |sum, (_, movement)| plus(sum, movement.used))
     }
 }
 
@@ -211,7 +213,7 @@ impl Book {
     }
 
     /// Enters a change of a balance into the ledger. The only way a balance changes, so I1 holds:
-    /// the sums move by what the entries say.
+    /// the sums move by what the entries say. Permits are counted, the ledger knows credits only.
     pub(super) fn enter(
         &mut self,
         id: WalletId,
@@ -231,6 +233,9 @@ impl Book {
             EntryKind::Grant => movement.granted = plus(movement.granted, credits),
             EntryKind::Usage => movement.used = minus(movement.used, credits),
             EntryKind::Expiry => movement.expired = minus(movement.expired, credits),
+        }
+        if matches!(id, WalletId::Quota(_)) {
+            return;
         }
         self.changes.entries.push(Entry {
             wallet: id,

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicI64, Ordering},
 };
 
-use proto::events::v1::{Record, RecordKind};
+use proto::events::v1::{Permit, Record, RecordKind};
 use runtime::{Apply, ApplyError, Clock, Delivery};
 use types::{Credits, LeaseId};
 
@@ -77,8 +77,9 @@ impl Apply for Settler {
 fn batch(delivery: &Delivery) -> Result<Batch, String> {
     let mut spends = Vec::with_capacity(delivery.records.len());
     for record in &delivery.records {
-        if let Some(spend) = spend(record)? {
-            spends.push(spend);
+        spends.extend(spend(record)?);
+        for permit in &record.permits {
+            spends.push(use_of(record, permit)?);
         }
     }
     let claims = claims(spends).map_err(|breach| breach.to_string())?;
@@ -109,4 +110,22 @@ fn spend(record: &Record) -> Result<Option<Spend>, String> {
         cum,
         is_final,
     }))
+}
+
+/// A permit is a lease's spend of 1.
+fn use_of(record: &Record, permit: &Permit) -> Result<Spend, String> {
+    if record.kind != i32::from(RecordKind::Call) {
+        return Err(format!(
+            "record {} is no call and uses a permit",
+            record.seq
+        ));
+    }
+    let lease = LeaseId::from_slice(&permit.lease_id)
+        .map_err(|error| format!("record {}: {error}", record.seq))?;
+    Ok(Spend {
+        lease,
+        cost: Credits::new(1),
+        cum: Credits::new(permit.cum),
+        is_final: false,
+    })
 }

@@ -1,16 +1,17 @@
 //! Requests as domain types, domain types as answers.
 
+use jiff::Timestamp;
 use proto::{
     convert::{parse_id, status, timestamp},
     wallet::v1 as wire,
 };
 use tonic::Status;
-use types::{Code, Credits, JournalId, LeaseId};
+use types::{Code, Credits, JournalId, LeaseId, QuotaKind};
 
 use crate::{
-    domain::{Account, Ask, Lease, Report},
+    domain::{Account, Ask, Lease, Quota, Report},
     error::Error,
-    store::LedgerLine,
+    store::{LedgerLine, QuotaUse},
 };
 
 /// Characters of a gateway's name.
@@ -55,11 +56,16 @@ pub(super) fn page_token(token: &str) -> Result<i64, Status> {
 
 pub(super) fn ask(it: wire::AcquireRequest) -> Result<Ask, Status> {
     let account = it.account.unwrap_or_default();
-    let account = match (account.org_id.as_str(), account.user_id.as_str()) {
-        ("", "") => return Err(invalid("account", "is missing")),
-        (org, "") => Account::Org(parse_id("account.org_id", org)?),
-        ("", user) => Account::User(parse_id("account.user_id", user)?),
-        _ => return Err(invalid("account", "must be one of the two, not both")),
+    let account = match (
+        account.org_id.as_str(),
+        account.user_id.as_str(),
+        account.quota,
+    ) {
+        ("", "", None) => return Err(invalid("account", "is missing")),
+        (org, "", None) => Account::Org(parse_id("account.org_id", org)?),
+        ("", user, None) => Account::User(parse_id("account.user_id", user)?),
+        ("", "", Some(it)) => Account::Quota(quota(&it)?),
+        _ => return Err(invalid("account", "must be one of the three, not several")),
     };
     let Ok(nonce) = it.nonce.try_into() else {
         return Err(invalid("nonce", "must be 16 bytes"));
@@ -80,6 +86,40 @@ pub(super) fn ask(it: wire::AcquireRequest) -> Result<Ask, Status> {
     })
 }
 
+fn quota(it: &wire::Quota) -> Result<Quota, Status> {
+    let kind = match it.kind() {
+        wire::QuotaKind::Daily => QuotaKind::Daily,
+        wire::QuotaKind::Monthly => QuotaKind::Monthly,
+        wire::QuotaKind::Unspecified => return Err(invalid("account.quota.kind", "is missing")),
+    };
+    if it.quota < 1 {
+        return Err(invalid("account.quota.quota", "must be at least 1"));
+    }
+    Ok(Quota {
+        key: parse_id("account.quota.key_id", &it.key_id)?,
+        org: parse_id("account.quota.org_id", &it.org_id)?,
+        kind,
+        calls: it.quota,
+        stated_by: parse_id("account.quota.stated_by", &it.stated_by)?,
+        key_version: it.key_version,
+    })
+}
+
+pub(super) fn use_to_wire(it: &QuotaUse) -> wire::QuotaUse {
+    let kind = match it.kind.as_str() {
+        "daily" => wire::QuotaKind::Daily,
+        "monthly" => wire::QuotaKind::Monthly,
+        _ => wire::QuotaKind::Unspecified,
+    };
+    wire::QuotaUse {
+        key_id: it.key.to_string(),
+        kind: kind.into(),
+        used: it.used.get(),
+        reserved: it.reserved.get(),
+        ends_at: Some(timestamp(it.ends_at)),
+    }
+}
+
 pub(super) fn report_of(journal: JournalId, report: &wire::LeaseReport) -> Result<Report, Status> {
     let (cum, returned_cum) = (Credits::new(report.cum), Credits::new(report.returned_cum));
     Ok(Report {
@@ -90,12 +130,15 @@ pub(super) fn report_of(journal: JournalId, report: &wire::LeaseReport) -> Resul
     })
 }
 
-pub(super) fn lease_to_wire(lease: &Lease) -> wire::Lease {
+pub(super) fn lease_to_wire(lease: &Lease, now: Timestamp) -> wire::Lease {
     wire::Lease {
         lease_id: lease.id.bytes().to_vec(),
         granted_cum: lease.granted_cum().get(),
         returned_cum: lease.returned_cum.get(),
-        spend_until: lease.spend_until().map(timestamp),
+        spend_for_micros: lease.spend_until().map(|end| {
+            let left = end.as_microsecond().saturating_sub(now.as_microsecond());
+            left.max(0)
+        }),
         settled_cum: lease.settled_cum.get(),
     }
 }

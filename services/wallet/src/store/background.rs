@@ -7,7 +7,7 @@ use jiff_sqlx::ToSqlx;
 use types::{Credits, LeaseId};
 
 use super::{Store, lock_book, write};
-use crate::error::Result;
+use crate::{domain::WalletId, error::Result};
 
 /// Leases written off by one run; the next takes the rest.
 const WRITE_OFFS_MAX: i64 = 100;
@@ -23,6 +23,8 @@ pub(crate) struct WrittenOff {
     pub(crate) debited: Credits,
     /// Back in the wallet.
     pub(crate) released: Credits,
+    /// True when it is about permits, not credits.
+    pub(crate) is_permits: bool,
 }
 
 impl Store {
@@ -100,10 +102,12 @@ impl Store {
         write(&mut tx, &changes, now).await?;
         tx.commit().await?;
         runtime::crash_point!("wallet.writeoff_committed");
+        let wallet = changes.leases.get(&lease).map(|lease| lease.wallet);
         let released = changes.write_offs.get(&lease).copied().unwrap_or_default();
         Ok(Some(WrittenOff {
             debited: changes.used(),
             released,
+            is_permits: wallet.is_some_and(|wallet| matches!(wallet, WalletId::Quota(_))),
         }))
     }
 

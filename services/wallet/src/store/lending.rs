@@ -8,7 +8,7 @@ use types::{Credits, JournalId, LeaseId};
 use uuid::Uuid;
 
 use super::{
-    Connection, Store, rows,
+    Connection, Store, quotas, rows,
     wallets::{hold_test_wallet, live_wallet},
     write,
 };
@@ -80,8 +80,9 @@ impl Store {
             Account::User(user) => {
                 Some(hold_test_wallet(&mut tx, &mut book, user, new_wallet, now).await?)
             }
+            Account::Quota(quota) => Some(quotas::bucket(&mut tx, &quota, new_wallet, now).await?),
         };
-        if let Some(WalletId::Live(_)) = wallet {
+        if let Some(WalletId::Live(_) | WalletId::Quota(_)) = wallet {
             let ids = wallet.into_iter().collect();
             rows::lock_wallets(&mut tx, &ids)
                 .await?
@@ -241,10 +242,7 @@ async fn situation(
     book: &Book,
     live_gateways: u32,
 ) -> sqlx::Result<Situation> {
-    let id = wallet.map(|wallet| match wallet {
-        WalletId::Live(id) => id.uuid(),
-        WalletId::Test(id) => id.uuid(),
-    });
+    let id = wallet.and_then(|wallet| rows::owner(wallet).into_iter().flatten().next());
     let epoch = wallet
         .and_then(|wallet| book.wallet(wallet).epoch)
         .map_or(0, |it| it.number);
@@ -258,7 +256,7 @@ async fn situation(
                (select l.id
                   from wallet.leases l
                  where l.journal_id = j.id
-                   and coalesce(l.wallet_id, l.test_wallet_id) = $3
+                   and coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) = $3
                    and l.epoch = $4
                    and l.state in ('active', 'orphaned')) as open
           from wallet.journals j
@@ -292,7 +290,8 @@ async fn lend(
     if let Some(replayed) = situation.replayed {
         let lease = rows::lock_leases(connection, &[replayed]).await?;
         let lease = lease.into_iter().next().ok_or(sqlx::Error::RowNotFound)?;
-        if lease.wallet != wallet {
+        // A reply that was lost before midnight is repeated after it: permits of the day before.
+        if lease.wallet != wallet && !quotas::is_same(connection, lease.wallet, wallet).await? {
             return Err(Error::NonceReused);
         }
         let available = book.wallet(wallet).available();
@@ -330,22 +329,20 @@ async fn insert_lease(
     id: LeaseId,
     now: Timestamp,
 ) -> sqlx::Result<LeaseId> {
-    let (live, test) = match wallet {
-        WalletId::Live(live) => (Some(live.uuid()), None),
-        WalletId::Test(test) => (None, Some(test.uuid())),
-    };
+    let [live, test, quota] = rows::owner(wallet);
     sqlx::query!(
         r#"
         insert into wallet.leases
                (id, wallet_id, test_wallet_id, epoch, journal_id, granted, state,
-                created_at, updated_at)
-        values ($1, $2, $3, $4, $5, 0, 'active', $6, $6)"#,
+                created_at, updated_at, quota_bucket_id)
+        values ($1, $2, $3, $4, $5, 0, 'active', $6, $6, $7)"#,
         id.uuid(),
         live,
         test,
         book.wallet(wallet).epoch.map_or(0, |epoch| epoch.number),
         ask.journal.uuid(),
         now.to_sqlx() as _,
+        quota,
     )
     .execute(connection)
     .await?;
@@ -374,21 +371,18 @@ async fn insert_acquisition(
     Ok(())
 }
 
-/// Other journals that may hold unspent credits of the wallet.
+/// Other journals that may hold unspent credits of the wallet, or permits.
 async fn holders(
     connection: &mut Connection,
     ask: &Ask,
     wallet: WalletId,
 ) -> sqlx::Result<Vec<(JournalId, LeaseId)>> {
-    let (live, test) = match wallet {
-        WalletId::Live(live) => (Some(live.uuid()), None),
-        WalletId::Test(test) => (None, Some(test.uuid())),
-    };
+    let [live, test, quota] = rows::owner(wallet);
     let rows = sqlx::query!(
         r#"
         select journal_id, id
           from wallet.leases
-         where (wallet_id = $1 or test_wallet_id = $2)
+         where (wallet_id = $1 or test_wallet_id = $2 or quota_bucket_id = $5)
            and journal_id <> $3
            and state = 'active'
            and granted > settled_cum
@@ -398,6 +392,7 @@ async fn holders(
         test,
         ask.journal.uuid(),
         HOLDERS_MAX,
+        quota,
     )
     .fetch_all(connection)
     .await?;
@@ -420,7 +415,7 @@ async fn merge(
         .collect();
     let rows = sqlx::query!(
         r#"
-        select distinct l.wallet_id, l.test_wallet_id
+        select distinct l.wallet_id, l.test_wallet_id, l.quota_bucket_id
           from wallet.leases l
           join unnest($1::uuid[], $2::bigint[]) as u (id, returned_cum) on u.id = l.id
          where u.returned_cum > l.returned_cum"#,
@@ -431,7 +426,7 @@ async fn merge(
     .await?;
     let wallets: sqlx::Result<BTreeSet<WalletId>> = rows
         .into_iter()
-        .map(|row| rows::wallet_id(row.wallet_id, row.test_wallet_id))
+        .map(|row| rows::wallet_id(row.wallet_id, row.test_wallet_id, row.quota_bucket_id))
         .collect();
     let wallets = rows::lock_wallets(connection, &wallets?).await?;
     let mut book = Book::new(wallets, rows::lock_leases(connection, &leases).await?);

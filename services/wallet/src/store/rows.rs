@@ -7,18 +7,20 @@ use types::{Credits, Id, JournalId, LeaseId};
 use uuid::Uuid;
 
 use crate::{
-    domain::{Epoch, Lease, LeaseState, Wallet, WalletId},
+    domain::{Epoch, Lease, LeaseState, Wallet, WalletId, permits},
     store::Connection,
 };
 
-/// The columns of a lease, and the epoch its test wallet is in.
+/// The columns of a lease, the epoch its test wallet is in, and the end of its permits' period.
 struct LeaseRow {
     id: Uuid,
     wallet_id: Option<Uuid>,
     test_wallet_id: Option<Uuid>,
+    quota_bucket_id: Option<Uuid>,
     epoch: i64,
     wallet_epoch: Option<i64>,
     reset_at: Option<Timestamp>,
+    period_end: Option<Timestamp>,
     journal_id: Uuid,
     granted: i64,
     returned_cum: i64,
@@ -29,12 +31,26 @@ struct LeaseRow {
     created_at: Timestamp,
 }
 
-/// Reads which of the two columns is set.
-pub(super) fn wallet_id(live: Option<Uuid>, test: Option<Uuid>) -> sqlx::Result<WalletId> {
-    match (live, test) {
-        (Some(live), None) => Ok(WalletId::Live(Id::new(live))),
-        (None, Some(test)) => Ok(WalletId::Test(Id::new(test))),
-        _ => Err(sqlx::Error::Decode("a lease has exactly one wallet".into())),
+/// Reads which of the three columns is set.
+pub(super) fn wallet_id(
+    live: Option<Uuid>,
+    test: Option<Uuid>,
+    quota: Option<Uuid>,
+) -> sqlx::Result<WalletId> {
+    match (live, test, quota) {
+        (Some(live), None, None) => Ok(WalletId::Live(Id::new(live))),
+        (None, Some(test), None) => Ok(WalletId::Test(Id::new(test))),
+        (None, None, Some(quota)) => Ok(WalletId::Quota(Id::new(quota))),
+        _ => Err(sqlx::Error::Decode("a lease has exactly one owner".into())),
+    }
+}
+
+/// The columns `wallet_id`, `test_wallet_id`, `quota_bucket_id` of what a wallet lends.
+pub(super) fn owner(wallet: WalletId) -> [Option<Uuid>; 3] {
+    match wallet {
+        WalletId::Live(id) => [Some(id.uuid()), None, None],
+        WalletId::Test(id) => [None, Some(id.uuid()), None],
+        WalletId::Quota(id) => [None, None, Some(id.uuid())],
     }
 }
 
@@ -63,9 +79,10 @@ impl LeaseRow {
     fn into_lease(self) -> sqlx::Result<Lease> {
         Ok(Lease {
             id: LeaseId::new(self.id),
-            wallet: wallet_id(self.wallet_id, self.test_wallet_id)?,
+            wallet: wallet_id(self.wallet_id, self.test_wallet_id, self.quota_bucket_id)?,
             epoch: self.epoch,
             wallet_epoch: epoch(self.wallet_epoch, self.reset_at),
+            period_end: self.period_end.map(Timestamp::to_jiff),
             journal: JournalId::new(self.journal_id),
             granted: Credits::new(self.granted),
             returned_cum: Credits::new(self.returned_cum),
@@ -85,7 +102,7 @@ pub(super) async fn wallets_of(
 ) -> sqlx::Result<BTreeSet<WalletId>> {
     let rows = sqlx::query!(
         r#"
-        select distinct wallet_id, test_wallet_id
+        select distinct wallet_id, test_wallet_id, quota_bucket_id
           from wallet.leases
          where id = any($1)"#,
         leases,
@@ -93,63 +110,101 @@ pub(super) async fn wallets_of(
     .fetch_all(connection)
     .await?;
     rows.into_iter()
-        .map(|row| wallet_id(row.wallet_id, row.test_wallet_id))
+        .map(|row| wallet_id(row.wallet_id, row.test_wallet_id, row.quota_bucket_id))
         .collect()
 }
 
-/// Locks wallets, live ones first, each kind by id.
+/// Locks wallets: live ones, then test ones, then buckets of permits, each kind by id.
 pub(super) async fn lock_wallets(
     connection: &mut Connection,
     wallets: &BTreeSet<WalletId>,
 ) -> sqlx::Result<Vec<Wallet>> {
     let mut live = Vec::new();
     let mut test = Vec::new();
+    let mut quota = Vec::new();
     for wallet in wallets {
         match wallet {
             WalletId::Live(id) => live.push(id.uuid()),
             WalletId::Test(id) => test.push(id.uuid()),
+            WalletId::Quota(id) => quota.push(id.uuid()),
         }
     }
     let mut locked = Vec::with_capacity(wallets.len());
     if !live.is_empty() {
-        let rows = sqlx::query!(
-            r#"
-            select id, balance, reserved
-              from wallet.wallets
-             where id = any($1)
-             order by id
-               for update"#,
-            &live,
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        locked.extend(rows.into_iter().map(|row| Wallet {
-            id: WalletId::Live(Id::new(row.id)),
-            epoch: None,
-            balance: Credits::new(row.balance),
-            reserved: Credits::new(row.reserved),
-        }));
+        locked.extend(lock_live(connection, &live).await?);
     }
     if !test.is_empty() {
-        let rows = sqlx::query!(
-            r#"
-            select id, balance, reserved, epoch, reset_at as "reset_at: Timestamp"
-              from wallet.test_wallets
-             where id = any($1)
-             order by id
-               for update"#,
-            &test,
-        )
-        .fetch_all(&mut *connection)
-        .await?;
-        locked.extend(rows.into_iter().map(|row| Wallet {
-            id: WalletId::Test(Id::new(row.id)),
-            epoch: epoch(Some(row.epoch), Some(row.reset_at)),
-            balance: Credits::new(row.balance),
-            reserved: Credits::new(row.reserved),
-        }));
+        locked.extend(lock_test(connection, &test).await?);
+    }
+    if !quota.is_empty() {
+        locked.extend(lock_buckets(connection, &quota).await?);
     }
     Ok(locked)
+}
+
+async fn lock_live(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<Vec<Wallet>> {
+    let rows = sqlx::query!(
+        r#"
+        select id, balance, reserved
+          from wallet.wallets
+         where id = any($1)
+         order by id
+           for update"#,
+        ids,
+    )
+    .fetch_all(connection)
+    .await?;
+    let wallets = rows.into_iter().map(|row| Wallet {
+        id: WalletId::Live(Id::new(row.id)),
+        epoch: None,
+        balance: Credits::new(row.balance),
+        reserved: Credits::new(row.reserved),
+    });
+    Ok(wallets.collect())
+}
+
+async fn lock_test(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<Vec<Wallet>> {
+    let rows = sqlx::query!(
+        r#"
+        select id, balance, reserved, epoch, reset_at as "reset_at: Timestamp"
+          from wallet.test_wallets
+         where id = any($1)
+         order by id
+           for update"#,
+        ids,
+    )
+    .fetch_all(connection)
+    .await?;
+    let wallets = rows.into_iter().map(|row| Wallet {
+        id: WalletId::Test(Id::new(row.id)),
+        epoch: epoch(Some(row.epoch), Some(row.reset_at)),
+        balance: Credits::new(row.balance),
+        reserved: Credits::new(row.reserved),
+    });
+    Ok(wallets.collect())
+}
+
+async fn lock_buckets(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<Vec<Wallet>> {
+    let rows = sqlx::query!(
+        r#"
+        select id, quota, used, reserved
+          from wallet.quota_buckets
+         where id = any($1)
+         order by id
+           for update"#,
+        ids,
+    )
+    .fetch_all(connection)
+    .await?;
+    let buckets = rows.into_iter().map(|row| {
+        permits(
+            Id::new(row.id),
+            Credits::new(row.quota),
+            Credits::new(row.used),
+            Credits::new(row.reserved),
+        )
+    });
+    Ok(buckets.collect())
 }
 
 /// Locks leases by id.
@@ -163,9 +218,11 @@ pub(super) async fn lock_leases(
         select l.id,
                l.wallet_id,
                l.test_wallet_id,
+               l.quota_bucket_id,
                l.epoch,
                t.epoch as "wallet_epoch?",
                t.reset_at as "reset_at?: Timestamp",
+               q.period_end as "period_end?: Timestamp",
                l.journal_id,
                l.granted,
                l.returned_cum,
@@ -176,6 +233,7 @@ pub(super) async fn lock_leases(
                l.created_at as "created_at: Timestamp"
           from wallet.leases l
           left join wallet.test_wallets t on t.id = l.test_wallet_id
+          left join wallet.quota_buckets q on q.id = l.quota_bucket_id
          where l.id = any($1)
          order by l.id
            for update of l"#,

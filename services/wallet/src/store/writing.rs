@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::{
     domain::{Changes, Entry, Lease, Movement, WalletId},
-    store::Connection,
+    store::{Connection, rows},
 };
 
 /// Writes what was decided about rows locked in this transaction.
@@ -25,10 +25,12 @@ pub(crate) async fn write(
     }
     let mut live = Moves::default();
     let mut test = Moves::default();
+    let mut quota = Moves::default();
     for (wallet, movement) in &changes.movements {
         match wallet {
             WalletId::Live(id) => live.push(id.uuid(), movement),
             WalletId::Test(id) => test.push(id.uuid(), movement),
+            WalletId::Quota(id) => quota.push(id.uuid(), movement),
         }
     }
     if !live.ids.is_empty() {
@@ -36,6 +38,9 @@ pub(crate) async fn write(
     }
     if !test.ids.is_empty() {
         move_test_wallets(connection, &test, now).await?;
+    }
+    if !quota.ids.is_empty() {
+        move_buckets(connection, &quota, now).await?;
     }
     if !changes.write_offs.is_empty() {
         insert_write_offs(connection, changes, now).await?;
@@ -99,10 +104,7 @@ async fn insert_entries(
     let mut live: Vec<Option<Uuid>> = Vec::with_capacity(entries.len());
     let mut test: Vec<Option<Uuid>> = Vec::with_capacity(entries.len());
     for entry in entries {
-        let (live_id, test_id) = match entry.wallet {
-            WalletId::Live(id) => (Some(id.uuid()), None),
-            WalletId::Test(id) => (None, Some(id.uuid())),
-        };
+        let [live_id, test_id, _] = rows::owner(entry.wallet);
         live.push(live_id);
         test.push(test_id);
     }
@@ -231,6 +233,30 @@ async fn move_test_wallets(
         &moves.granted,
         &moves.used,
         &moves.expired,
+        &moves.reserved,
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Keeps the promise of a quota (used and lent are never more than it had) by a check of the table.
+async fn move_buckets(
+    connection: &mut Connection,
+    moves: &Moves,
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    sqlx::query!(
+        r#"
+        update wallet.quota_buckets b
+           set used = b.used + u.used,
+               reserved = b.reserved + u.reserved,
+               updated_at = $4
+          from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as u (id, used, reserved)
+         where b.id = u.id"#,
+        &moves.ids,
+        &moves.used,
         &moves.reserved,
         now.to_sqlx() as _,
     )

@@ -18,6 +18,8 @@ pub(super) struct Tables {
     pub(super) ledger: Vec<Entry>,
     pub(super) late: BTreeMap<LeaseId, i64>,
     pub(super) written_off: BTreeSet<LeaseId>,
+    /// Of a bucket of permits: the quota in force, and the highest it had.
+    pub(super) quota: Option<(i64, i64)>,
 }
 
 impl Tables {
@@ -38,7 +40,18 @@ impl Tables {
             ledger: Vec::new(),
             late: BTreeMap::new(),
             written_off: BTreeSet::new(),
+            quota: matches!(id, WalletId::Quota(_)).then(|| (balance.get(), balance.get())),
         }
+    }
+
+    /// Another quota from now on. What the store would read then is put in place.
+    pub(super) fn requota(&mut self, quota: i64) {
+        let WalletId::Quota(id) = self.wallet.id else {
+            return;
+        };
+        let max = self.quota.map_or(quota, |(_, max)| max.max(quota));
+        self.quota = Some((quota, max));
+        self.wallet = permits(id, credits(quota), credits(self.used), self.wallet.reserved);
     }
 
     pub(super) fn with(leases: impl IntoIterator<Item = Lease>, balance: i64) -> Self {
@@ -83,7 +96,10 @@ impl Tables {
             self.expired += moved.expired.get();
             self.wallet.reserved = credits(self.wallet.reserved.get() + moved.reserved.get());
         }
-        self.wallet.balance = credits(self.given - self.used - self.expired);
+        match self.quota {
+            Some((quota, _)) => self.requota(quota),
+            None => self.wallet.balance = credits(self.given - self.used - self.expired),
+        }
         for entry in &changes.entries {
             assert!(!entry.balance_after.is_negative());
         }
@@ -106,7 +122,16 @@ impl Tables {
             .filter(|entry| entry.kind == EntryKind::Grant);
         let first = self.given - grants.map(|entry| entry.credits.get()).sum::<i64>();
         let balance = self.wallet.balance.get();
-        assert_eq!(balance, first + booked, "I1");
+        match self.quota {
+            Some((_, max)) => {
+                assert!(self.ledger.is_empty(), "permits are not booked");
+                assert!(
+                    self.used + self.wallet.reserved.get() <= max,
+                    "issued beyond the quota"
+                );
+            }
+            None => assert_eq!(balance, first + booked, "I1"),
+        }
         if let Some(last) = self.ledger.last() {
             assert_eq!(last.balance_after.get(), balance, "I1");
         }

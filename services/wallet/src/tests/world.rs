@@ -44,6 +44,10 @@ pub(super) enum Step {
     Wait {
         days: i64,
     },
+    /// Only quotas change.
+    Requota {
+        quota: i64,
+    },
 }
 
 pub(super) fn step() -> impl Strategy<Value = Step> {
@@ -60,6 +64,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         1 => lease.clone().prop_map(|lease| Step::Silence { lease }),
         1 => lease.prop_map(|lease| Step::WriteOff { lease }),
         1 => (1_i64..70).prop_map(|days| Step::Wait { days }),
+        1 => (1_i64..120).prop_map(|quota| Step::Requota { quota }),
     ]
 }
 
@@ -248,6 +253,7 @@ impl World {
                 minimum,
             } => return self.lend(owner, want, minimum),
             Step::Ship { from, count } => return self.ship(from, count),
+            Step::Requota { quota } => return self.tables.requota(quota),
             Step::Wait { days } => {
                 self.now = self
                     .now

@@ -1,0 +1,205 @@
+//! The checks behind the key, cheapest first. A refused call gives back what an earlier check took,
+//! and leaves a record of cost 0.
+
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use http::Request;
+use hyper::body::Incoming;
+use proto::{events::v1::Disposition, keys::v1::KeyUse};
+use runtime::Clock;
+use types::Refusal;
+
+use crate::{
+    catalogue::{Catalogue, Route, Service},
+    domain,
+    edge::{Denied, Edge},
+    keyring::Entry,
+    lease::{Account, Hold, Owner},
+    limits::{Limits, QuotaSpent, RateLeft},
+    meter::{PERMITS, Ticket},
+    refuse::Refused,
+};
+
+/// A request that passed every check.
+pub(crate) struct Admitted<'a> {
+    pub(crate) ticket: Ticket,
+    pub(crate) service: &'a Service,
+    pub(crate) route: &'a Route,
+    /// The path behind the service, as it came.
+    pub(crate) rest: String,
+}
+
+/// Judges a call, and takes what it needs: a place in the rate, permits, credits.
+pub(crate) async fn admit<'a>(
+    edge: &Arc<Edge>,
+    catalogue: &'a Catalogue,
+    request: &Request<Incoming>,
+    mut ticket: Ticket,
+    name: &str,
+    rest: String,
+) -> Result<(Admitted<'a>, Limits), Denied> {
+    let entry = Arc::clone(ticket.entry());
+    let judged = route(
+        catalogue,
+        request,
+        &entry,
+        &mut ticket,
+        name,
+        &rest,
+        &edge.clock,
+    );
+    let (service, route) = match judged {
+        Ok(found) => found,
+        Err(refusal) => return Err(deny(ticket, refusal.into(), Limits::default())),
+    };
+    let limits = match take_rate(edge, &entry) {
+        Ok(limits) => limits,
+        Err((refused, limits)) => return Err(deny(ticket, refused, limits)),
+    };
+    match take(edge, &entry, route).await {
+        Ok((permits, hold)) => ticket.holds(hold, permits, route.durability),
+        Err((refused, spent)) => {
+            if let Some(RateLeft { rate, .. }) = limits.rate {
+                entry.limiter.give_back(rate);
+            }
+            return Err(deny(ticket, refused, Limits { spent, ..limits }));
+        }
+    }
+    touch(edge, &entry, ticket.facts().client);
+    let admitted = Admitted {
+        ticket,
+        service,
+        route,
+        rest,
+    };
+    Ok((admitted, limits))
+}
+
+/// Ends the ticket of a call that a check has refused.
+fn deny(ticket: Ticket, refused: Refused, limits: Limits) -> Denied {
+    ticket.refuse(refused.refusal, Disposition::Refused);
+    Denied {
+        refused,
+        limits,
+        known: true,
+    }
+}
+
+/// Notes a key's use, once a minute.
+fn touch(edge: &Edge, entry: &Entry, client: IpAddr) {
+    let now = edge.clock.now();
+    let minute = now.as_second() / 60;
+    if entry.touched.swap(minute, Ordering::Relaxed) == minute {
+        return;
+    }
+    let used = KeyUse {
+        key_id: entry.key.to_string(),
+        at: Some(proto::convert::timestamp(now)),
+        ip: client.to_string(),
+    };
+    if edge.touches.try_send(used).is_err() {
+        entry.touched.store(0, Ordering::Relaxed); // the next call says it again
+    }
+}
+
+fn route<'a>(
+    catalogue: &'a Catalogue,
+    request: &Request<Incoming>,
+    entry: &Entry,
+    ticket: &mut Ticket,
+    name: &str,
+    rest: &str,
+    clock: &Clock,
+) -> Result<(&'a Service, &'a Route), Refusal> {
+    let now = clock.now().as_microsecond();
+    domain::judge_key(entry, now)?;
+    let service = catalogue.service(name).ok_or(Refusal::UnknownService)?;
+    ticket.concerns(service);
+    if !service.active {
+        return Err(Refusal::ServiceDisabled);
+    }
+    let route = service
+        .route(request.method(), rest)
+        .ok_or(Refusal::UnknownRoute)?;
+    domain::judge(entry, route, ticket.facts().client, now)?;
+    Ok((service, route))
+}
+
+fn take_rate(edge: &Edge, entry: &Entry) -> Result<Limits, (Refused, Limits)> {
+    let Some(rate) = entry.rate else {
+        return Ok(Limits::default());
+    };
+    let rate = edge.keyring.share(rate);
+    let now = edge.clock.monotonic_nanos();
+    let limits = |left, wait| Limits {
+        rate: Some(RateLeft { rate, left, wait }),
+        spent: None,
+    };
+    match entry.limiter.admit(rate, now) {
+        Ok(()) => Ok(limits(entry.limiter.remaining(rate, now), 1)),
+        Err(wait) => {
+            let seconds = wait.div_ceil(1_000_000_000).max(1);
+            let refused = Refused {
+                retry_after: Some(seconds),
+                ..Refusal::RateLimited.into()
+            };
+            Err((refused, limits(0, seconds)))
+        }
+    }
+}
+
+/// Permits, then credits. When one is refused, those taken before go back with their holds.
+async fn take(
+    edge: &Arc<Edge>,
+    entry: &Entry,
+    route: &Route,
+) -> Result<(Vec<Hold>, Option<Hold>), (Refused, Option<QuotaSpent>)> {
+    let mut permits = Vec::with_capacity(entry.quotas.len());
+    for account in &entry.quotas {
+        match hold(edge, account, PERMITS).await {
+            Ok(permit) => permits.push(permit),
+            Err(refusal) => return Err(without_permit(edge, account, refusal)),
+        }
+    }
+    if route.cost == 0 {
+        return Ok((permits, None));
+    }
+    match hold(edge, &entry.account, route.cost).await {
+        Ok(credits) => Ok((permits, Some(credits))),
+        Err(refusal) => Err((refusal.into(), None)),
+    }
+}
+
+/// A quota that is used up is so until its period ends.
+fn without_permit(
+    edge: &Edge,
+    account: &Account,
+    refusal: Refusal,
+) -> (Refused, Option<QuotaSpent>) {
+    let (Owner::Quota { kind, .. }, true) = (account.owner, refusal == account.owner.exhausted())
+    else {
+        return (refusal.into(), None);
+    };
+    let calls = account.stated().map_or(0, |stated| stated.calls);
+    let spent = QuotaSpent::new(kind, calls, edge.clock.now());
+    let refused = Refused {
+        retry_after: Some(spent.wait),
+        ..refusal.into()
+    };
+    (refused, Some(spent))
+}
+
+/// From the lease in hand without waiting, else by way of the control runtime.
+async fn hold(edge: &Arc<Edge>, account: &Arc<Account>, credits: i64) -> Result<Hold, Refusal> {
+    if let Some(hold) = edge.lender.hold(account, credits) {
+        return Ok(hold);
+    }
+    let (lender, account) = (Arc::clone(&edge.lender), Arc::clone(account));
+    let acquired = edge
+        .control
+        .spawn(async move { lender.hold_or_acquire(&account, credits).await });
+    acquired.await.unwrap_or(Err(Refusal::CreditsUnavailable))
+}

@@ -1,0 +1,236 @@
+//! What keeps leases known, recallable and closed in time: heartbeats, recalls, final counts.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use futures_util::StreamExt as _;
+use prost::Message as _;
+use proto::{
+    events::v1::{RecallRequest, RecallResponse, Record, RecordKind},
+    wallet::v1 as wire,
+};
+use runtime::{Stop, crash_point};
+use types::LeaseId;
+
+use super::{ATTEMPT_TIMEOUT, Lender};
+use crate::lease::{Account, Lease};
+
+/// Seconds without a call after which unspent credits go back.
+const IDLE_TICKS: u64 = 10;
+/// Every so many heartbeats the wallet is told of all leases, so that it can end those it wants.
+const FULL_HEARTBEATS: u64 = 30;
+/// A lease is closed so long after its period has ended: a wallet whose clock is a little behind
+/// may lend from it until then.
+const ENDED_MICROS_MIN: i64 = 5_000_000;
+/// A closed lease of a period is forgotten so long after the period's end.
+const FORGOTTEN_MICROS_MIN: i64 = 3_600_000_000;
+/// Leases in one heartbeat message.
+const REPORTS_MAX: usize = 2_000;
+
+impl Lender {
+    /// Reports all leases, gives back what is idle, and closes what is to be closed.
+    pub(crate) async fn heartbeat(&self) {
+        let idle: Vec<Arc<Account>> = {
+            let accounts = self.accounts.pin();
+            accounts
+                .values()
+                .filter(|a| a.tick() >= IDLE_TICKS)
+                .map(Arc::clone)
+                .collect()
+        };
+        for lease in idle.iter().filter_map(|account| account.lease()) {
+            lease.give_back();
+        }
+        let now = self.monotonic_micros();
+        let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
+        for lease in &open {
+            // By now the wallet has no doubt about the period either.
+            if now >= lease.ends_at().saturating_add(ENDED_MICROS_MIN) {
+                lease.drain();
+            }
+        }
+        self.report(&open).await;
+        for lease in open {
+            if lease.is_spent() {
+                self.close(lease).await;
+            }
+        }
+    }
+
+    /// Tells the wallet what has changed; now and then, and when it has missed something, all.
+    async fn report(&self, open: &[Arc<Lease>]) {
+        let missed = self.missed.swap(false, Ordering::AcqRel);
+        let heartbeats = self.heartbeats.fetch_add(1, Ordering::Relaxed);
+        let tells_all = missed || heartbeats.is_multiple_of(FULL_HEARTBEATS);
+        if tells_all {
+            let now = self.monotonic_micros();
+            self.closed.pin().retain(|_, until| now < *until);
+        }
+        let told = |lease: &Arc<Lease>| {
+            let counters = match tells_all {
+                true => Some((lease.cum(), lease.returned_cum())),
+                false => lease.news(),
+            };
+            Some((Arc::clone(lease), counters?))
+        };
+        let mut reports: Vec<(Arc<Lease>, (i64, i64))> = open.iter().filter_map(told).collect();
+        loop {
+            let rest = reports.split_off(reports.len().min(REPORTS_MAX));
+            let leases = reports
+                .iter()
+                .map(|(lease, (cum, returned_cum))| wire::LeaseReport {
+                    lease_id: lease.id.bytes().to_vec(),
+                    cum: *cum,
+                    returned_cum: *returned_cum,
+                })
+                .collect();
+            let request = wire::HeartbeatRequest {
+                journal_id: self.journal_id().to_string(),
+                gateway: self.name.clone(),
+                leases,
+            };
+            let mut request = tonic::Request::new(request);
+            request.set_timeout(ATTEMPT_TIMEOUT);
+            match self.client().heartbeat(request).await {
+                Ok(answer) => self.drain(&answer.into_inner().drain),
+                Err(status) => {
+                    tracing::debug!(code = ?status.code(), "the wallet did not take a heartbeat");
+                    self.missed.store(true, Ordering::Release);
+                    return;
+                }
+            }
+            for (lease, (cum, returned_cum)) in reports {
+                lease.was_told(cum, returned_cum);
+            }
+            if rest.is_empty() {
+                return;
+            }
+            reports = rest;
+        }
+    }
+
+    fn drain(&self, ids: &[Vec<u8>]) {
+        let leases = self.leases.pin();
+        for id in ids.iter().filter_map(|id| LeaseId::from_slice(id).ok()) {
+            if let Some(lease) = leases.get(&id) {
+                lease.drain();
+            }
+        }
+    }
+
+    /// Writes the final count of a lease that nothing can be spent from any more.
+    async fn close(&self, lease: Arc<Lease>) {
+        assert!(lease.is_spent(), "a lease is closed when nothing is held");
+        let _closing = self.closing.lock().await;
+        if !lease.claim_close() {
+            return;
+        }
+        let id = lease.id;
+        let record = Record {
+            kind: RecordKind::Close.into(),
+            at_unix_micros: self.now_micros(),
+            lease_id: id.bytes().to_vec(),
+            ..Record::default()
+        };
+        match self.append_synced(record, Some(Arc::clone(&lease))).await {
+            Ok(()) => {
+                crash_point!("gateway.close_written");
+                let forgotten_at = lease.ends_at().saturating_add(FORGOTTEN_MICROS_MIN);
+                self.closed.pin().insert(id, forgotten_at);
+                self.leases.pin().remove(&id);
+            }
+            // The next heartbeat tries again, or else the next start: the journal has everything.
+            // A count that was written and not synced may be written twice, it is the same.
+            Err(error) => {
+                lease.unclaim_close();
+                tracing::error!(%error, lease.id = %id, "a lease was not closed");
+            }
+        }
+    }
+
+    /// Closes all leases: no call is in flight and none will come.
+    pub(crate) async fn close_all(&self) {
+        // No acquisition begins any more, and those that have begun are waited for: a lease that
+        // came later would stay open.
+        self.stopping.store(true, Ordering::Release);
+        let accounts: Vec<Arc<Account>> = self.accounts.pin().values().map(Arc::clone).collect();
+        for account in accounts {
+            drop(account.turn.lock().await);
+        }
+        let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
+        for lease in open {
+            lease.drain();
+            if lease.is_spent() {
+                self.close(lease).await;
+            } else {
+                tracing::warn!(lease.id = %lease.id, "calls were cut off, their lease stays open");
+            }
+        }
+    }
+
+    /// Ends the journal at the wallet, which lends nothing to it any more. What was lent without
+    /// this process hearing of it, because a reply was lost, gets its final count here.
+    ///
+    /// # Errors
+    /// The wallet cannot be asked, or a lease is still open. The next start ends the journal then.
+    pub(crate) async fn retire(&self) -> anyhow::Result<()> {
+        let mut request = tonic::Request::new(wire::RetireJournalRequest {
+            journal_id: self.journal_id().to_string(),
+        });
+        request.set_timeout(ATTEMPT_TIMEOUT);
+        let answer = self.client().retire_journal(request).await?.into_inner();
+        for lent in answer.leases {
+            let id = LeaseId::from_slice(&lent.lease_id)?;
+            anyhow::ensure!(!self.leases.pin().contains_key(&id), "{id} is still open");
+            if self.closed.pin().contains_key(&id) {
+                continue; // its final count is on its way
+            }
+            let record = Record {
+                kind: RecordKind::Close.into(),
+                at_unix_micros: self.now_micros(),
+                lease_id: id.bytes().to_vec(),
+                ..Record::default()
+            };
+            self.append_synced(record, None).await?;
+            crash_point!("gateway.close_written");
+        }
+        Ok(())
+    }
+
+    /// Answers the wallet's recalls: gives back everything that is not held.
+    pub(crate) async fn answer_recalls(self: Arc<Self>, stop: Stop) {
+        let nats = self.host.nats();
+        let subject = format!("wallet.v1.recall.{}", self.journal_id());
+        let mut requests = match nats.subscribe(subject).await {
+            Ok(requests) => requests,
+            Err(error) => {
+                tracing::error!(%error, "recalls cannot be answered");
+                return;
+            }
+        };
+        loop {
+            let message = tokio::select! {
+                message = requests.next() => message,
+                () = stop.requested() => return,
+            };
+            let Some(message) = message else { return };
+            let Some(reply) = message.reply else { continue };
+            let Ok(recall) = RecallRequest::decode(message.payload) else {
+                continue;
+            };
+            let Ok(id) = LeaseId::from_slice(&recall.lease_id) else {
+                continue;
+            };
+            let Some(lease) = self.leases.pin().get(&id).map(Arc::clone) else {
+                continue;
+            };
+            let answer = RecallResponse {
+                lease_id: recall.lease_id,
+                returned_cum: lease.give_back(),
+            };
+            crash_point!("gateway.recall_answered");
+            if let Err(error) = nats.publish(reply, answer.encode_to_vec().into()).await {
+                tracing::debug!(%error, "a recall was not answered; the heartbeat tells it");
+            }
+        }
+    }
+}

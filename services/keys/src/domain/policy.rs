@@ -1,0 +1,133 @@
+//! The rules an organisation sets itself.
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use types::Environment;
+
+use super::second_factor;
+use crate::error::{Error, Result};
+
+/// A shorter life makes keys unusable.
+const LIFETIME_SECONDS_MIN: i64 = 3600;
+/// Ten years: longer is no limit.
+const LIFETIME_SECONDS_MAX: i64 = 10 * 366 * 86_400;
+
+/// What happens to a key that is reported as leaked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum LeakAction {
+    Notify,
+    Suspend,
+    Revoke,
+}
+
+impl LeakAction {
+    const ALL: [Self; 3] = [Self::Notify, Self::Suspend, Self::Revoke];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Notify => "notify",
+            Self::Suspend => "suspend",
+            Self::Revoke => "revoke",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|action| action.as_str() == text);
+        found.ok_or_else(|| Error::invalid("leak_action", "must be one of notify, suspend, revoke"))
+    }
+}
+
+/// The rules.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Policy {
+    pub(crate) live_keys_need_second_factor: bool,
+    pub(crate) key_lifetime_seconds_max: Option<i64>,
+    pub(crate) developers_may_create_live_keys: bool,
+    pub(crate) leak_action: LeakAction,
+}
+
+/// The wish for a change, as it was sent; what is absent stays.
+#[derive(Clone, Default, Debug)]
+pub(crate) struct PolicyWish {
+    pub(crate) live_keys_need_second_factor: Option<bool>,
+    pub(crate) key_lifetime_seconds_max: Option<i64>,
+    pub(crate) developers_may_create_live_keys: Option<bool>,
+    pub(crate) leak_action: Option<String>,
+}
+
+impl PolicyWish {
+    /// Decides what the policy becomes.
+    pub(crate) fn apply(&self, old: &Policy) -> Result<Policy> {
+        let key_lifetime_seconds_max = match self.key_lifetime_seconds_max {
+            None => old.key_lifetime_seconds_max,
+            Some(0) => None,
+            Some(seconds) if (LIFETIME_SECONDS_MIN..=LIFETIME_SECONDS_MAX).contains(&seconds) => {
+                Some(seconds)
+            }
+            Some(_) => {
+                let problem = format!(
+                    "must be from {LIFETIME_SECONDS_MIN} to {LIFETIME_SECONDS_MAX}; 0 means no \
+                     limit"
+                );
+                return Err(Error::invalid("key_lifetime_seconds_max", problem));
+            }
+        };
+        Ok(Policy {
+            live_keys_need_second_factor: self
+                .live_keys_need_second_factor
+                .unwrap_or(old.live_keys_need_second_factor),
+            key_lifetime_seconds_max,
+            developers_may_create_live_keys: self
+                .developers_may_create_live_keys
+                .unwrap_or(old.developers_may_create_live_keys),
+            leak_action: match &self.leak_action {
+                Some(text) => LeakAction::parse(text)?,
+                None => old.leak_action,
+            },
+        })
+    }
+}
+
+impl Policy {
+    /// As the audit log shows it.
+    pub(crate) fn facts(&self) -> Value {
+        json!({
+            "live_keys_need_second_factor": self.live_keys_need_second_factor,
+            "key_lifetime_seconds_max": self.key_lifetime_seconds_max,
+            "developers_may_create_live_keys": self.developers_may_create_live_keys,
+            "leak_action": self.leak_action.as_str(),
+        })
+    }
+
+    /// Refuses a key that would live longer than the organisation allows.
+    pub(crate) fn check_lifetime(
+        &self,
+        created_at: Timestamp,
+        expires_at: Option<Timestamp>,
+    ) -> Result<()> {
+        let Some(seconds) = self.key_lifetime_seconds_max else {
+            return Ok(());
+        };
+        let latest = created_at.saturating_add(SignedDuration::from_secs(seconds));
+        let latest = latest.unwrap_or(Timestamp::MAX);
+        if expires_at.is_some_and(|at| at <= latest) {
+            return Ok(());
+        }
+        let problem = format!("must be {latest} or before: the organisation limits keys' lives");
+        Err(Error::invalid("expires_at", problem))
+    }
+
+    /// Refuses to make a live key without a second factor, where the organisation wants one.
+    pub(crate) fn check_second_factor(
+        &self,
+        environment: Environment,
+        presented: Option<Timestamp>,
+        now: Timestamp,
+    ) -> Result<()> {
+        let needed = environment == Environment::Production && self.live_keys_need_second_factor;
+        match needed && !second_factor::is_fresh(presented, now) {
+            true => Err(Error::SecondFactorNeeded),
+            false => Ok(()),
+        }
+    }
+}

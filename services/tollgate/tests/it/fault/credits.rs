@@ -1,0 +1,333 @@
+//! Credits while wallet or gateways are away, and when few are left.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use testkit::{
+    eventually,
+    load::{Answer, Connection, Done, Outcome, Shot},
+};
+
+use super::{DISTANCE, LIVE, Load, chat, render, summary};
+use crate::stack::{Customer, SETTLE_LIMIT, Stack, signal};
+
+/// Leases that nothing is spent from go back after ten seconds.
+const IDLE_LIMIT: Duration = Duration::from_secs(60);
+
+/// For one death of the wallet and its return.
+const DEATH_LIMIT: Duration = Duration::from_secs(20);
+
+/// What a test saw of its own calls.
+fn outcome_of(answers: &[Answer]) -> Outcome {
+    let done = |answer: &Answer| Done {
+        request_id: answer.header("x-request-id").to_owned(),
+        status: answer.status.as_u16(),
+        cost: answer.cost(),
+    };
+    Outcome {
+        done: answers.iter().map(done).collect(),
+        ..Outcome::default()
+    }
+}
+
+fn statuses(answers: &[Answer]) -> Vec<u16> {
+    answers
+        .iter()
+        .map(|answer| answer.status.as_u16())
+        .collect()
+}
+
+async fn wallet(stack: &Stack, customer: &Customer) -> (i64, i64, i64) {
+    let org: uuid::Uuid = customer
+        .org
+        .trim_start_matches("org_")
+        .parse()
+        .expect("an id");
+    sqlx::query_as("select balance, reserved, total_used from wallet.wallets where org_id = $1")
+        .bind(org)
+        .fetch_one(stack.pool())
+        .await
+        .expect("a wallet")
+}
+
+/// F16: replies of the wallet are lost again and again; then it is away for a while.
+#[tokio::test]
+async fn lost_replies_of_the_wallet_strand_nothing() {
+    lose_replies(6).await;
+}
+
+#[tokio::test]
+#[ignore = "minutes; run by make faults"]
+async fn five_hundred_lost_replies_of_the_wallet_strand_nothing() {
+    lose_replies(500).await;
+}
+
+async fn lose_replies(times: usize) {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    let customer = stack.customer("Unlucky", 1_000_000);
+    let (_, key) = stack.key(&customer, &LIVE);
+    let stranger = stack.customer("Stranger", 100);
+    let (_, strangers_key) = stack.key(&stranger, &LIVE);
+    let load = Load::start(&stack, &key, 8);
+    let points: Vec<String> = (1..=2)
+        .cycle()
+        .take(times)
+        .map(|passage| format!("wallet.acquire_committed:{passage}"))
+        .collect();
+    stack.arm("wallet", &points);
+    signal(stack.pids("wallet")[0], Signal::KILL);
+    let mut asked = Vec::new();
+    died(&stack, times).await;
+    let outcome = load.finish().await;
+    assert_eq!(outcome.by_status.get(&402), None, "{}", summary(&outcome));
+    let report = stack.audit_with(&[&outcome]);
+    println!(
+        "wallet died {times} times in Acquire: {}; report {report}",
+        summary(&outcome)
+    );
+
+    // A lease in hand for one customer, none for the other.
+    asked.push(stack.call_at(0, &key, &Shot::get(DISTANCE)).await);
+    let pid = stack.pids("wallet")[0];
+    signal(pid, Signal::STOP);
+    let shot = Shot::get(DISTANCE);
+    let strange = stack.call_at(0, &strangers_key, &shot);
+    let known = async {
+        let mut answers = Vec::new();
+        for _ in 0..10 {
+            answers.push(stack.call_at(0, &key, &shot).await);
+        }
+        answers
+    };
+    let (strange, known) = tokio::join!(strange, known);
+    signal(pid, Signal::CONT);
+    assert_eq!(
+        statuses(&known),
+        [200; 10],
+        "calls with a lease in hand go on"
+    );
+    assert_eq!(strange.status, 503, "{strange:?}");
+    assert_eq!(strange.json()["code"], "credits_unavailable", "{strange:?}");
+    asked.extend(known);
+    // What was lent without a reply comes to light with the next acquisition of the same gateway,
+    // or when it stops.
+    for pid in stack.pids("gateway") {
+        signal(pid, Signal::TERM);
+    }
+    nothing_stays_reserved(&stack).await;
+    stack.audit_with(&[&outcome, &outcome_of(&asked)]);
+}
+
+/// The wallet has died so often where it was told to.
+async fn died(stack: &Stack, times: usize) {
+    let limit = DEATH_LIMIT * u32::try_from(times).expect("few");
+    let died = eventually(limit, "the wallet dies", async || {
+        match stack.deaths().0.len() {
+            deaths if deaths >= times => Ok(()),
+            deaths => Err(format!("{deaths} of {times} times")),
+        }
+    });
+    died.await.expect("died often enough");
+}
+
+/// Idle leases give back what they hold; what a lost reply lent is not forgotten.
+async fn nothing_stays_reserved(stack: &Stack) {
+    let back = eventually(IDLE_LIMIT, "idle credits are back", async || {
+        match stack
+            .count("select coalesce(sum(reserved), 0)::int8 from wallet.wallets")
+            .await
+        {
+            0 => Ok(()),
+            reserved => Err(format!("{reserved} credits are reserved")),
+        }
+    });
+    back.await.expect("nothing is stranded");
+}
+
+/// F17: a gateway sleeps until its leases are orphaned; the rest is spent elsewhere; it wakes.
+#[tokio::test]
+async fn a_gateway_that_wakes_up_late_overspends_nothing() {
+    let (answers, wallet) = sleep_past_everything(Orphans::Wait).await;
+    let spent: i64 = answers.iter().map(Answer::cost).sum();
+    assert_eq!(
+        wallet,
+        (100 - spent, 0, spent),
+        "what was answered was paid"
+    );
+    assert_eq!(
+        spent, 100,
+        "no timer gave its credits away, and it could spend them"
+    );
+}
+
+/// F17 with a write-off: what was lent is lent again, so the sleeper's calls are the provider's.
+#[tokio::test]
+async fn a_gateway_that_wakes_up_after_its_write_off_costs_the_provider() {
+    let (answers, (balance, reserved, used)) = sleep_past_everything(Orphans::WrittenOff).await;
+    let spent: i64 = answers.iter().map(Answer::cost).sum();
+    assert!(balance >= 0 && used <= 100, "{balance} left, {used} used");
+    assert_eq!((balance + used, reserved), (100, 0));
+    assert!(spent >= used, "{used} used, {spent} answered for");
+}
+
+/// What becomes of leases whose owner is silent.
+#[derive(Clone, Copy)]
+enum Orphans {
+    Wait,
+    /// At once; the wallet dies after the first, too.
+    WrittenOff,
+}
+
+/// The wallet has another life.
+async fn wallet_answers(stack: &Stack) {
+    let org = stack.demo("org_id");
+    let answers = eventually(SETTLE_LIMIT, "the wallet answers", async || {
+        let (code, _, errors) = stack.try_cli(&["wallet", "show", "--org", &org]);
+        if code == Some(0) { Ok(()) } else { Err(errors) }
+    });
+    answers.await.expect("it answers");
+}
+
+/// Spends a wallet of 100 with a gateway that sleeps through it. Returns all paid answers, and
+/// balance, reserved and used credits.
+async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64)) {
+    // The wallet's own restart must not look like the silence of a gateway that is there.
+    let (orphan_seconds, hours, given_up) = match orphans {
+        Orphans::Wait => ("2", "24", "orphaned"),
+        Orphans::WrittenOff => ("8", "0", "written_off"),
+    };
+    let variables = [
+        ("TOLLGATE_WALLET_ORPHAN_SECONDS", orphan_seconds),
+        ("TOLLGATE_WALLET_WRITE_OFF_HOURS", hours),
+    ];
+    let arguments = ["--ephemeral", "--processes", "--gateways", "2"];
+    let stack = Stack::start_with(&arguments, &variables).await;
+    let is_armed = matches!(orphans, Orphans::WrittenOff);
+    if is_armed {
+        stack.arm("wallet", &["wallet.writeoff_committed:1".to_owned()]);
+        signal(stack.pids("wallet")[0], Signal::KILL);
+        wallet_answers(&stack).await;
+    }
+    let customer = stack.customer("Sleeper", 100);
+    let (_, key) = stack.key(&customer, &LIVE);
+    let shot = Shot::get(DISTANCE);
+    let mut answers = Vec::new();
+    for _ in 0..3 {
+        answers.push(stack.call_at(0, &key, &shot).await);
+    }
+    // The second gateway knows the key too: only credits matter from here on.
+    answers.push(stack.call_at(1, &key, &shot).await);
+    let sleeper = stack.pids("gateway")[0];
+    signal(sleeper, Signal::STOP);
+    let base = stack.gateways()[0].clone();
+    // Calls that its kernel accepts while it sleeps.
+    let mut waiting = tokio::task::JoinSet::new();
+    for _ in 0..5 {
+        let (base, key, shot) = (base.clone(), key.clone(), shot.clone());
+        waiting.spawn(async move { Connection::to(&base).call(&key, &shot).await });
+    }
+    let noticed = eventually(SETTLE_LIMIT, "its leases are given up", async || {
+        let (states,): (Option<String>,) =
+            sqlx::query_as("select string_agg(distinct state, ',') from wallet.leases")
+                .fetch_one(stack.pool())
+                .await
+                .expect("states");
+        let states = states.unwrap_or_default();
+        if states.contains(given_up) {
+            Ok(())
+        } else {
+            Err(states)
+        }
+    });
+    noticed.await.expect("noticed");
+    if is_armed {
+        died(&stack, 1).await;
+        wallet_answers(&stack).await;
+    }
+    // The rest, elsewhere.
+    let mut refused = false;
+    for _ in 0..200 {
+        answers.push(stack.call_at(1, &key, &shot).await);
+        refused = answers.last().is_some_and(|answer| answer.status == 402);
+        if refused {
+            break;
+        }
+    }
+    assert!(refused, "{:?}", statuses(&answers));
+    signal(sleeper, Signal::CONT);
+    while let Some(answer) = waiting.join_next().await {
+        answers.push(answer.expect("no panic").expect("an answer"));
+    }
+    for _ in 0..100 {
+        answers.push(stack.call_at(0, &key, &shot).await);
+    }
+    let report = stack.audit_with(&[&outcome_of(&answers)]);
+    nothing_stays_reserved(&stack).await;
+    let wallet = wallet(&stack, &customer).await;
+    let mut seen: BTreeMap<u16, usize> = BTreeMap::new();
+    statuses(&answers)
+        .into_iter()
+        .for_each(|status| *seen.entry(status).or_default() += 1);
+    println!("sleeper, {given_up}: {seen:?}, wallet {wallet:?}, {report}");
+    assert_eq!(report["overspent"], 0);
+    (answers, wallet)
+}
+
+/// F23: many clients on many gateways, and nearly nothing in the wallet.
+#[tokio::test]
+async fn the_last_credits_are_spent_and_not_one_more() {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "4"]).await;
+    stack.cli(&["service", "set", "pdf", "--cost", "7"]);
+    let customer = stack.customer("Nearly", 100);
+    let (_, key) = stack.key(&customer, &LIVE);
+    let answers: Arc<Mutex<Vec<(i64, Answer)>>> = Arc::default();
+    let mut clients = tokio::task::JoinSet::new();
+    for index in 0..64 {
+        let base = stack.gateways()[index % 4].clone();
+        let (key, answers) = (key.clone(), Arc::clone(&answers));
+        clients.spawn(async move {
+            let mut connection = Connection::to(&base);
+            let shots = [(1, Shot::get(DISTANCE)), (3, chat()), (7, render())];
+            // Each client goes on until even the cheapest call was refused.
+            for turn in index.. {
+                let (cost, shot) = &shots[turn % shots.len()];
+                let answer = connection.call(&key, shot).await.expect("an answer");
+                let is_end = *cost == 1 && answer.status == 402;
+                answers.lock().push((*cost, answer));
+                if is_end {
+                    return;
+                }
+            }
+        });
+    }
+    while let Some(ended) = clients.join_next().await {
+        ended.expect("no panic");
+    }
+    let answers = std::mem::take(&mut *answers.lock());
+    let all: Vec<Answer> = answers.iter().map(|(_, answer)| answer.clone()).collect();
+    let report = stack.audit_with(&[&outcome_of(&all)]);
+    let (balance, _, used) = wallet(&stack, &customer).await;
+    // Nobody spent what is left, so it could have been had by whoever was refused less.
+    let refused = answers.iter().filter(|(_, answer)| answer.status == 402);
+    let is_false = |(cost, _): &&(i64, Answer)| *cost <= balance;
+    let false_402 = refused.clone().filter(is_false).count();
+    let mut seen: BTreeMap<(i64, u16), usize> = BTreeMap::new();
+    for (cost, answer) in &answers {
+        *seen.entry((*cost, answer.status.as_u16())).or_default() += 1;
+    }
+    println!(
+        "last credits: spent {used} of 100, {} refused, false 402: {false_402}, {seen:?}, {report}",
+        refused.count(),
+    );
+    assert_eq!(
+        (balance, used),
+        (0, 100),
+        "all is spent, and no more; {seen:?}"
+    );
+    assert_eq!(false_402, 0, "refused though funded");
+    assert!(
+        seen.keys().all(|(_, status)| [200, 402].contains(status)),
+        "{seen:?}"
+    );
+}

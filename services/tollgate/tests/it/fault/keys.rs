@@ -1,0 +1,148 @@
+//! Keys while the cache is away, empty, or full of ghosts.
+
+use rustix::process::Signal;
+use testkit::{
+    eventually,
+    load::{Connection, Shot},
+};
+
+use super::{DISTANCE, LIVE, Load, summary};
+use crate::stack::{SETTLE_LIMIT, Stack, signal};
+
+/// Calls with a revoked key after each fault.
+const TRIES: usize = 40;
+
+/// F20: Redis is killed, emptied, paused, and filled with what it held before the revocation.
+#[tokio::test]
+async fn a_revoked_key_stays_revoked_whatever_redis_says() {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    let load = Load::start(&stack, &stack.demo("live_key"), 4);
+    let customer = stack.customer("Ghost", 100_000);
+    let (mut accepted, mut calls) = (0, 0);
+    for fault in [Fault::Kill, Fault::Flush, Fault::Pause, Fault::OldDump] {
+        let (id, key) = stack.key(&customer, &LIVE);
+        for gateway in 0..2 {
+            let answer = stack.call_at(gateway, &key, &Shot::get(DISTANCE)).await;
+            assert_eq!(answer.status, 200, "{fault:?}: before, {answer:?}");
+        }
+        let (fresh_id, fresh) = stack.key(&customer, &LIVE);
+        let mut redis = connect(&stack).await;
+        let dump = dump(&mut redis).await;
+        assert!(
+            dump.iter().any(|(name, _)| name.starts_with("apikey:")),
+            "{fault:?}"
+        );
+        let paused = stack.pids("redis")[0];
+        if matches!(fault, Fault::Pause) {
+            signal(paused, Signal::STOP);
+        }
+        let revoked = stack.cli(&["key", "revoke", &id, "--reason", "leaked"]);
+        assert_eq!(
+            revoked["pending_gateways"],
+            serde_json::json!([]),
+            "{revoked}"
+        );
+        match fault {
+            Fault::Kill => signal(stack.pids("redis")[0], Signal::KILL),
+            Fault::Flush => redis::cmd("FLUSHALL")
+                .exec_async(&mut redis)
+                .await
+                .expect("flushed"),
+            Fault::Pause => {}
+            Fault::OldDump => restore(&stack, &mut redis, &dump).await,
+        }
+        let (yes, all) = try_revoked(&stack, &key).await;
+        accepted += yes;
+        calls += all;
+        // A key that no gateway has seen works all the same.
+        let answer = stack.call(&fresh, &Shot::get(DISTANCE)).await;
+        assert_eq!(answer.status, 200, "{fault:?}: {fresh_id} {answer:?}");
+        signal(paused, Signal::CONT);
+    }
+    let outcome = load.finish().await;
+    let report = stack.audit_with(&[&outcome]);
+    println!(
+        "revoked keys: {calls} calls, {accepted} accepted; beside them {}, 95 of 100 within {} µs; \
+         {report}",
+        summary(&outcome),
+        outcome.quantile(95),
+    );
+    assert_eq!(accepted, 0, "accepted after the revocation");
+    assert_eq!(outcome.by_status.get(&401), None, "a good key was refused");
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Kill,
+    Flush,
+    Pause,
+    OldDump,
+}
+
+async fn connect(stack: &Stack) -> redis::aio::MultiplexedConnection {
+    let url = stack.info()["redis_url"]
+        .as_str()
+        .expect("a URL")
+        .to_owned();
+    let client = redis::Client::open(url).expect("a URL");
+    let connected = eventually(SETTLE_LIMIT, "Redis answers", async || {
+        client.get_multiplexed_async_connection().await
+    });
+    connected.await.expect("connected")
+}
+
+async fn dump(redis: &mut redis::aio::MultiplexedConnection) -> Vec<(String, Vec<u8>)> {
+    let names: Vec<String> = redis::cmd("KEYS")
+        .arg("apikey:*")
+        .query_async(redis)
+        .await
+        .expect("names");
+    let mut found = Vec::new();
+    for name in names {
+        let value: Option<Vec<u8>> = redis::cmd("GET")
+            .arg(&name)
+            .query_async(redis)
+            .await
+            .expect("a value");
+        found.extend(value.map(|value| (name, value)));
+    }
+    found
+}
+
+/// Writes back what Redis held before, and lets gateways that remember nothing start on it.
+async fn restore(
+    stack: &Stack,
+    redis: &mut redis::aio::MultiplexedConnection,
+    dump: &[(String, Vec<u8>)],
+) {
+    for pid in stack.pids("gateway") {
+        signal(pid, Signal::KILL);
+    }
+    for (name, value) in dump {
+        let set = redis::cmd("SET")
+            .arg(name)
+            .arg(value)
+            .exec_async(redis)
+            .await;
+        set.expect("written back");
+    }
+}
+
+/// Calls each gateway, from its first answer on. Returns how many were accepted, and how many
+/// there were.
+async fn try_revoked(stack: &Stack, key: &str) -> (usize, usize) {
+    let mut accepted = 0;
+    for base in stack.gateways() {
+        let mut connection = Connection::to(&base);
+        for _ in 0..TRIES {
+            let answered = eventually(SETTLE_LIMIT, "the gateway answers", || {
+                let mut fresh = Connection::to(&base);
+                std::mem::swap(&mut fresh, &mut connection);
+                async move { fresh.call(key, &Shot::get(DISTANCE)).await }
+            });
+            let answer = answered.await.expect("an answer");
+            accepted += usize::from(answer.status == 200);
+        }
+    }
+    (accepted, TRIES * stack.gateways().len())
+}
