@@ -9,8 +9,8 @@ use std::{fmt::Write as _, sync::Arc, time::SystemTime};
 use opentelemetry::{
     Context, KeyValue,
     trace::{
-        SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId,
-        TraceState, Tracer as _, TracerProvider as _,
+        FutureExt as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt,
+        TraceFlags, TraceId, TraceState, Tracer as _, TracerProvider as _,
     },
 };
 use opentelemetry_sdk::{
@@ -272,6 +272,11 @@ impl Span {
     #[must_use]
     pub fn context(&self) -> Context {
         self.0.clone().unwrap_or_default()
+    }
+
+    /// Runs a future inside the span, so that the calls it makes are its children.
+    pub fn around<F: Future>(&self, future: F) -> impl Future<Output = F::Output> + use<F> {
+        future.with_context(self.context())
     }
 
     /// Adds an attribute.

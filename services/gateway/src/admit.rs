@@ -9,7 +9,7 @@ use std::{
 use http::Request;
 use hyper::body::Incoming;
 use proto::{events::v1::Disposition, keys::v1::KeyUse};
-use runtime::Clock;
+use runtime::{Clock, trace::Span};
 use types::Refusal;
 
 use crate::{
@@ -59,7 +59,7 @@ pub(crate) async fn admit<'a>(
         Ok(limits) => limits,
         Err((refused, limits)) => return Err(deny(ticket, refused, limits)),
     };
-    match take(edge, &entry, route).await {
+    match take(edge, &entry, route, &ticket.facts().span).await {
         Ok((permits, hold)) => ticket.holds(hold, permits, route.durability),
         Err((refused, spent)) => {
             if let Some(RateLeft { rate, .. }) = limits.rate {
@@ -156,10 +156,11 @@ async fn take(
     edge: &Arc<Edge>,
     entry: &Entry,
     route: &Route,
+    span: &Span,
 ) -> Result<(Vec<Hold>, Option<Hold>), (Refused, Option<QuotaSpent>)> {
     let mut permits = Vec::with_capacity(entry.quotas.len());
     for account in &entry.quotas {
-        match hold(edge, account, PERMITS).await {
+        match hold(edge, account, PERMITS, span).await {
             Ok(permit) => permits.push(permit),
             Err(refusal) => return Err(without_permit(edge, account, refusal)),
         }
@@ -167,7 +168,7 @@ async fn take(
     if route.cost == 0 {
         return Ok((permits, None));
     }
-    match hold(edge, &entry.account, route.cost).await {
+    match hold(edge, &entry.account, route.cost, span).await {
         Ok(credits) => Ok((permits, Some(credits))),
         Err(refusal) => Err((refusal.into(), None)),
     }
@@ -193,13 +194,17 @@ fn without_permit(
 }
 
 /// From the lease in hand without waiting, else by way of the control runtime.
-async fn hold(edge: &Arc<Edge>, account: &Arc<Account>, credits: i64) -> Result<Hold, Refusal> {
+async fn hold(
+    edge: &Arc<Edge>,
+    account: &Arc<Account>,
+    credits: i64,
+    span: &Span,
+) -> Result<Hold, Refusal> {
     if let Some(hold) = edge.lender.hold(account, credits) {
         return Ok(hold);
     }
     let (lender, account) = (Arc::clone(&edge.lender), Arc::clone(account));
-    let acquired = edge
-        .control
-        .spawn(async move { lender.hold_or_acquire(&account, credits).await });
+    let asked = async move { lender.hold_or_acquire(&account, credits).await };
+    let acquired = edge.control.spawn(span.around(asked));
     acquired.await.unwrap_or(Err(Refusal::CreditsUnavailable))
 }

@@ -77,6 +77,8 @@ pub(crate) struct Edge {
     pub(crate) shipped: watch::Sender<u64>,
     /// Uses of keys on their way to `keys`; a full queue forgets.
     pub(crate) touches: mpsc::Sender<KeyUse>,
+    /// Limits the log.
+    pub(crate) complaints: Gcra,
     pub(crate) trace_budget: Gcra,
     pub(crate) trace_rate: Rate,
 }

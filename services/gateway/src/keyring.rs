@@ -69,7 +69,8 @@ pub(crate) struct Entry {
     pub(crate) rate: Option<Rate>,
     pub(crate) allow: Vec<IpNet>,
     pub(crate) version: i64,
-    pub(crate) limiter: Gcra,
+    /// Shared by the keys of a lineage, and by all copies of a key's record.
+    pub(crate) limiter: Arc<Gcra>,
     pub(crate) account: Arc<Account>,
     /// Where its calls take permits, one for each quota: the day's, then the month's.
     pub(crate) quotas: Vec<Arc<Account>>,
@@ -93,6 +94,9 @@ pub(crate) struct Keyring {
     known: Cache<KeyHash, Arc<Entry>>,
     unknown: Cache<KeyHash, u64>,
     tombstones: papaya::HashMap<KeyHash, (i64, u64)>,
+    /// Of the keys with a rate, by the key that holds their limits; about 100 bytes each, kept as
+    /// long as the process lives.
+    limiters: papaya::HashMap<KeyId, Arc<Gcra>>,
     news: News,
     pepper: Pepper,
     previous: Option<Pepper>,
@@ -124,6 +128,7 @@ impl Keyring {
             known: Cache::new(config.keys_max),
             unknown: Cache::new(NEGATIVE_MAX),
             tombstones: papaya::HashMap::new(),
+            limiters: papaya::HashMap::new(),
             news: News::default(),
             pepper,
             previous: config.previous_pepper.clone(),
@@ -295,7 +300,7 @@ impl Keyring {
                 .map(|net| net.parse())
                 .collect::<Result<_, _>>()?,
             version: record.version,
-            limiter: Gcra::default(),
+            limiter: self.limiter(record)?,
             account: self.lender.account(owner),
             quotas: self.quotas(record, org)?,
             touched: AtomicI64::new(0),
@@ -303,13 +308,20 @@ impl Keyring {
         })
     }
 
+    /// The limiter of a key's rate, which its lineage shares.
+    fn limiter(&self, record: &KeyRecord) -> anyhow::Result<Arc<Gcra>> {
+        if record.rate_per_second.is_none() {
+            return Ok(Arc::default());
+        }
+        let limiters = self.limiters.pin();
+        let key = holder_of_limits(record)?;
+        Ok(Arc::clone(limiters.get_or_insert_with(key, Arc::default)))
+    }
+
     /// The accounts of a key's quotas, which its lineage shares.
     fn quotas(&self, record: &KeyRecord, org: OrgId) -> anyhow::Result<Vec<Arc<Account>>> {
         let by: KeyId = record.key_id.parse()?;
-        let key: KeyId = match record.limits_key_id.as_str() {
-            "" => by,
-            first => first.parse()?,
-        };
+        let key = holder_of_limits(record)?;
         let quotas = [
             (QuotaKind::Daily, record.daily_quota),
             (QuotaKind::Monthly, record.monthly_quota),
@@ -475,6 +487,14 @@ impl Keyring {
         let now = self.now();
         self.tombstones.pin().retain(|_, (_, until)| now < *until);
     }
+}
+
+/// The key under which limits are counted: the first of a lineage.
+fn holder_of_limits(record: &KeyRecord) -> anyhow::Result<KeyId> {
+    Ok(match record.limits_key_id.as_str() {
+        "" => record.key_id.parse()?,
+        first => first.parse()?,
+    })
 }
 
 #[cfg(test)]

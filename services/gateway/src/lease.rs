@@ -58,6 +58,8 @@ pub(crate) struct Lease {
     remaining: AtomicI64,
     held: AtomicI64,
     cum: AtomicI64,
+    /// The part of `cum` whose records are certainly in the journal: what others may be told.
+    recorded: AtomicI64,
     granted_cum: AtomicI64,
     returned_cum: AtomicI64,
     /// What the last extension brought, for deciding when to renew.
@@ -84,6 +86,7 @@ impl Lease {
             remaining: AtomicI64::new(0),
             held: AtomicI64::new(0),
             cum: AtomicI64::new(0),
+            recorded: AtomicI64::new(0),
             granted_cum: AtomicI64::new(0),
             returned_cum: AtomicI64::new(0),
             block: AtomicI64::new(0),
@@ -134,7 +137,7 @@ impl Lease {
 
     /// Its counters, when the wallet has not been told both as they are: spent, given back.
     pub(crate) fn news(&self) -> Option<(i64, i64)> {
-        let (cum, returned) = (self.cum(), self.returned_cum());
+        let (cum, returned) = (self.recorded(), self.returned_cum());
         (cum.saturating_add(returned) != self.told.load(Ordering::Relaxed))
             .then_some((cum, returned))
     }
@@ -225,6 +228,12 @@ impl Lease {
         self.cum.load(Ordering::Acquire)
     }
 
+    /// The total of the calls whose records are in the journal. A report of more, a death and a
+    /// write-off could debit a call that no record knows of.
+    pub(crate) fn recorded(&self) -> i64 {
+        self.recorded.load(Ordering::Acquire)
+    }
+
     pub(crate) fn returned_cum(&self) -> i64 {
         self.returned_cum.load(Ordering::Acquire)
     }
@@ -249,6 +258,7 @@ impl Hold {
 
     /// Ends the hold after its record is written.
     pub(crate) fn settle(mut self, cost: i64) {
+        self.lease.recorded.fetch_add(cost, Ordering::AcqRel);
         self.credits = self.release(cost);
     }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, StatusCode};
 use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind, Unit};
 use runtime::{crash_point, trace::Span};
 use tokio::sync::watch;
-use types::{Refusal, RequestId, ServiceId};
+use types::{Rate, Refusal, RequestId, ServiceId};
 
 use crate::{
     body::Upload,
@@ -30,6 +30,11 @@ const CLIENT_CLOSED: u16 = 499;
 /// Permits of one quota that a call uses, whatever it costs.
 pub(crate) const PERMITS: i64 = 1;
 
+/// Failed calls that are logged.
+const COMPLAINTS: Rate = Rate {
+    per_second: 10,
+    burst: 10,
+};
 /// A proof of durability is waited for so long; then the answer is broken off.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -294,6 +299,24 @@ impl Ticket {
             if self.status >= 500 {
                 span.fail(code.to_owned());
             }
+        }
+        let edge = &self.edge;
+        // An outage fails thousands of calls a second; a few of them say what there is to say.
+        let ours = self.status >= 500 && !self.code.is_empty();
+        if ours
+            && edge
+                .complaints
+                .admit(COMPLAINTS, edge.clock.monotonic_nanos())
+                .is_ok()
+        {
+            tracing::warn!(
+                request_id = %self.facts.request,
+                org_id = %self.entry.org,
+                trace_id = span.trace_id(),
+                service = self.service,
+                code,
+                "a call failed"
+            );
         }
     }
 }

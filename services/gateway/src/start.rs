@@ -112,6 +112,7 @@ pub(crate) fn edge(
         synced: watch::Sender::new(0),
         shipped: watch::Sender::new(0),
         touches,
+        complaints: Gcra::default(),
         trace_budget: Gcra::default(),
         trace_rate: Rate {
             per_second: config.traces_per_second,

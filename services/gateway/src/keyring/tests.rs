@@ -21,7 +21,7 @@ pub(crate) fn entry(scopes: &[&str]) -> Entry {
         rate: None,
         allow: Vec::new(),
         version: 1,
-        limiter: Gcra::default(),
+        limiter: Arc::default(),
         account: Arc::new(Account::new(owner)),
         quotas: Vec::new(),
         touched: AtomicI64::new(0),

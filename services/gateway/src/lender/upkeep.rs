@@ -67,7 +67,7 @@ impl Lender {
         }
         let told = |lease: &Arc<Lease>| {
             let counters = match tells_all {
-                true => Some((lease.cum(), lease.returned_cum())),
+                true => Some((lease.recorded(), lease.returned_cum())),
                 false => lease.news(),
             };
             Some((Arc::clone(lease), counters?))

@@ -24,7 +24,7 @@ const LIFE_LIMIT: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(400);
 
 /// Every point, and a later passage that a life under this load comes to.
-const POINTS: [(&str, u64); 23] = [
+const POINTS: [(&str, u64); 24] = [
     ("consumer.apply_committed", 4),
     ("consumer.batch_fetched", 4),
     ("consumer.dead_letter_committed", 2),
@@ -43,6 +43,7 @@ const POINTS: [(&str, u64); 23] = [
     ("gateway.upstream_answered", 9),
     ("gateway.watermark_saved", 3),
     ("keys.change_committed", 2),
+    (MAIL_SENT, 0),
     ("keys.outbox_marked", 2),
     ("keys.outbox_published", 2),
     ("wallet.acquire_committed", 3),
@@ -52,6 +53,8 @@ const POINTS: [(&str, u64); 23] = [
     (WRITE_OFF, 1),
 ];
 const WRITE_OFF: &str = "wallet.writeoff_committed";
+/// Needs a mail server, which this stack has none of: nobody dies there yet.
+const MAIL_SENT: &str = "keys.mail_sent";
 
 /// Points in the sources.
 fn points_in(folder: &Path, found: &mut BTreeSet<String>) {
@@ -68,7 +71,7 @@ fn points_in(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_point_of_the_code_is_died_at() {
+fn every_point_of_the_code_is_known_here() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut found = BTreeSet::new();
     for folder in ["libs", "services"] {
@@ -82,7 +85,10 @@ fn every_point_of_the_code_is_died_at() {
 fn schedule(is_long: bool) -> BTreeMap<&'static str, Vec<String>> {
     let mut plan: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     let mut turn = 0;
-    for (point, later) in POINTS.iter().filter(|(point, _)| *point != WRITE_OFF) {
+    let here = POINTS
+        .iter()
+        .filter(|(point, _)| ![WRITE_OFF, MAIL_SENT].contains(point));
+    for (point, later) in here {
         let service = match point.split_once('.').expect("service.step").0 {
             "consumer" => None,
             service => Some(service),
@@ -213,7 +219,7 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
     let report = stack.audit_with(&outcomes.iter().collect::<Vec<_>>());
     println!(
         "died {wanted} times at {} of {} points; {:?}; report {report}",
-        POINTS.len() - 1,
+        POINTS.len() - 2,
         POINTS.len(),
         outcomes.iter().map(summary).collect::<Vec<_>>(),
     );
