@@ -28,9 +28,9 @@ mod armed {
 
     static POINT: OnceLock<(String, AtomicU64)> = OnceLock::new();
 
-    /// Arms a point, once per process: `spec` names it, or else the absolute path of a folder. There
-    /// the file of the process, named after its services, has a point a line; each life takes one,
-    /// and a life that finds none is not armed.
+    /// Arms a point, once per process: `spec` names it, or else the absolute path of a folder.
+    /// There the file of the process, named after its services, has a point a line; each life
+    /// takes one, and a life that finds none is not armed.
     pub(crate) fn arm(spec: &str, services: &[&str]) -> anyhow::Result<()> {
         let folder = Path::new(spec);
         let taken = if folder.is_absolute() {

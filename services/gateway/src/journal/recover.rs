@@ -12,9 +12,7 @@ use runtime::crash_point;
 use super::log::{Capacity, Log, Run, State};
 use super::root::Root;
 use super::scan::{Found, Scanner, list};
-use super::upkeep::{
-    QUARANTINED_SUFFIX, Saved, WATERMARK, load_watermark, remove_directory, segment_name,
-};
+use super::upkeep::{QUARANTINED_SUFFIX, Saved, WATERMARK, load_watermark, segment_name};
 use super::{Error, Journal, Result, SEGMENT_BYTES_MIN};
 
 /// A journal of an earlier process: to be read, completed, trimmed and removed.
@@ -58,19 +56,16 @@ pub enum Cause {
 pub(super) fn recover_all(root: &Arc<Root>) -> Result<Vec<Recovered>> {
     let mut recovered = Vec::new();
     for (id, dir) in root.journals()? {
-        recovered.extend(recover(root, id, dir)?);
+        recovered.push(recover(root, id, dir)?);
     }
     Ok(recovered)
 }
 
-/// Recovers one journal; `None` if nothing was ever written, or its removal was interrupted.
-fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Option<Recovered>> {
+/// Recovers one journal. One without records counts: credits may have been lent to it, and the
+/// reply may never have come.
+fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
     let saved = load_watermark(&dir)?;
     let (mut found, next_spare) = list(root, id, &dir)?;
-    if found.is_empty() {
-        remove_directory(root, &dir)?;
-        return Ok(None);
-    }
     let first_expected = match saved {
         Saved::None => Some(0),
         Saved::Watermark(watermark) => Some(watermark),
@@ -123,11 +118,11 @@ fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Option<Recovered>
         bytes_max: u64::MAX,
     };
     let log = Arc::new(Log::new(Arc::clone(root), id, dir, capacity, state));
-    Ok(Some(Recovered {
+    Ok(Recovered {
         journal: Journal { log },
         damage,
         torn_seq: scanner.torn_seq,
-    }))
+    })
 }
 
 /// Gives a damaged segment the name that says so, and a used spare the name it should have.

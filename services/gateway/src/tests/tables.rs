@@ -421,7 +421,9 @@ fn units_are_read_and_nonsense_is_left_out() {
 
 proptest! {
     #[test]
-    fn units_never_panic_and_keep_their_limits(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn units_never_panic_and_keep_their_limits(
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+    ) {
         let mut headers = HeaderMap::new();
         if let Ok(value) = HeaderValue::from_bytes(&bytes) {
             headers.insert(meter::USAGE, value);

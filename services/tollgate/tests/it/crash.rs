@@ -12,7 +12,7 @@ use testkit::{eventually, load::Outcome};
 
 use crate::{
     fault::{LIVE, Load, summary},
-    stack::{CONSUMERS, SETTLE_LIMIT, Stack, signal},
+    stack::{CONSUMERS, Customer, SETTLE_LIMIT, Stack, signal},
 };
 
 /// All points are passed within so long.
@@ -145,14 +145,7 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
     .await;
     let poor = stack.customer("Poor", 10);
     let (_, poor_key) = stack.key(&poor, &LIVE);
-    let (live, test) = (stack.demo("live_key"), stack.demo("test_key"));
-    let mut loads = Vec::new();
-    for gateway in stack.gateways() {
-        // Little is left in the last wallet: gateways recall from each other.
-        for (key, workers) in [(&live, 3), (&test, 1), (&poor_key, 1)] {
-            loads.push(Load::over(vec![gateway.clone()], key, workers));
-        }
-    }
+    let loads = loads(&stack, &poor_key);
     for (service, points) in plan {
         stack.arm(service, points);
         for pid in stack.pids(service) {
@@ -163,33 +156,8 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
     let injected = Cell::new(0);
     let waiting = RefCell::new(BTreeMap::<(String, String), Instant>::new());
     let done = eventually(within, "every point is died at", async || {
-        // Changes, credits and poison for the points that only they pass.
         injected.set(injected.get() + 1);
-        poison(&stack, injected.get()).await;
-        stack.try_cli(&[
-            "key",
-            "create",
-            "--org",
-            &poor.org,
-            "--user",
-            &poor.user,
-            "--name",
-            "more",
-            "--environment",
-            "test",
-            "--scope",
-            "ai:write",
-        ]);
-        stack.try_cli(&[
-            "wallet",
-            "grant",
-            "--org",
-            &poor.org,
-            "--credits",
-            "1",
-            "--reason",
-            "more",
-        ]);
+        stir(&stack, &poor, injected.get()).await;
         tokio::time::sleep(ROUND).await;
         let (died, armed) = stack.deaths();
         waiting
@@ -223,6 +191,35 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
         POINTS.len(),
         outcomes.iter().map(summary).collect::<Vec<_>>(),
     );
+}
+
+/// Calls at each gateway. Little is left in the last wallet: gateways recall from each other.
+fn loads(stack: &Stack, poor_key: &str) -> Vec<Load> {
+    let (live, test) = (stack.demo("live_key"), stack.demo("test_key"));
+    let mut loads = Vec::new();
+    for gateway in stack.gateways() {
+        for (key, workers) in [(live.as_str(), 3), (&test, 1), (poor_key, 1)] {
+            loads.push(Load::over(vec![gateway.clone()], key, workers));
+        }
+    }
+    loads
+}
+
+/// Changes, credits and poison for the points that only they pass. Who is asked may be dead.
+async fn stir(stack: &Stack, poor: &Customer, number: u32) {
+    poison(stack, number).await;
+    let change = ["key", "create", "--org", &poor.org, "--user", &poor.user];
+    let how = [
+        "--name",
+        "more",
+        "--environment",
+        "test",
+        "--scope",
+        "ai:write",
+    ];
+    stack.try_cli(&[&change[..], &how].concat());
+    let grant = ["wallet", "grant", "--org", &poor.org, "--credits", "1"];
+    stack.try_cli(&[&grant[..], &["--reason", "more"]].concat());
 }
 
 /// A life that does not come to its point ends; the next takes the point, with another past.

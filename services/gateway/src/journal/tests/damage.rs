@@ -38,12 +38,14 @@ fn frames() -> Vec<usize> {
 /// Puts an image in place of the journal's segment, however recovery renamed it, and recovers.
 fn recover(rig: &Rig, path: &PathBuf, image: &[u8]) -> Recovered {
     let dir = path.parent().expect("in a directory");
-    if dir.exists() {
-        fs::remove_dir_all(dir).expect("removable");
+    // Nothing is left of the time before, nor of the life that recovered then.
+    for stale in [dir, &rig.journal_dir(2)] {
+        if stale.exists() {
+            fs::remove_dir_all(stale).expect("removable");
+        }
     }
     fs::create_dir(dir).expect("creatable");
     fs::write(path, image).expect("writable");
-    // An unused journal leaves nothing behind.
     rig.reopen(2).1
 }
 

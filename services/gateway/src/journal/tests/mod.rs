@@ -62,8 +62,15 @@ impl Rig {
         )
     }
 
+    /// Opens, and ends older journals without records, as the gateway does once they are retired.
     fn open(&self, number: u128) -> (Journal, Vec<Recovered>) {
-        self.try_open(number).expect("opens")
+        let (journal, recovered) = self.try_open(number).expect("opens");
+        let is_unused = |it: &Recovered| it.damage.is_empty() && it.journal.next_seq() == 0;
+        let (unused, recovered): (Vec<_>, Vec<_>) = recovered.into_iter().partition(is_unused);
+        for old in unused {
+            old.journal.remove().expect("removed");
+        }
+        (journal, recovered)
     }
 
     /// Opens and expects exactly one older journal.

@@ -189,11 +189,29 @@ async fn wallet_answers(stack: &Stack) {
     answers.await.expect("it answers");
 }
 
+/// Some lease is in this state.
+async fn given_up(stack: &Stack, state: &str) {
+    let noticed = eventually(SETTLE_LIMIT, "its leases are given up", async || {
+        let (states,): (Option<String>,) =
+            sqlx::query_as("select string_agg(distinct state, ',') from wallet.leases")
+                .fetch_one(stack.pool())
+                .await
+                .expect("states");
+        let states = states.unwrap_or_default();
+        if states.contains(state) {
+            Ok(())
+        } else {
+            Err(states)
+        }
+    });
+    noticed.await.expect("noticed");
+}
+
 /// Spends a wallet of 100 with a gateway that sleeps through it. Returns all paid answers, and
 /// balance, reserved and used credits.
 async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64)) {
     // The wallet's own restart must not look like the silence of a gateway that is there.
-    let (orphan_seconds, hours, given_up) = match orphans {
+    let (orphan_seconds, hours, state) = match orphans {
         Orphans::Wait => ("2", "24", "orphaned"),
         Orphans::WrittenOff => ("8", "0", "written_off"),
     };
@@ -227,20 +245,7 @@ async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64
         let (base, key, shot) = (base.clone(), key.clone(), shot.clone());
         waiting.spawn(async move { Connection::to(&base).call(&key, &shot).await });
     }
-    let noticed = eventually(SETTLE_LIMIT, "its leases are given up", async || {
-        let (states,): (Option<String>,) =
-            sqlx::query_as("select string_agg(distinct state, ',') from wallet.leases")
-                .fetch_one(stack.pool())
-                .await
-                .expect("states");
-        let states = states.unwrap_or_default();
-        if states.contains(given_up) {
-            Ok(())
-        } else {
-            Err(states)
-        }
-    });
-    noticed.await.expect("noticed");
+    given_up(&stack, state).await;
     if is_armed {
         died(&stack, 1).await;
         wallet_answers(&stack).await;
@@ -269,7 +274,7 @@ async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64
     statuses(&answers)
         .into_iter()
         .for_each(|status| *seen.entry(status).or_default() += 1);
-    println!("sleeper, {given_up}: {seen:?}, wallet {wallet:?}, {report}");
+    println!("sleeper, {state}: {seen:?}, wallet {wallet:?}, {report}");
     assert_eq!(report["overspent"], 0);
     (answers, wallet)
 }
