@@ -51,6 +51,9 @@ pub(crate) struct Lender {
     accounts: papaya::HashMap<Owner, Arc<Account>>,
     /// Open leases, current and draining ones.
     leases: papaya::HashMap<LeaseId, Arc<Lease>>,
+    /// Requests whose answer has not come: the wallet may have lent. Asked again with the same
+    /// nonce, so that an owner who calls no more does not keep what he was lent.
+    unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
     /// Leases whose final count is written: nothing the wallet says opens them again. With it, the
     /// monotonic microsecond from which the wallet cannot even speak of them: those of a period
     /// that is long over are forgotten, the others are few, since renewals extend.
@@ -78,6 +81,7 @@ impl Lender {
             name,
             accounts: papaya::HashMap::new(),
             leases: papaya::HashMap::new(),
+            unanswered: papaya::HashMap::new(),
             closed: papaya::HashMap::new(),
             heartbeats: AtomicU64::new(0),
             missed: AtomicBool::new(false),
@@ -181,8 +185,10 @@ impl Lender {
             minimum,
             gateway: self.name.clone(),
         };
+        self.unanswered.pin().insert(account.owner, request.clone());
         let answer = self.ask(request).await?;
         crash_point!("gateway.lease_reply_received");
+        self.unanswered.pin().remove(&account.owner);
         let Some(lent) = answer.lease else {
             return Err(account.owner.exhausted());
         };

@@ -12,7 +12,7 @@ use runtime::{Stop, crash_point};
 use types::LeaseId;
 
 use super::{ATTEMPT_TIMEOUT, Lender};
-use crate::lease::{Account, Lease};
+use crate::lease::{Account, Lease, Owner};
 
 /// Seconds without a call after which unspent credits go back.
 const IDLE_TICKS: u64 = 10;
@@ -49,9 +49,40 @@ impl Lender {
             }
         }
         self.report(&open).await;
+        if !self.missed.load(Ordering::Acquire) {
+            self.ask_again().await;
+        }
         for lease in open {
             if lease.is_spent() {
                 self.close(lease).await;
+            }
+        }
+    }
+
+    /// Learns what became of requests that were never answered. What was lent is in hand then, and
+    /// goes back like everything that is idle.
+    async fn ask_again(&self) {
+        let lost: Vec<(Owner, wire::AcquireRequest)> = {
+            let unanswered = self.unanswered.pin();
+            unanswered
+                .iter()
+                .map(|(owner, request)| (*owner, request.clone()))
+                .collect()
+        };
+        for (owner, request) in lost {
+            let account = self.account(owner);
+            // Whoever has the turn is asking already.
+            let Ok(_turn) = account.turn.try_lock() else {
+                continue;
+            };
+            let Ok(answer) = self.ask(request).await else {
+                return;
+            };
+            self.unanswered.pin().remove(&owner);
+            if let Some(lent) = answer.lease
+                && let Err(refusal) = self.accept(&account, lent, 0).await
+            {
+                tracing::debug!(code = refusal.as_str(), "a late grant was not taken");
             }
         }
     }
