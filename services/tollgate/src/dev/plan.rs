@@ -229,6 +229,8 @@ impl World<'_> {
         if let Some(endpoint) = &self.otlp_endpoint {
             set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());
             set("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned());
+            // Whoever has just made a call looks at once.
+            set("OTEL_BSP_SCHEDULE_DELAY", "200".to_owned());
         }
         if !self.surroundings.has("OTEL_TRACES_SAMPLER") {
             set("OTEL_TRACES_SAMPLER", "parentbased_always_on".to_owned());
