@@ -18,4 +18,9 @@ until [ -f "$dir/dev.json" ]; do
     kill -0 "$pid" 2>/dev/null || { cat "$dir.log" >&2; exit 1; }
     sleep 0.1
 done
+org=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["demo"]["org_id"])' \
+    "$dir/dev.json")
+target/perf/tollgate wallet grant --data "$dir" --org "$org" --credits 1000000000 \
+    --reason 'measured calls' >/dev/null
 target/perf/benches --data "$dir" "$@"
+target/perf/tollgate audit --data "$dir" --wait 60 | head -n 2

@@ -45,6 +45,7 @@ pub struct Settings {
     stop_limit: Duration,
     log_directives: String,
     log_pretty: bool,
+    #[cfg(debug_assertions)]
     crash_at: Option<String>,
     trace: trace::Settings,
 }
@@ -160,14 +161,11 @@ impl Settings {
             1..=3600,
             "bound for the orderly stop of each service",
         );
-        let crash_at = if cfg!(debug_assertions) {
-            variables.optional(
-                "TOLLGATE_CRASH_AT",
-                "debug builds: die at this point, `name:n`, or a folder with a file of them",
-            )
-        } else {
-            None
-        };
+        #[cfg(debug_assertions)]
+        let crash_at = variables.optional(
+            "TOLLGATE_CRASH_AT",
+            "debug builds: die at this point, `name:n`, or a folder with a file of them",
+        );
         Self {
             postgres_url,
             nats_url,
@@ -179,6 +177,7 @@ impl Settings {
             stop_limit,
             log_directives: variables.text("RUST_LOG", "info", "what is logged"),
             log_pretty: variables.flag("TOLLGATE_LOG_PRETTY", false, "text instead of JSON"),
+            #[cfg(debug_assertions)]
             crash_at,
             trace: trace::Settings::read(variables),
         }
