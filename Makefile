@@ -1,7 +1,7 @@
 # One way to run it, one way to test it; both fetch what they need first and may run side by side.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test tools deny faults bench
+.PHONY: help run test tools sqlx deny faults bench
 
 # Prints how long a phase took; a phase that fails ends the recipe with its own output.
 define phase
@@ -29,6 +29,9 @@ test: ## every check: format, lints, bans, unit, integration, fault smoke
 
 tools: ## fetch what `run` and `test` need, and nothing else
 	@tools/prepare.sh test
+
+sqlx: ## check the SQL against the schema and refresh .sqlx, after a change of either
+	@tools/sqlx.sh
 
 deny: ## licences, banned crates and sources of the dependency tree
 	@tools/prepare.sh test
