@@ -10,6 +10,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
+use subtle::ConstantTimeEq;
 
 /// Where an effective value comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -317,14 +318,8 @@ impl Variables {
 /// Compares a presented token in constant time.
 #[must_use]
 pub(crate) fn same_secret(given: &str, expected: &SecretString) -> bool {
-    let expected = expected.expose_secret().as_bytes();
-    let given = given.as_bytes();
-    if given.len() != expected.len() {
-        return false;
-    }
     given
-        .iter()
-        .zip(expected)
-        .fold(0, |difference, (a, b)| difference | (a ^ b))
-        == 0
+        .as_bytes()
+        .ct_eq(expected.expose_secret().as_bytes())
+        .into()
 }

@@ -276,12 +276,6 @@ impl Host {
         }
     }
 
-    /// True once every service of this process has started and none is stopping.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.shared.ready.load(std::sync::atomic::Ordering::Acquire)
-    }
-
     /// The stop signal of this service.
     #[must_use]
     pub fn stop(&self) -> Stop {

@@ -23,7 +23,7 @@ use opentelemetry_sdk::{
 
 use crate::config::Variables;
 
-pub use opentelemetry::{KeyValue as Attribute, trace::SpanKind as Kind};
+pub use opentelemetry::trace::SpanKind as Kind;
 
 /// Name of the header and of the metadata entry.
 pub const TRACEPARENT: &str = "traceparent";
