@@ -41,6 +41,6 @@ faults: ## every fault test in its long form (an hour or more)
 	@tools/prepare.sh test
 	@cargo nextest run --workspace --cargo-quiet --profile faults --run-ignored all
 
-bench: ## the measurements behind benches/RESULTS.md (ARGS="--workers 16 --seconds 20" …)
+bench: ## the measurements behind benches/RESULTS.md, or one (ARGS="calls --seconds 20" …)
 	@tools/prepare.sh
 	@benches/run.sh $(ARGS)

@@ -1,26 +1,60 @@
 #!/bin/sh
-# Builds with the profile `perf`, starts a private Tollgate, measures it from outside, stops it.
+# Builds with the profile `perf`; for each measurement starts a private Tollgate, measures it from
+# outside, audits and stops it.
 #
-#   benches/run.sh [--workers N] [--pause-micros N] [--seconds N]
+#   benches/run.sh                          the usual set
+#   benches/run.sh MEASUREMENT [OPTION]…    one of them; `calls` if only options are given
 set -eu
 cd "$(dirname "$0")/.."
 cargo build -q --profile perf -p tollgate -p benches
-dir=$(mktemp -d)
-target/perf/tollgate dev --data "$dir" --ports auto --ephemeral --processes >"$dir.log" 2>&1 &
-pid=$!
+bin=target/perf
+
 stop() {
     kill -TERM "$pid" 2>/dev/null || :
     wait "$pid" 2>/dev/null || :
     rm -rf "$dir" "$dir.log"
 }
-trap stop EXIT INT TERM
-until [ -f "$dir/dev.json" ]; do
-    kill -0 "$pid" 2>/dev/null || { cat "$dir.log" >&2; exit 1; }
-    sleep 0.1
-done
-org=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["demo"]["org_id"])' \
-    "$dir/dev.json")
-target/perf/tollgate wallet grant --data "$dir" --org "$org" --credits 1000000000 \
-    --reason 'measured calls' >/dev/null
-target/perf/benches --data "$dir" "$@"
-target/perf/tollgate audit --data "$dir" --wait 60 | head -n 2
+
+# measure MEASUREMENT [OPTION]…
+measure() {
+    # Calls are compared with earlier figures of one gateway; the rest is about several.
+    gateways=2
+    [ "$1" != calls ] || gateways=1
+    # Timing needs each unknown key to be looked up; `strangers` is what shows that they are not.
+    lift=
+    [ "$1" != timing ] || lift=1000000
+    dir=$(mktemp -d)
+    env ${lift:+TOLLGATE_GATEWAY_UNKNOWN_KEYS_PER_MINUTE_MAX=$lift} \
+        ${lift:+TOLLGATE_GATEWAY_UNKNOWN_LOOKUPS_PER_SECOND_MAX=$lift} \
+        "$bin/tollgate" dev --data "$dir" --ports auto --ephemeral --processes \
+        --gateways "$gateways" >"$dir.log" 2>&1 &
+    pid=$!
+    trap stop EXIT INT TERM
+    until [ -f "$dir/dev.json" ]; do
+        kill -0 "$pid" 2>/dev/null || { cat "$dir.log" >&2; exit 1; }
+        sleep 0.1
+    done
+    org=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["demo"]["org_id"])' \
+        "$dir/dev.json")
+    "$bin/tollgate" wallet grant --data "$dir" --org "$org" --credits 1000000000 \
+        --reason 'measured calls' >/dev/null
+    echo "--- $*"
+    "$bin/benches" --data "$dir" "$@"
+    "$bin/tollgate" audit --data "$dir" --wait 60 | head -n 2
+    trap - EXIT INT TERM
+    stop
+}
+
+case ${1-} in
+'')
+    measure calls
+    measure verification
+    measure revocation
+    measure pepper
+    measure strangers
+    measure timing
+    ;;
+help) "$bin/benches" "$@" ;;
+-*) measure calls "$@" ;;
+*) measure "$@" ;;
+esac

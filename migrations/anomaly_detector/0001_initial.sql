@@ -1,8 +1,16 @@
 create table anomaly_detector.anomalies (
     id            uuid primary key,
-    org_id        uuid not null,
-    key_id        uuid not null,
-    kind          text not null check (kind in ('country_spread')),
+    -- Null: it concerns the whole platform.
+    org_id        uuid,
+    -- Null: it concerns no key, or several.
+    key_id        uuid,
+    -- Every key it concerns.
+    key_ids       uuid[] not null default '{}' check (cardinality(key_ids) <= 100),
+    kind          text not null check (kind in (
+                      'country_spread', 'key_burst', 'service_after_silence', 'wallet_drain',
+                      'key_mass_creation', 'unknown_key_spray')),
+    -- Made of the facts: what is found again, by whomever, is the same anomaly.
+    identity      text not null,
     summary       text not null,
     details       jsonb not null default '{}',
     -- The window that met the rule, both ends included, in event time.
@@ -12,17 +20,26 @@ create table anomaly_detector.anomalies (
     resolved_at   timestamptz,
     -- `operator` or the user.
     resolved_by   text,
+    -- The first time.
     published_at  timestamptz,
+    -- Number of keys it was announced with; one that grows is announced again.
+    published_keys  integer,
+    -- Of the call that met the rule, when that was sampled; or empty.
+    traceparent   text not null default '',
     constraint anomalies_resolved_check check (num_nulls(resolved_at, resolved_by) in (0, 2)),
-    -- A second lock: windows of a key never overlap, so none ends where another does.
-    constraint anomalies_window_key unique (key_id, kind, at)
+    constraint anomalies_published_check check (num_nulls(published_at, published_keys) in (0, 2)),
+    -- A second lock: what is repeated finds its anomaly here.
+    constraint anomalies_identity_key unique (kind, identity)
 );
 create index idx_anomalies_org on anomaly_detector.anomalies (org_id, id desc);
+create index idx_anomalies_key on anomaly_detector.anomalies (key_id, kind, at);
+create index idx_anomalies_open on anomaly_detector.anomalies (org_id, kind)
+    where resolved_at is null;
 create index idx_anomalies_unpublished on anomaly_detector.anomalies (id)
-    where published_at is null;
+    where published_keys is distinct from cardinality(key_ids);
 
--- The detector's state: for each key, country and hour of event time the first and the last call.
--- What lies between them cannot change the rule's answer. Updates touch no indexed column.
+-- The state of country_spread: for each key, country and hour of event time the first and the last
+-- call. What lies between them cannot change the rule's answer. Updates touch no indexed column.
 create table anomaly_detector.sightings (
     key_id    uuid not null,
     hour      timestamptz not null,
@@ -36,6 +53,67 @@ create table anomaly_detector.sightings (
     )
 ) with (fillfactor = 70);
 create index idx_sightings_hour on anomaly_detector.sightings (hour);
+
+-- The state of key_burst, and who spent what for wallet_drain: calls and credits of the
+-- organisation by key and five minutes of event time. Updates touch no indexed column.
+create table anomaly_detector.loads (
+    key_id   uuid not null,
+    bucket   timestamptz not null,
+    org_id   uuid not null,
+    calls    bigint not null check (calls > 0),
+    credits  bigint not null check (credits >= 0),
+    primary key (key_id, bucket)
+) with (fillfactor = 70);
+create index idx_loads_bucket on anomaly_detector.loads (bucket, org_id);
+
+-- The state of service_after_silence: for each key and service the first and the last use, and
+-- between them the latest long silence. The service is empty for calls of what does not exist.
+create table anomaly_detector.uses (
+    key_id        uuid not null,
+    service       text not null,
+    first_at      timestamptz not null,
+    silent_from   timestamptz,
+    silent_until  timestamptz,
+    last_at       timestamptz not null,
+    primary key (key_id, service),
+    constraint uses_order_check check (first_at <= last_at),
+    constraint uses_silence_check check (
+        num_nulls(silent_from, silent_until) = 2
+        or (first_at <= silent_from and silent_from < silent_until and silent_until <= last_at)
+    )
+) with (fillfactor = 70);
+
+-- The state of key_mass_creation: keys and when they were made.
+create table anomaly_detector.created_keys (
+    key_id      uuid primary key,
+    org_id      uuid not null,
+    created_at  timestamptz not null
+);
+create index idx_created_keys_org on anomaly_detector.created_keys (org_id, created_at);
+create index idx_created_keys_created on anomaly_detector.created_keys (created_at);
+
+-- The state of wallet_drain: shares of what a wallet held that it has fallen to, for each time that
+-- credits came in.
+create table anomaly_detector.crossings (
+    org_id        uuid not null,
+    reference_at  timestamptz not null,
+    percent       integer not null,
+    reference     bigint not null,
+    balance       bigint not null,
+    at            timestamptz not null,
+    primary key (org_id, reference_at, percent)
+);
+create index idx_crossings_at on anomaly_detector.crossings (at);
+
+-- The state of unknown_key_spray: calls with unknown keys by address, minute and gateway.
+create table anomaly_detector.sprays (
+    address     text not null,
+    minute      timestamptz not null,
+    journal_id  uuid not null,
+    calls       bigint not null check (calls > 0),
+    primary key (address, minute, journal_id)
+);
+create index idx_sprays_minute on anomaly_detector.sprays (minute);
 
 create table anomaly_detector.inbox (
     journal_id  uuid primary key,

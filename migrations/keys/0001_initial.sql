@@ -12,6 +12,8 @@ create table keys.users (
     totp_confirmed_at   timestamptz check (totp_confirmed_at is null or totp_secret is not null),
     -- The last step a code was accepted for: none is accepted twice.
     totp_last_step      bigint not null default 0,
+    -- Of pages and mails.
+    language    text not null default 'en' check (language in ('en', 'fr')),
     created_at  timestamptz not null,
     updated_at  timestamptz not null
 );
@@ -48,12 +50,14 @@ create table keys.outbox_mail (
     recipient   text not null,
     template    text not null,
     subject     text not null,
+    -- The same as text and as HTML.
     body        text not null,
+    html        text not null,
     created_at  timestamptz not null,
     due_at      timestamptz not null,
     sent_at     timestamptz,
     attempts    integer not null default 0,
-    constraint outbox_mail_sent_check check (sent_at is null or body = '')
+    constraint outbox_mail_sent_check check (sent_at is null or (body = '' and html = ''))
 );
 create index idx_outbox_mail_due on keys.outbox_mail (due_at) where sent_at is null;
 
@@ -69,6 +73,12 @@ create table keys.organisations (
     developers_may_create_live_keys boolean not null default false,
     leak_action text not null default 'suspend'
                 check (leak_action in ('notify', 'suspend', 'revoke')),
+    anomaly_action  text not null default 'notify'
+                check (anomaly_action in ('notify', 'throttle', 'suspend')),
+    -- When the audit log last said that keys were refused because too many were made.
+    creation_refused_at timestamptz,
+    -- Grows with every change of the row.
+    version     bigint not null default 1,
     created_at  timestamptz not null,
     updated_at  timestamptz not null
 );
@@ -79,6 +89,7 @@ create table keys.organisation_members (
     user_id     uuid not null references keys.users (id),
     role        text not null check (role in ('owner', 'admin', 'developer', 'billing')),
     joined_at   timestamptz not null,
+    version     bigint not null default 1,
     constraint organisation_members_org_user_key unique (org_id, user_id)
 );
 create index idx_members_user on keys.organisation_members (user_id);
@@ -138,6 +149,8 @@ create table keys.services (
     category            text not null default 'general',
     is_active           boolean not null default true,
     price_version       bigint not null default 1,
+    -- Grows with every change of the service or of one of its routes.
+    version             bigint not null default 1,
     created_at          timestamptz not null,
     updated_at          timestamptz not null
 );
@@ -170,11 +183,18 @@ create table keys.api_keys (
     key_name        text not null check (char_length(key_name) between 1 and 80),
     key_hash        bytea not null constraint api_keys_key_hash_key unique
                     check (octet_length(key_hash) = 32),
-    -- The hash before the last change of the pepper: gateways that still use the previous one hold
-    -- the key under it, so every change of the key is announced under both.
-    previous_key_hash bytea check (octet_length(previous_key_hash) = 32),
+    -- The hash with the pepper before: gateways that still use that one find and hold the key by it,
+    -- so every change of the key is announced under both.
+    previous_key_hash bytea constraint api_keys_previous_key_hash_key unique
+                    check (octet_length(previous_key_hash) = 32),
     -- Names the pepper of key_hash without telling it.
     pepper_id       text not null,
+    -- sha256 of the key's own sha256 with the pepper of key_hash: finds the key of a report that
+    -- names it by its plain hash, which is stored nowhere.
+    report_hash     bytea not null constraint api_keys_report_hash_key unique
+                    check (octet_length(report_hash) = 32),
+    previous_report_hash bytea constraint api_keys_previous_report_hash_key unique
+                    check (octet_length(previous_report_hash) = 32),
     key_prefix      text not null,
     key_hint        text not null check (char_length(key_hint) = 4),
     scopes          jsonb not null check (jsonb_array_length(scopes) > 0),
@@ -184,9 +204,16 @@ create table keys.api_keys (
     rate_per_second integer check (rate_per_second > 0),
     burst           integer check (burst > 0),
     allow           jsonb not null default '[]',
+    -- What owners note of the key: names and texts, which no gateway sees.
+    metadata        jsonb not null default '{}' check (jsonb_typeof(metadata) = 'object'),
     is_active       boolean not null default true,
     revoked_at      timestamptz,
     revoked_reason  text,
+    -- Null for a key that is active, and for one that somebody suspended by hand.
+    suspended_reason    text check (suspended_reason is null or not is_active),
+    -- Set by anomalies: calls a second, whatever rate the key has itself.
+    throttle_per_second integer check (throttle_per_second > 0),
+    throttle_reason     text,
     last_used_at    timestamptz,
     last_used_ip    inet,
     expires_at      timestamptz,
@@ -207,9 +234,77 @@ create table keys.api_keys (
     constraint api_keys_revoked_check check (
         revoked_at is null or (not is_active and revoked_reason is not null)
     ),
-    constraint api_keys_burst_rate_check check (burst is null or rate_per_second is not null)
+    constraint api_keys_burst_rate_check check (burst is null or rate_per_second is not null),
+    constraint api_keys_throttle_check check (
+        (throttle_per_second is null) = (throttle_reason is null)
+    )
 );
 create index idx_apikeys_org on keys.api_keys (org_id, id desc);
+-- How many keys wait for their first use under another pepper.
+create index idx_apikeys_pepper on keys.api_keys (pepper_id) where revoked_at is null;
+
+-- Live keys whose creator has left: owners and admins decide whether they go on.
+create table keys.key_reviews (
+    key_id      uuid primary key references keys.api_keys (id),
+    org_id      uuid not null references keys.organisations (id),
+    left_at     timestamptz not null,
+    kept_at     timestamptz,
+    -- `operator` or `usr_…`
+    kept_by     text,
+    constraint key_reviews_kept_check check ((kept_at is null) = (kept_by is null))
+);
+create index idx_key_reviews_org on keys.key_reviews (org_id, key_id desc) where kept_at is null;
+
+-- New keys nobody has announced yet.
+create table keys.outbox_created (
+    key_id      uuid primary key references keys.api_keys (id)
+);
+
+-- Anomalies this service was told of, so that none is acted on twice. One that somebody lifts before
+-- it is heard of waits here with its end: it does nothing any more.
+create table keys.anomalies (
+    id          uuid primary key,
+    -- Null: it concerns the whole platform.
+    org_id      uuid references keys.organisations (id),
+    kind        text,
+    flagged_at  timestamptz,
+    lifted_at   timestamptz,
+    lifted_by   text,
+    constraint anomalies_flagged_check check ((flagged_at is null) = (kind is null)),
+    constraint anomalies_lifted_check check ((lifted_at is null) = (lifted_by is null)),
+    constraint anomalies_state_check check (flagged_at is not null or lifted_at is not null)
+);
+create index idx_anomalies_unheard on keys.anomalies (lifted_at) where flagged_at is null;
+
+-- The keys of anomalies, and what is imposed on each. A row without an end holds: its key is
+-- suspended, or throttled. `none`: by the policy, or because the key had ended or was suspended.
+create table keys.anomaly_actions (
+    anomaly_id  uuid not null references keys.anomalies (id),
+    key_id      uuid not null references keys.api_keys (id),
+    org_id      uuid not null references keys.organisations (id),
+    action      text not null check (action in ('none', 'throttle', 'suspend')),
+    taken_at    timestamptz not null,
+    lifted_at   timestamptz,
+    -- Who lifted the anomaly, restored the key, or suspended it for a reason of its own.
+    lifted_by   text,
+    primary key (anomaly_id, key_id),
+    constraint anomaly_actions_lifted_check check ((lifted_at is null) = (lifted_by is null)),
+    constraint anomaly_actions_none_check check (action <> 'none' or lifted_at is null)
+);
+create index idx_anomaly_actions_held on keys.anomaly_actions (key_id)
+    where action <> 'none' and lifted_at is null;
+
+create table keys.dead_letters (
+    id           bigint generated always as identity primary key,
+    subject      text not null,
+    stream_seq   bigint not null,
+    reason       text not null,
+    payload      bytea not null,
+    -- An event that comes again is one dead letter.
+    payload_sha256  bytea not null generated always as (sha256(payload)) stored
+                    constraint dead_letters_payload_key unique,
+    at           timestamptz not null
+);
 
 create table keys.audit_log (
     id          bigint primary key,
@@ -219,6 +314,8 @@ create table keys.audit_log (
     target      text not null,
     details     jsonb not null default '{}',
     at          timestamptz not null,
+    -- Where whoever acted was; null: the system by itself.
+    address     inet,
     -- sha256 over every field and the hash of the row before.
     prev_hash   bytea not null check (octet_length(prev_hash) = 32),
     hash        bytea not null check (octet_length(hash) = 32)
@@ -265,5 +362,45 @@ create table keys.gateways (
     journal_id      uuid primary key,
     gateway         text not null,
     applied_change  bigint not null,
+    -- What it hashes keys with, and did before.
+    pepper_id           text not null,
+    previous_pepper_id  text,
     seen_at         timestamptz not null
+);
+
+-- Processes of this service, and what they hash keys with.
+create table keys.instances (
+    id                  uuid primary key,
+    pepper_id           text not null,
+    previous_pepper_id  text,
+    seen_at             timestamptz not null
+);
+
+-- The peppers that were loaded last, by whichever process: a rotation is audited once.
+create table keys.peppers (
+    one                 boolean primary key default true check (one),
+    pepper_id           text not null,
+    previous_pepper_id  text
+);
+
+-- Reports of leaked keys: a key is acted upon once for each place it was found at.
+create table keys.leak_reports (
+    key_id      uuid not null references keys.api_keys (id),
+    url         text not null check (char_length(url) <= 500),
+    org_id      uuid not null references keys.organisations (id),
+    source      text not null,
+    -- What was done.
+    action      text not null check (action in ('notified', 'suspended', 'revoked')),
+    reported_at timestamptz not null,
+    primary key (key_id, url)
+);
+
+-- Which crossings of a low balance were mailed about.
+create table keys.low_balances (
+    org_id      uuid not null references keys.organisations (id),
+    -- When the credits came in that the percentage is of.
+    reference_at    timestamptz not null,
+    percent     integer not null,
+    mailed_at   timestamptz not null,
+    primary key (org_id, reference_at, percent)
 );

@@ -22,7 +22,7 @@ create index idx_sessions_expiry on portal.sessions (expires_at);
 -- What was answered to a request with an `Idempotency-Key`. The row is there before the request is
 -- carried out; without an answer it says that the outcome is not known (yet).
 create table portal.idempotency_keys (
-    -- `operator` or the user.
+    -- Who asked: `every` for operators, or `user:<id>`.
     scope         text not null,
     key           text not null check (length(key) between 1 and 64),
     -- Method and path.

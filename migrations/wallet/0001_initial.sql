@@ -9,6 +9,11 @@ create table wallet.wallets (
     total_expired    bigint not null default 0,
     total_used       bigint not null default 0 check (total_used >= 0),
     currency         text not null default 'EUR',
+    -- The balance after credits came in last, and when; which share of it, in percent, the balance
+    -- has fallen to since (100: none that is announced).
+    reference_balance  bigint not null default 0 check (reference_balance >= 0),
+    reference_at       timestamptz,
+    low_percent        smallint not null default 100 check (low_percent in (100, 50, 20, 10)),
     created_at       timestamptz not null,
     updated_at       timestamptz not null,
     -- I2: what is lent is there.
@@ -163,6 +168,21 @@ end $$;
 create trigger ledger_is_append_only
     before update or delete on wallet.ledger_entries
     for each row execute function wallet.refuse_change();
+
+-- Wallets that fell to a share of what they held, once for each share and each time that credits
+-- came in. What is not published yet waits here.
+create table wallet.lows (
+    wallet_id     uuid not null references wallet.wallets (id),
+    reference_at  timestamptz not null,
+    percent       smallint not null check (percent in (50, 20, 10)),
+    reference     bigint not null,
+    balance       bigint not null,
+    at            timestamptz not null,
+    published_at  timestamptz,
+    primary key (wallet_id, reference_at, percent)
+);
+create index idx_lows_unpublished on wallet.lows (at) where published_at is null;
+create index idx_lows_published on wallet.lows (published_at) where published_at is not null;
 
 -- Spend that turned up after its lease had been written off: the provider's loss.
 create table wallet.write_offs (

@@ -1,5 +1,7 @@
 //! Conversions between the wire and `types`, and the one shape of errors.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use tonic::{Code as Grpc, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -25,6 +27,14 @@ pub fn status_with<const N: usize>(
 ) -> Status {
     let facts = facts.map(|(name, value)| (name.to_owned(), value.to_owned()));
     let details = ErrorDetails::with_error_info(code.as_str(), "tollgate", facts);
+    Status::with_error_details(Grpc::from_i32(code.grpc()), message, details)
+}
+
+/// As `status`, for what may be tried again after a while: with `google.rpc.RetryInfo`.
+#[must_use]
+pub fn status_retry(code: Code, message: impl Into<String>, after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(code.as_str(), "tollgate", []);
+    details.set_retry_info(Some(after));
     Status::with_error_details(Grpc::from_i32(code.grpc()), message, details)
 }
 
@@ -66,4 +76,16 @@ pub fn page(size: u32) -> i64 {
         0 => i64::from(PAGE_DEFAULT),
         size => i64::from(size.min(PAGE_MAX)),
     }
+}
+
+/// Cuts what was read (one row more than the page has) to a page, and names where the next begins.
+#[must_use]
+pub fn page_of<T>(mut rows: Vec<T>, size: i64, token: impl Fn(&T) -> String) -> (Vec<T>, String) {
+    let size = usize::try_from(size).unwrap_or(usize::MAX);
+    if rows.len() <= size {
+        return (rows, String::new());
+    }
+    rows.truncate(size);
+    let next = rows.last().map(token).unwrap_or_default();
+    (rows, next)
 }

@@ -5,12 +5,15 @@ use std::{
     fmt::Display,
     net::SocketAddr,
     ops::RangeInclusive,
+    path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
+
+use crate::secrets::{Source, Succession};
 
 /// Where an effective value comes from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -244,6 +247,59 @@ impl Variables {
         self.note(name, shown.to_owned(), String::new(), origin);
         self.explain(name, meaning);
         found.map(|(text, _)| SecretString::from(text))
+    }
+
+    /// A secret the process cannot do without, and the one before it, which may be absent. When
+    /// both come from files, they can be replaced while the process runs: `Host::watch`. The file
+    /// of the one before need not be there.
+    pub fn succession(
+        &mut self,
+        (name, meaning): (&'static str, &'static str),
+        (previous, previous_meaning): (&'static str, &'static str),
+        check: impl Fn(&str) -> Result<(), String>,
+    ) -> Succession {
+        let current = self.secret(name, meaning);
+        let missing = self.file_of(previous).filter(|path| !path.exists());
+        let before = match missing {
+            Some(_) => {
+                let not_set = "(not set)".to_owned();
+                self.note(previous, not_set, String::new(), Origin::File);
+                self.explain(previous, previous_meaning);
+                None
+            }
+            None => self.secret_optional(previous, previous_meaning),
+        };
+        if current.expose_secret().is_empty() && self.file_of(name).is_some_and(|it| it.exists()) {
+            self.problems
+                .push(format!("{name}_FILE names an empty file"));
+        }
+        for (name, secret) in [(name, Some(&current)), (previous, before.as_ref())] {
+            let text = secret.map(ExposeSecret::expose_secret).unwrap_or_default();
+            // An absent one was noted.
+            let checked = if text.is_empty() { Ok(()) } else { check(text) };
+            if let Err(problem) = checked {
+                self.problems.push(format!("{name} {problem}"));
+            }
+        }
+        Succession::new(self.source(name), self.source(previous))
+    }
+
+    fn source(&self, name: &str) -> Source {
+        match self.file_of(name) {
+            Some(path) => Source::File(path),
+            None => Source::Given(self.given(name)),
+        }
+    }
+
+    fn given(&self, name: &str) -> Option<SecretString> {
+        let text = self.given.get(name).filter(|text| !text.is_empty())?;
+        Some(SecretString::from(text.clone()))
+    }
+
+    /// The file a variable comes from, when it comes from one.
+    fn file_of(&self, name: &str) -> Option<PathBuf> {
+        let path = self.given.get(&format!("{name}_FILE"))?;
+        (!path.is_empty()).then(|| PathBuf::from(path))
     }
 
     /// A text that may be absent.

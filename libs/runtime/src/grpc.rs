@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     fmt,
+    net::IpAddr,
     sync::Arc,
     task::{Context as TaskContext, Poll},
     time::Duration,
@@ -19,7 +20,12 @@ use proto::{
 };
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::watch;
-use tonic::{Status, body::Body, service::Routes, transport::Endpoint};
+use tonic::{
+    Status,
+    body::Body,
+    service::Routes,
+    transport::{Endpoint, server::TcpConnectInfo},
+};
 use tower::{Service, util::BoxCloneSyncService};
 use types::{Code, UserId};
 
@@ -34,6 +40,8 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(15);
 const DEADLINE_MAX: Duration = Duration::from_secs(300);
 /// Who acts, in a management call.
 const ACTOR: &str = "tollgate-actor";
+/// Where who acts is, in a management call.
+const CLIENT_ADDRESS: &str = "tollgate-client-address";
 /// Services that people's requests come in by: they hold the operator token for them.
 pub(crate) const ACTS_FOR_OTHERS: [&str; 1] = ["portal"];
 
@@ -63,6 +71,21 @@ pub fn actor<T>(request: &tonic::Request<T>) -> Actor {
         .get::<Actor>()
         .copied()
         .unwrap_or(Actor::Operator)
+}
+
+tokio::task_local! {
+    /// Where the call comes from that this task answers.
+    static CALLED_FROM: Option<IpAddr>;
+}
+
+/// Where the call comes from that is being answered: the address that whoever acts for others has
+/// seen, else the peer's. `None` for what this process does by itself.
+///
+/// Bound to the call and not handed from function to function, so that no entry of an audit log
+/// can forget it. Nothing may be decided by it.
+#[must_use]
+pub fn client_address() -> Option<IpAddr> {
+    CALLED_FROM.try_with(|address| *address).unwrap_or_default()
 }
 
 /// The two credentials of calls between processes.
@@ -99,11 +122,13 @@ impl Guard {
         }
     }
 
-    /// Health and reflection are open; the rest needs a token that may call the method.
-    fn admit<B>(&self, request: &Request<B>) -> Result<Actor, Box<Status>> {
+    /// Health and reflection are open; the rest needs a token that may call the method. Who acts,
+    /// and from where.
+    fn admit<B>(&self, request: &Request<B>) -> Result<(Actor, Option<IpAddr>), Box<Status>> {
         let path = request.uri().path();
+        let peer = peer(request);
         if path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.") {
-            return Ok(Actor::Operator);
+            return Ok((Actor::Operator, peer));
         }
         let refuse = |text: &str| Err(Box::new(status(Code::Unauthenticated, text)));
         let given = request
@@ -122,13 +147,27 @@ impl Guard {
             let text = format!("{path} needs the operator token");
             return Err(Box::new(status(Code::Forbidden, text)));
         }
-        match request.headers().get(ACTOR).map(http::HeaderValue::to_str) {
-            None | Some(Ok("operator")) => Ok(Actor::Operator),
-            Some(Ok(text)) => match text.parse() {
-                Ok(user) => Ok(Actor::User(user)),
-                Err(_) => refuse("`tollgate-actor` must be `operator` or `usr_…`"),
+        let text = |name| match request.headers().get(name) {
+            None => Some(""),
+            Some(value) => value.to_str().ok(),
+        };
+        let actor = match text(ACTOR) {
+            Some("" | "operator") => Some(Actor::Operator),
+            Some(user) => user.parse().ok().map(Actor::User),
+            None => None,
+        };
+        let Some(actor) = actor else {
+            return refuse("`tollgate-actor` must be `operator` or `usr_…`");
+        };
+        match text(CLIENT_ADDRESS) {
+            Some("") => Ok((actor, peer)),
+            // The services' token acts for nobody else.
+            Some(_) if !operator => Ok((actor, peer)),
+            Some(address) => match address.parse::<IpAddr>() {
+                Ok(address) => Ok((actor, Some(address.to_canonical()))),
+                Err(_) => refuse("`tollgate-client-address` must be an IP address"),
             },
-            Some(Err(_)) => refuse("`tollgate-actor` must be `operator` or `usr_…`"),
+            None => refuse("`tollgate-client-address` must be an IP address"),
         }
     }
 
@@ -146,6 +185,12 @@ impl Guard {
         describe(&span, service, method);
         span
     }
+}
+
+/// The far end of the connection; a call from this process has none.
+fn peer<B>(request: &Request<B>) -> Option<IpAddr> {
+    let connection = request.extensions().get::<TcpConnectInfo>()?;
+    Some(connection.remote_addr()?.ip().to_canonical())
 }
 
 fn split(path: &str) -> (&str, &str) {
@@ -209,8 +254,8 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let mut request = request.map(Body::new);
-        let actor = match self.admit(&request) {
-            Ok(actor) => actor,
+        let (actor, address) = match self.admit(&request) {
+            Ok(admitted) => admitted,
             Err(refusal) => return Box::pin(async move { Ok(refusal.into_http()) }),
         };
         request.extensions_mut().insert(actor);
@@ -222,6 +267,7 @@ where
             .map_or_else(Context::new, trace::context_of);
         let span = self.span(request.uri().path(), &parent);
         let call = self.routes.call(request).with_context(span.context());
+        let call = CALLED_FROM.scope(address, call);
         Box::pin(async move {
             let response = match tokio::time::timeout(limit, call).await {
                 Ok(Ok(response)) => response,

@@ -17,8 +17,11 @@ use tower::Service;
 use crate::{
     config::same_secret,
     consume::{self, Apply},
+    follow::{self, Follow},
     grpc,
     node::Shared,
+    postgres::{Pools, Tenants},
+    secrets::{self, Generation, Succession},
     time::{Clock, Ids},
     trace::Tracer,
 };
@@ -64,6 +67,7 @@ impl Drop for Starting {
 #[derive(Clone)]
 pub struct Host {
     pub(crate) name: &'static str,
+    pub(crate) pools: Pools,
     pub(crate) shared: Arc<Shared>,
     pub(crate) tracer: Tracer,
     pub(crate) stop: Stop,
@@ -77,10 +81,18 @@ impl Host {
         self.name
     }
 
-    /// The pool of this process. Connects when first used.
+    /// The service's own work: a pool in its role, which sees every row and owns none of the
+    /// tables. Connects when first used.
     #[must_use]
     pub fn postgres(&self) -> sqlx::PgPool {
-        self.shared.postgres.clone()
+        self.pools.own.clone()
+    }
+
+    /// Requests on behalf of somebody: transactions in the role that sees the rows of one tenant
+    /// only. Connects when first used.
+    #[must_use]
+    pub fn tenants(&self) -> Tenants {
+        self.pools.tenants.clone()
     }
 
     /// The connection to NATS. Connects in the background, and again after a loss.
@@ -240,12 +252,34 @@ impl Host {
         });
     }
 
+    /// Hands over a succession of secrets at once, and again whenever it has changed. What `accept`
+    /// refuses is tried again; nothing at all happens when it cannot change.
+    pub fn watch(
+        &self,
+        name: &'static str,
+        succession: Succession,
+        accept: impl FnMut(&Generation) -> anyhow::Result<()> + Send + 'static,
+    ) {
+        if succession.can_change() {
+            let host = self.clone();
+            self.spawn(name, move |stop| {
+                secrets::watch(host, name, succession, accept, stop)
+            });
+        }
+    }
+
     /// Applies the stream of usage with this service's consumer.
     pub fn consume<A: Apply>(&self, consumer: A) {
         let host = self.clone();
         self.spawn("consume-usage", move |stop| {
             consume::run(host, consumer, stop)
         });
+    }
+
+    /// Follows events of another service: durable, at least once, started again when lost.
+    pub fn follow<F: Follow>(&self, follower: F) {
+        let host = self.clone();
+        self.spawn(F::NAME, move |stop| follow::run(host, follower, stop));
     }
 
     /// Runs blocking work on a thread of its own, bounded by the runtime's pool.

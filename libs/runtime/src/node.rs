@@ -14,7 +14,7 @@ use anyhow::Context as _;
 use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use secrecy::{ExposeSecret, SecretString};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::service::{Routes, RoutesBuilder};
@@ -24,14 +24,13 @@ use crate::{
     grpc::{Guard, Tokens},
     host::{Host, Stop},
     logs, ops,
+    postgres::{self, Pools},
     time::Clock,
     trace::{self, Tracer},
 };
 
 /// Every token has at least so many characters.
 const TOKEN_CHARS_MIN: usize = 24;
-/// Connections in the pool of a process.
-const POSTGRES_CONNECTIONS_MAX: u32 = 30;
 
 /// What every process needs, whatever runs in it.
 pub struct Settings {
@@ -118,8 +117,9 @@ fn read_remotes(
 impl Settings {
     /// Reads what a process with these services needs. `calls` are the services they call.
     pub fn read(variables: &mut Variables, services: &[&'static str], calls: &[&str]) -> Self {
-        let stores = services.iter().any(|service| *service != "gateway");
-        let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database";
+        let stores = services.iter().any(|service| has_tables(service));
+        let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database; the user \
+                                is a member of the two roles of each service that runs here";
         let postgres_url = if stores {
             variables.secret("DATABASE_URL", postgres_meaning)
         } else {
@@ -194,7 +194,8 @@ pub(crate) struct Offers {
 
 /// What the hosts of a process share.
 pub(crate) struct Shared {
-    pub(crate) postgres: sqlx::PgPool,
+    /// The services with tables that run here, and their pools.
+    pub(crate) stores: Mutex<Vec<(&'static str, Pools)>>,
     pub(crate) nats: async_nats::Client,
     pub(crate) jetstream: async_nats::jetstream::Context,
     pub(crate) redis: Option<redis::aio::ConnectionManager>,
@@ -210,8 +211,6 @@ pub(crate) struct Shared {
     pub(crate) failed: CancellationToken,
     /// What is not ready yet, and why.
     pub(crate) starting: Mutex<Vec<(&'static str, &'static str)>>,
-    /// Services that need PostgreSQL run here.
-    pub(crate) stores: bool,
 }
 
 /// A process with its services.
@@ -219,6 +218,8 @@ pub struct Node {
     shared: Arc<Shared>,
     guard: watch::Sender<Option<Guard>>,
     settings: Settings,
+    /// Who logs in at PostgreSQL.
+    login: PgConnectOptions,
     hosts: Vec<Host>,
 }
 
@@ -233,7 +234,7 @@ impl Node {
         if let Some(point) = &settings.crash_at {
             crate::crash::arm(point, services)?;
         }
-        let stores = services.iter().any(|service| *service != "gateway");
+        let login = login(&settings, services.iter().any(|it| has_tables(it)))?;
         let nats = async_nats::ConnectOptions::new()
             .name(format!("tollgate {}", services.join(",")))
             .retry_on_initial_connect()
@@ -253,7 +254,7 @@ impl Node {
         let mut registry = Registry::default();
         let usage = ops::UsageMetrics::register(registry.sub_registry_with_prefix("tollgate"));
         let shared = Shared {
-            postgres: postgres(&settings, stores)?,
+            stores: Mutex::default(),
             nats,
             jetstream,
             redis: redis(&settings)?,
@@ -267,12 +268,12 @@ impl Node {
             ready: AtomicBool::new(false),
             failed: CancellationToken::new(),
             starting: Mutex::default(),
-            stores,
         };
         Ok(Self {
             shared: Arc::new(shared),
             guard,
             settings,
+            login,
             hosts: Vec::new(),
         })
     }
@@ -282,8 +283,13 @@ impl Node {
     /// # Errors
     /// The exporter of traces is configured wrongly.
     pub fn host(&mut self, name: &'static str) -> anyhow::Result<Host> {
+        let pools = Pools::of(name, &self.login);
+        if has_tables(name) {
+            self.shared.stores.lock().push((name, pools.clone()));
+        }
         let host = Host {
             name,
+            pools,
             shared: self.shared.clone(),
             tracer: Tracer::start(&self.settings.trace, name)?,
             stop: Stop(CancellationToken::new()),
@@ -291,6 +297,14 @@ impl Node {
         };
         self.hosts.push(host.clone());
         Ok(host)
+    }
+
+    /// A connection to PostgreSQL as whoever logs in, in no role of a service: for migrations.
+    ///
+    /// # Errors
+    /// PostgreSQL does not answer.
+    pub async fn login(&self) -> sqlx::Result<sqlx::PgConnection> {
+        postgres::login(&self.login).await
     }
 
     /// Opens the listeners, is ready, and serves until `stop` resolves; then stops in order.
@@ -394,7 +408,9 @@ impl Node {
         if !matches!(flushed, Ok(Ok(()))) {
             tracing::warn!("the last messages to NATS were not flushed");
         }
-        self.shared.postgres.close().await;
+        for host in &self.hosts {
+            host.pools.close().await;
+        }
     }
 }
 
@@ -404,19 +420,19 @@ async fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener
         .with_context(|| format!("{variable}: cannot listen on {address}; is it taken?"))
 }
 
-fn postgres(settings: &Settings, needed: bool) -> anyhow::Result<sqlx::PgPool> {
+/// A gateway has a journal; everybody else has tables.
+fn has_tables(service: &str) -> bool {
+    service != "gateway"
+}
+
+fn login(settings: &Settings, needed: bool) -> anyhow::Result<PgConnectOptions> {
     let url = settings.postgres_url.expose_secret();
-    let options: PgConnectOptions = if needed || !url.is_empty() {
-        // The error of a malformed URL could quote the password: it is not shown.
-        url.parse()
-            .map_err(|_quotes_it| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?
-    } else {
-        PgConnectOptions::new()
-    };
-    Ok(PgPoolOptions::new()
-        .max_connections(POSTGRES_CONNECTIONS_MAX)
-        .acquire_timeout(Duration::from_secs(5))
-        .connect_lazy_with(options.application_name("tollgate")))
+    if !needed && url.is_empty() {
+        return Ok(PgConnectOptions::new());
+    }
+    // The error of a malformed URL could quote the password: it is not shown.
+    url.parse()
+        .map_err(|_quotes_it| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))
 }
 
 fn redis(settings: &Settings) -> anyhow::Result<Option<redis::aio::ConnectionManager>> {

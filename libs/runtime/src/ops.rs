@@ -1,6 +1,9 @@
 //! The ops listener: health, readiness, metrics, version. Apart from traffic.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -24,6 +27,9 @@ use crate::node::Shared;
 const LAG_BUCKETS: [f64; 12] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 30.0, 300.0,
 ];
+
+/// PostgreSQL that takes longer for a first answer is as good as away.
+const POSTGRES_LIMIT: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Hash, PartialEq, Eq, Debug, EncodeLabelSet)]
 struct ConsumerLabel {
@@ -91,15 +97,18 @@ async fn ready(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
     for (service, why) in shared.starting.lock().iter() {
         problems.push(format!("{service}: {why}"));
     }
-    let limit = std::time::Duration::from_secs(1);
-    if shared.stores {
-        let asked = tokio::time::timeout(limit, shared.postgres.acquire()).await;
+    let stores = shared.stores.lock().clone();
+    for (service, pools) in &stores {
+        let asked = tokio::time::timeout(POSTGRES_LIMIT, pools.own.acquire()).await;
         if !matches!(asked, Ok(Ok(_))) {
-            problems.push("PostgreSQL does not answer".to_owned());
+            problems.push(format!("{service}: PostgreSQL does not answer"));
+            // The others would say the same, each after its time.
+            break;
         }
-        if shared.nats.connection_state() != async_nats::connection::State::Connected {
-            problems.push("NATS is not connected".to_owned());
-        }
+    }
+    let nats = shared.nats.connection_state();
+    if !stores.is_empty() && nats != async_nats::connection::State::Connected {
+        problems.push("NATS is not connected".to_owned());
     }
     // A gateway serves from its leases while everything behind it is down.
     let status = if problems.is_empty() {

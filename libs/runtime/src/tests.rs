@@ -1,10 +1,13 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use secrecy::ExposeSecret;
 
 use crate::{
     config::Variables,
+    follow,
     inbox::Ranges,
+    secrets::Succession,
     trace::{format_traceparent, parse_traceparent},
 };
 
@@ -31,7 +34,6 @@ fn all_problems_are_reported_at_once() {
 
 #[test]
 fn a_secret_comes_from_a_file_without_its_line_end() {
-    use secrecy::ExposeSecret;
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "s3cret\n").expect("written");
     let mut v = variables(&[("TOKEN_FILE", file.path().to_str().expect("utf-8"))]);
@@ -79,4 +81,84 @@ fn a_traceparent_survives_its_text() {
     ] {
         assert!(parse_traceparent(bad).is_none(), "{bad}");
     }
+}
+
+fn pair_of(folder: &std::path::Path) -> (Variables, [std::path::PathBuf; 2]) {
+    let files = ["current", "previous"].map(|name| folder.join(name));
+    let names = ["API_KEY_PEPPER_FILE", "API_KEY_PEPPER_PREVIOUS_FILE"];
+    let pairs = names.iter().zip(&files);
+    let given = pairs.map(|(name, file)| ((*name).to_owned(), file.display().to_string()));
+    (Variables::from_pairs(given), files)
+}
+
+fn succession(variables: &mut Variables) -> Succession {
+    variables.succession(
+        ("API_KEY_PEPPER", ""),
+        ("API_KEY_PEPPER_PREVIOUS", ""),
+        |text| match text.len() {
+            0..4 => Err("is short".to_owned()),
+            _ => Ok(()),
+        },
+    )
+}
+
+#[test]
+fn a_succession_is_read_again_from_its_files_and_the_one_before_may_be_absent() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut variables, [current, previous]) = pair_of(folder.path());
+    std::fs::write(&current, "first\n").expect("written");
+    let files = succession(&mut variables);
+    variables
+        .finish(&BTreeSet::new())
+        .expect("nothing is wrong");
+    assert!(files.can_change());
+    let read = |files: &Succession| {
+        let both = files.read().expect("read");
+        let previous = both.previous.map(|it| it.expose_secret().to_owned());
+        (both.current.expose_secret().to_owned(), previous)
+    };
+    assert_eq!(read(&files), ("first".to_owned(), None));
+    std::fs::write(&previous, "first").expect("written");
+    std::fs::write(&current, "second").expect("written");
+    assert_eq!(
+        read(&files),
+        ("second".to_owned(), Some("first".to_owned()))
+    );
+    std::fs::write(&previous, "").expect("written");
+    assert_eq!(read(&files), ("second".to_owned(), None));
+    std::fs::remove_file(&current).expect("removed");
+    assert!(files.read().is_err());
+}
+
+#[test]
+fn a_succession_from_variables_does_not_change_and_its_problems_are_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut variables, [current, previous]) = pair_of(folder.path());
+    std::fs::write(&current, "").expect("written");
+    std::fs::write(&previous, "abc").expect("written");
+    succession(&mut variables);
+    let problems = variables
+        .finish(&BTreeSet::new())
+        .expect_err("both are wrong")
+        .0;
+    let wanted = [
+        "API_KEY_PEPPER_FILE names an empty file",
+        "API_KEY_PEPPER_PREVIOUS is short",
+    ];
+    assert_eq!(problems, wanted);
+
+    let given = [("API_KEY_PEPPER".to_owned(), "a secret".to_owned())];
+    let mut variables = Variables::from_pairs(given);
+    assert!(!succession(&mut variables).can_change());
+    variables
+        .finish(&BTreeSet::new())
+        .expect("nothing is wrong");
+}
+
+#[test]
+fn an_event_that_failed_rests_longer_each_time_up_to_a_bound() {
+    let millis = |attempt| follow::pause(attempt).as_millis();
+    assert_eq!([1, 2, 3].map(millis), [100, 200, 400]);
+    assert_eq!([0, -1].map(millis), [100, 100], "what a server may say");
+    assert_eq!([8, 100, i64::MAX].map(millis), [10_000, 10_000, 10_000]);
 }

@@ -126,6 +126,14 @@ impl Connection {
         }
     }
 
+    /// Opens the connection unless it is open.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub async fn connect(&mut self) -> anyhow::Result<()> {
+        self.open().await.map(|_open| ())
+    }
+
     async fn open(&mut self) -> anyhow::Result<&mut SendRequest<Full<Bytes>>> {
         if self.sender.as_ref().is_none_or(|sender| sender.is_closed()) {
             let stream = TcpStream::connect(&self.address).await?;
@@ -246,7 +254,11 @@ impl Outcome {
 
 /// Calls until told to stop.
 pub async fn run(plan: Plan, stop: CancellationToken) -> Outcome {
-    let outcome = Arc::new(Mutex::new(Outcome::default()));
+    watched(plan, stop, Arc::default()).await
+}
+
+/// As [`run`]; what was seen so far can be looked at meanwhile.
+pub async fn watched(plan: Plan, stop: CancellationToken, outcome: Arc<Mutex<Outcome>>) -> Outcome {
     let turn = Arc::new(AtomicUsize::new(0));
     let mut workers = tokio::task::JoinSet::new();
     for index in 0..plan.workers {
@@ -279,7 +291,7 @@ async fn work(
         let (Some(shot), Some(connection)) = (shot, connections.get_mut(step % count)) else {
             return;
         };
-        if connection.open().await.is_err() {
+        if connection.connect().await.is_err() {
             outcome.lock().unreachable += 1;
             step += 1; // as a balancer would: the next gateway
             tokio::time::sleep(RECONNECT).await;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use axum::extract::State;
 use axum::response::Json;
 use axum::routing::get;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -29,6 +30,8 @@ pub struct Message {
     pub subject: String,
     /// The text, decoded.
     pub text: String,
+    /// The same as HTML; empty when there is none.
+    pub html: String,
 }
 
 #[derive(Debug, Default)]
@@ -163,33 +166,92 @@ async fn receive(read: &mut (impl tokio::io::AsyncBufRead + Unpin)) -> anyhow::R
 }
 
 fn keep(messages: &Shared, to: Vec<String>, raw: &str) {
-    let (head, body) = raw.split_once("\r\n\r\n").unwrap_or((raw, ""));
-    let head = head.replace("\r\n ", " ");
-    let header = |name: &str| {
-        let lines = head.lines().filter_map(|line| line.split_once(": "));
-        lines
-            .filter(|(found, _)| found.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.to_owned())
-            .next()
-    };
-    let quoted = header("Content-Transfer-Encoding").as_deref() == Some("quoted-printable");
-    let text = if quoted {
-        unquote(body)
-    } else {
-        body.to_owned()
-    };
+    let whole = Part::new(raw);
+    let subject = unencode(whole.header("Subject").unwrap_or_default());
+    let (mut text, mut html) = (String::new(), String::new());
+    for part in whole.parts() {
+        let kind = part.header("Content-Type").unwrap_or_default();
+        if kind.starts_with("text/html") {
+            html = part.text();
+        } else {
+            text = part.text();
+        }
+    }
     let mut messages = messages.lock();
     messages.received += 1;
     let message = Message {
         number: messages.received,
         to,
-        subject: header("Subject").unwrap_or_default(),
-        text: text.replace("\r\n", "\n"),
+        subject,
+        text,
+        html,
     };
     messages.kept.push_back(message);
     if messages.kept.len() > MESSAGES_MAX {
         messages.kept.pop_front();
     }
+}
+
+/// A message, or a part of one.
+struct Part<'a> {
+    head: String,
+    body: &'a str,
+}
+
+impl<'a> Part<'a> {
+    fn new(raw: &'a str) -> Self {
+        let (head, body) = raw.split_once("\r\n\r\n").unwrap_or((raw, ""));
+        Self {
+            head: head.replace("\r\n ", " "),
+            body,
+        }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        let mut lines = self.head.lines().filter_map(|line| line.split_once(": "));
+        let (_, value) = lines.find(|(found, _)| found.eq_ignore_ascii_case(name))?;
+        Some(value)
+    }
+
+    /// The parts of a multipart message (RFC 2046, 5.1), else itself.
+    fn parts(self) -> Vec<Self> {
+        let kind = self.header("Content-Type").unwrap_or_default();
+        let boundary = kind.split("boundary=\"").nth(1);
+        let Some(boundary) = boundary.and_then(|rest| rest.split('"').next()) else {
+            return vec![self];
+        };
+        let delimiter = format!("--{boundary}");
+        let parts = self.body.split(delimiter.as_str()).skip(1);
+        let parts = parts.filter_map(|part| part.strip_prefix("\r\n"));
+        parts.map(Part::new).collect()
+    }
+
+    fn text(&self) -> String {
+        let quoted = self.header("Content-Transfer-Encoding") == Some("quoted-printable");
+        let text = if quoted {
+            unquote(self.body)
+        } else {
+            self.body.to_owned()
+        };
+        text.replace("\r\n", "\n")
+    }
+}
+
+/// Decodes the words of a header that are UTF-8 in base64 (RFC 2047).
+fn unencode(header: &str) -> String {
+    let mut text = String::new();
+    // White space between two encoded words is none.
+    let joined = header.replace("?= =?", "?==?");
+    let mut rest = joined.as_str();
+    while let Some((before, behind)) = rest.split_once("=?utf-8?b?") {
+        let (word, behind) = behind.split_once("?=").unwrap_or((behind, ""));
+        let bytes = STANDARD.decode(word).unwrap_or_default();
+        text.push_str(before);
+        text.push_str(&String::from_utf8_lossy(&bytes));
+        rest = behind;
+    }
+    text.push_str(rest);
+    text
 }
 
 /// Decodes quoted-printable (RFC 2045, 6.7); what is malformed stays.

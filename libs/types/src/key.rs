@@ -92,6 +92,12 @@ impl PresentedKey {
         sha.update(&pepper.text);
         KeyHash(sha.finalize().into())
     }
+
+    /// sha256(key): what somebody sends who has found the key and does not pass it on.
+    #[must_use]
+    pub fn digest(&self) -> KeyDigest {
+        KeyDigest(Sha256::digest(self.text).into())
+    }
 }
 
 impl fmt::Debug for PresentedKey {
@@ -165,6 +171,12 @@ impl KeyHash {
     pub const fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
+
+    /// Under which name Redis holds a copy of the key's record.
+    #[must_use]
+    pub fn cache_name(&self) -> String {
+        format!("apikey:{}", hex::encode(self.0))
+    }
 }
 
 impl PartialEq for KeyHash {
@@ -182,6 +194,40 @@ impl std::hash::Hash for KeyHash {
 impl fmt::Debug for KeyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("KeyHash(..)")
+    }
+}
+
+/// sha256(key), without a pepper. It is sent to us and never stored.
+pub struct KeyDigest([u8; 32]);
+
+impl KeyDigest {
+    /// Reads the 32 bytes of a message.
+    #[must_use]
+    pub fn from_slice(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub const fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// sha256(words ‖ digest ‖ pepper): what is stored, so that a key is found by its digest and
+    /// nobody without the pepper can tell whether a digest is of one of ours.
+    #[must_use]
+    pub fn hash(&self, pepper: &Pepper) -> KeyHash {
+        let mut sha = Sha256::new();
+        sha.update(b"tollgate report hash");
+        sha.update(self.0);
+        sha.update(&pepper.text);
+        KeyHash(sha.finalize().into())
+    }
+}
+
+impl fmt::Debug for KeyDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyDigest(..)")
     }
 }
 

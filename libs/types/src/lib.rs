@@ -13,17 +13,20 @@
     clippy::string_slice
 )]
 
+mod address;
 mod code;
 mod credits;
 mod id;
 mod key;
 mod limit;
 mod names;
+mod pepper;
 mod quota;
 
 #[cfg(test)]
 mod tests;
 
+pub use address::client_address;
 pub use code::{Code, Refusal};
 pub use credits::Credits;
 pub use id::{
@@ -31,10 +34,12 @@ pub use id::{
     ServiceId, UserId,
 };
 pub use key::{
-    KEY_BODY_CHARS, KEY_RANDOM_BYTES, KeyError, KeyHash, NewKey, Pepper, PepperError, PresentedKey,
+    KEY_BODY_CHARS, KEY_RANDOM_BYTES, KeyDigest, KeyError, KeyHash, NewKey, Pepper, PepperError,
+    PresentedKey,
 };
-pub use limit::{Gcra, Rate};
+pub use limit::{Gcra, Rate, Share};
 pub use names::{
     Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,
 };
+pub use pepper::{KeyHashes, Peppers};
 pub use quota::{Period, QuotaKind};

@@ -15,13 +15,30 @@ pub struct Rate {
 #[derive(Debug, Default)]
 pub struct Gcra(AtomicU64);
 
+/// What one of several enforces of a rate: together they let through no more than all of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Share {
+    interval_nanos: u64,
+    burst: u32,
+}
+
 impl Rate {
-    /// Nanoseconds between two calls at the steady rate.
+    /// The part of one among so many. The steady rate is divided exactly, also below one call a
+    /// second; of a burst each has at least one call.
     #[must_use]
-    pub fn interval_nanos(self) -> u64 {
-        1_000_000_000_u64
-            .checked_div(u64::from(self.per_second))
-            .unwrap_or(1_000_000_000)
+    pub fn share(self, among: u32) -> Share {
+        let among = among.max(1);
+        let interval = u64::from(among).saturating_mul(1_000_000_000);
+        Share {
+            interval_nanos: interval.div_ceil(u64::from(self.per_second.max(1))),
+            burst: self.burst.div_ceil(among).max(1),
+        }
+    }
+}
+
+impl From<Rate> for Share {
+    fn from(rate: Rate) -> Self {
+        rate.share(1)
     }
 }
 
@@ -30,9 +47,10 @@ impl Gcra {
     ///
     /// # Errors
     /// The wait until the next call is admitted.
-    pub fn admit(&self, rate: Rate, now: u64) -> Result<(), u64> {
-        let interval = rate.interval_nanos();
-        let tolerance = interval.saturating_mul(u64::from(rate.burst.saturating_sub(1)));
+    pub fn admit(&self, share: impl Into<Share>, now: u64) -> Result<(), u64> {
+        let share = share.into();
+        let interval = share.interval_nanos;
+        let tolerance = interval.saturating_mul(u64::from(share.burst.saturating_sub(1)));
         let mut seen = self.0.load(Ordering::Relaxed);
         loop {
             let start = seen.max(now);
@@ -53,15 +71,18 @@ impl Gcra {
 
     /// Calls that would be admitted at once at `now`.
     #[must_use]
-    pub fn remaining(&self, rate: Rate, now: u64) -> u32 {
+    pub fn remaining(&self, share: impl Into<Share>, now: u64) -> u32 {
+        let share = share.into();
         let early = self.0.load(Ordering::Relaxed).saturating_sub(now);
-        let used = early.div_ceil(rate.interval_nanos().max(1));
-        rate.burst
+        let used = early.div_ceil(share.interval_nanos.max(1));
+        share
+            .burst
             .saturating_sub(u32::try_from(used).unwrap_or(u32::MAX))
     }
 
     /// Gives an admitted call back, because a later check refused it.
-    pub fn give_back(&self, rate: Rate) {
-        self.0.fetch_sub(rate.interval_nanos(), Ordering::Relaxed);
+    pub fn give_back(&self, share: impl Into<Share>) {
+        let interval = share.into().interval_nanos;
+        self.0.fetch_sub(interval, Ordering::Relaxed);
     }
 }

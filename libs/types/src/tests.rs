@@ -96,6 +96,31 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn the_shares_of_a_rate_are_together_the_rate(
+        per_second in 1_u32..200, among in 1_u32..8, seconds in 1_u64..20,
+    ) {
+        let rate = Rate { per_second, burst: 1 };
+        let limiters: Vec<Gcra> = (0..among).map(|_| Gcra::default()).collect();
+        let (begin, end) = (5_000_000_000_u64, (5 + seconds) * 1_000_000_000);
+        let mut admitted = 0_u64;
+        for limiter in &limiters {
+            let mut now = begin;
+            while now < end {
+                match limiter.admit(rate.share(among), now) {
+                    Ok(()) => admitted += 1,
+                    Err(wait) => now += wait,
+                }
+            }
+        }
+        // Each begins with a burst of one.
+        let whole = u64::from(per_second) * seconds;
+        prop_assert!(admitted <= whole + u64::from(among), "{admitted} of {whole}");
+        prop_assert!(admitted + u64::from(among) >= whole, "{admitted} of {whole}");
+    }
+}
+
 #[test]
 fn the_hash_is_sha256_of_key_and_pepper() {
     use sha2::Digest;
@@ -157,4 +182,43 @@ fn names_follow_their_grammar() {
     for bad in ["ada", "ada@", "@x.y", "a@b", "a@@b.c", "a b@c.d", "a@b..c"] {
         assert!(parse_email("owner", bad).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn a_plain_hash_is_stored_with_the_pepper_only() {
+    use sha2::Digest;
+    let key = NewKey::from_random(Environment::Production, &[3; KEY_RANDOM_BYTES]);
+    let plain: [u8; 32] = sha2::Sha256::digest(key.reveal().as_bytes()).into();
+    let digest = KeyDigest::from_slice(&plain).expect("32 bytes");
+    assert_eq!(digest.bytes(), key.presented().digest().bytes());
+    let stored = digest.hash(&pepper());
+    assert_ne!(stored.bytes(), digest.bytes());
+    assert_ne!(stored, key.presented().hash(&pepper()));
+    assert_eq!(
+        format!("{digest:?} {stored:?}"),
+        "KeyDigest(..) KeyHash(..)"
+    );
+}
+
+#[test]
+fn a_key_is_hashed_with_both_peppers_and_one_pepper_twice_is_one() {
+    let (old, new) = ("o".repeat(32), "n".repeat(32));
+    let key = NewKey::from_random(Environment::Test, &[4; KEY_RANDOM_BYTES]).presented();
+    let peppers = Peppers::new(&new, Some(&old)).expect("long enough");
+    let hashes = peppers.hashes(&key);
+    let old_pepper = Pepper::new(&old).expect("long enough");
+    assert_eq!(hashes.previous_hash, Some(key.hash(&old_pepper)));
+    assert_eq!(hashes.hash, key.hash(peppers.current()));
+    assert_eq!(
+        hashes.previous_report_hash,
+        Some(key.digest().hash(&old_pepper))
+    );
+    assert_eq!(hashes.pepper_id, peppers.ids().0);
+    assert!(
+        Peppers::new(&new, Some(&new))
+            .expect("long enough")
+            .previous()
+            .is_none()
+    );
+    assert!(Peppers::new(&new, Some("short")).is_err());
 }

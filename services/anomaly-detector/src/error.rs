@@ -9,6 +9,10 @@ use types::{AnomalyId, Code};
 pub(crate) enum Error {
     #[error("there is no anomaly {anomaly}")]
     UnknownAnomaly { anomaly: AnomalyId },
+    #[error("only operators may ask about every organisation")]
+    OperatorsOnly,
+    #[error("`state` must be `open`, `resolved` or `all`")]
+    UnknownState,
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
@@ -19,6 +23,8 @@ impl Error {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::UnknownAnomaly { .. } => Code::NotFound,
+            Self::OperatorsOnly => Code::Forbidden,
+            Self::UnknownState => Code::Invalid,
             Self::Internal(_) => Code::Internal,
         }
     }

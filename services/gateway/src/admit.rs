@@ -18,7 +18,7 @@ use crate::{
     edge::{Denied, Edge},
     keyring::Entry,
     lease::{Account, Hold, Owner},
-    limits::{Limits, QuotaSpent, RateLeft},
+    limits::{Limits, QuotaSpent},
     meter::{PERMITS, Ticket},
     refuse::Refused,
 };
@@ -55,16 +55,14 @@ pub(crate) async fn admit<'a>(
         Ok(found) => found,
         Err(refusal) => return Err(deny(ticket, refusal.into(), Limits::default())),
     };
-    let limits = match take_rate(edge, &entry) {
-        Ok(limits) => limits,
-        Err((refused, limits)) => return Err(deny(ticket, refused, limits)),
-    };
+    let mut limits = Limits::default();
+    if let Err(refused) = take_places(edge, &entry, &mut limits) {
+        return Err(deny(ticket, refused, limits));
+    }
     match take(edge, &entry, route, &ticket.facts().span).await {
         Ok((permits, hold)) => ticket.holds(hold, permits, route.durability),
         Err((refused, spent)) => {
-            if let Some(RateLeft { rate, .. }) = limits.rate {
-                entry.limiter.give_back(rate);
-            }
+            give_back_places(&entry, limits);
             return Err(deny(ticket, refused, Limits { spent, ..limits }));
         }
     }
@@ -128,25 +126,38 @@ fn route<'a>(
     Ok((service, route))
 }
 
-fn take_rate(edge: &Edge, entry: &Entry) -> Result<Limits, (Refused, Limits)> {
-    let Some(rate) = entry.rate else {
-        return Ok(Limits::default());
-    };
-    let rate = edge.keyring.share(rate);
+/// A place in each rate of the key: the one that an anomaly imposes, then its own.
+fn take_places(edge: &Edge, entry: &Entry, limits: &mut Limits) -> Result<(), Refused> {
+    if entry.throttle.is_none() && entry.rate.is_none() {
+        return Ok(());
+    }
     let now = edge.clock.monotonic_nanos();
-    let limits = |left, wait| Limits {
-        rate: Some(RateLeft { rate, left, wait }),
-        spent: None,
-    };
-    match entry.limiter.admit(rate, now) {
-        Ok(()) => Ok(limits(entry.limiter.remaining(rate, now), 1)),
-        Err(wait) => {
-            let seconds = wait.div_ceil(1_000_000_000).max(1);
-            let refused = Refused {
-                retry_after: Some(seconds),
-                ..Refusal::RateLimited.into()
-            };
-            Err((refused, limits(0, seconds)))
+    let gateways = edge.keyring.live_gateways();
+    if let Some(pace) = &entry.throttle {
+        let taken = pace.take(gateways, now);
+        limits.throttle = Some(taken.unwrap_or_else(|none| none));
+        taken.map_err(|none| Refused::after(Refusal::AbnormalUsageDetected, none.wait))?;
+    }
+    if let Some(pace) = &entry.rate {
+        let taken = pace.take(gateways, now);
+        if taken.is_err() {
+            give_back_places(entry, *limits);
+        }
+        limits.rate = Some(taken.unwrap_or_else(|none| none));
+        taken.map_err(|none| Refused::after(Refusal::RateLimited, none.wait))?;
+    }
+    Ok(())
+}
+
+/// Gives back what `take_places` has taken.
+fn give_back_places(entry: &Entry, limits: Limits) {
+    let places = [
+        (&entry.throttle, limits.throttle),
+        (&entry.rate, limits.rate),
+    ];
+    for (pace, taken) in places {
+        if let (Some(pace), Some(taken)) = (pace, taken) {
+            pace.give_back(taken);
         }
     }
 }
@@ -186,11 +197,7 @@ fn without_permit(
     };
     let calls = account.stated().map_or(0, |stated| stated.calls);
     let spent = QuotaSpent::new(kind, calls, edge.clock.now());
-    let refused = Refused {
-        retry_after: Some(spent.wait),
-        ..refusal.into()
-    };
-    (refused, Some(spent))
+    (Refused::after(refusal, spent.wait), Some(spent))
 }
 
 /// From the lease in hand without waiting, else by way of the control runtime.

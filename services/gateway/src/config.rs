@@ -2,8 +2,8 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use runtime::Variables;
-use secrecy::{ExposeSecret, SecretString};
+use runtime::{Succession, Variables};
+use secrecy::SecretString;
 use types::Pepper;
 
 /// What the environment says.
@@ -13,8 +13,7 @@ pub struct Config {
     pub(crate) name: String,
     /// 0: one a core.
     threads: usize,
-    pub(crate) pepper: Option<Pepper>,
-    pub(crate) previous_pepper: Option<Pepper>,
+    pub(crate) peppers: Succession,
     pub(crate) principal_secret: SecretString,
     pub(crate) journal_dir: PathBuf,
     pub(crate) journal_segment_bytes: usize,
@@ -22,6 +21,8 @@ pub struct Config {
     pub(crate) trusted_hops: u8,
     pub(crate) country_db: Option<PathBuf>,
     pub(crate) keys_max: usize,
+    pub(crate) unknown_keys_per_minute_max: u32,
+    pub(crate) unknown_lookups_per_second_max: u32,
     pub(crate) drain: Duration,
     pub(crate) traces_per_second: u32,
 }
@@ -29,12 +30,13 @@ pub struct Config {
 impl Config {
     /// Reads all variables; problems are collected by `v`.
     pub fn read(v: &mut Variables) -> Self {
-        let (pepper, previous_pepper) = read_peppers(v);
+        let peppers = read_peppers(v);
         let principal_secret = v.secret(
             "TOLLGATE_GATEWAY_PRINCIPAL_SECRET",
             "signs the tollgate-principal header that upstreams receive",
         );
         let (journal_dir, journal_segment_bytes, journal_bytes_max) = read_journal(v);
+        let (unknown_keys_per_minute_max, unknown_lookups_per_second_max) = read_unknown(v);
         Self {
             listen: v.address(
                 "TOLLGATE_GATEWAY_LISTEN",
@@ -52,8 +54,7 @@ impl Config {
                 0..=256,
                 "threads that carry calls, one event loop each; 0: one a core",
             ),
-            pepper,
-            previous_pepper,
+            peppers,
             principal_secret,
             journal_dir,
             journal_segment_bytes,
@@ -76,6 +77,8 @@ impl Config {
                 100..=10_000_000,
                 "keys kept in memory",
             ),
+            unknown_keys_per_minute_max,
+            unknown_lookups_per_second_max,
             drain: v.seconds(
                 "TOLLGATE_GATEWAY_DRAIN_SECONDS",
                 20,
@@ -122,25 +125,35 @@ fn read_journal(v: &mut Variables) -> (PathBuf, usize, u64) {
     (dir.into(), segment_bytes, bytes_max)
 }
 
-fn read_peppers(v: &mut Variables) -> (Option<Pepper>, Option<Pepper>) {
-    let current = v.secret("API_KEY_PEPPER", "hashed with every key, 32 bytes or more");
-    let previous = v.secret_optional(
-        "API_KEY_PEPPER_PREVIOUS",
-        "the pepper before, while its keys are being re-hashed",
+fn read_unknown(v: &mut Variables) -> (u32, u32) {
+    let keys_per_minute = v.number(
+        "TOLLGATE_GATEWAY_UNKNOWN_KEYS_PER_MINUTE_MAX",
+        20,
+        1..=1_000_000,
+        "unknown keys that one address (IPv6: /64) may have looked up in a minute; then its keys \
+         that are not in memory answer 429",
     );
-    (
-        read_pepper(v, "API_KEY_PEPPER", Some(current)),
-        read_pepper(v, "API_KEY_PEPPER_PREVIOUS", previous),
-    )
+    let lookups_per_second = v.number(
+        "TOLLGATE_GATEWAY_UNKNOWN_LOOKUPS_PER_SECOND_MAX",
+        200,
+        1..=1_000_000,
+        "look-ups of unknown keys for all addresses; above, keys that neither memory nor Redis has \
+         answer 503",
+    );
+    (keys_per_minute, lookups_per_second)
 }
 
-fn read_pepper(v: &mut Variables, name: &str, secret: Option<SecretString>) -> Option<Pepper> {
-    let secret = secret.filter(|secret| !secret.expose_secret().is_empty())?;
-    match Pepper::new(secret.expose_secret()) {
-        Ok(pepper) => Some(pepper),
-        Err(error) => {
-            v.problem(format!("{name} {error}"));
-            None
-        }
-    }
+fn read_peppers(v: &mut Variables) -> Succession {
+    v.succession(
+        (
+            "API_KEY_PEPPER",
+            "hashed with every key, 32 bytes or more; `tollgate pepper generate` makes one",
+        ),
+        (
+            "API_KEY_PEPPER_PREVIOUS",
+            "the pepper before, while keys wait for their first use; with both as …_FILE, `tollgate \
+             pepper rotate` replaces them in running services",
+        ),
+        |text| Pepper::new(text).map(drop).map_err(|error| error.to_string()),
+    )
 }

@@ -9,7 +9,7 @@ use std::{
     },
 };
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version,
     header::{CONNECTION, USER_AGENT},
@@ -24,10 +24,9 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
 };
-use types::{Gcra, KeyHash, PresentedKey, Rate, Refusal, RequestId};
+use types::{Gcra, PresentedKey, Rate, Refusal, RequestId};
 
 use crate::{
-    address,
     admit::admit,
     body::EdgeBody,
     catalogue::Catalogue,
@@ -38,13 +37,14 @@ use crate::{
     lender::Lender,
     limits::Limits,
     meter::{Facts, Ticket},
-    metrics::{Metrics, Source},
+    metrics::{Metrics, Source, Strange},
     path,
     pool::Pool,
     principal::Signer,
     proxy,
     record::{self, USER_AGENT_BYTES_MAX},
     refuse::Refused,
+    strangers::{Origin, Strangers},
 };
 
 /// Ours, on every answer.
@@ -61,6 +61,7 @@ pub(crate) struct Edge {
     pub(crate) catalogue: ArcSwap<Catalogue>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) lender: Arc<Lender>,
+    pub(crate) strangers: Arc<Strangers>,
     pub(crate) countries: Countries,
     pub(crate) metrics: Metrics,
     pub(crate) signer: Signer,
@@ -150,8 +151,14 @@ pub(crate) struct Denied {
 
 impl From<Refusal> for Denied {
     fn from(refusal: Refusal) -> Self {
+        Refused::from(refusal).into()
+    }
+}
+
+impl From<Refused> for Denied {
+    fn from(refused: Refused) -> Self {
         Self {
-            refused: refusal.into(),
+            refused,
             limits: Limits::default(),
             known: false,
         }
@@ -171,12 +178,16 @@ async fn answer(
     let Some((name, rest)) = path::split(request.uri().path()) else {
         return Err(Refusal::UnknownService.into());
     };
+    let origin = || Origin::from(client(edge, peer.ip(), request.headers()));
     if path::check(rest).is_err() || !headers::is_framed_plainly(request.headers()) {
         return Err(Refusal::BadRequest.into());
     }
-    let presented = credential::find(request.headers(), request.uri().query())?;
-    let hash = edge.keyring.hash(&presented);
-    let entry = find(edge, hash, presented, started).await?;
+    let presented = match credential::find(request.headers(), request.uri().query()) {
+        Ok(presented) => presented,
+        Err(Refusal::InvalidKey) => return Err(malformed(edge, origin()).into()),
+        Err(refusal) => return Err(refusal.into()),
+    };
+    let entry = find(edge, presented, origin, started).await?;
     // Room for the record first: from here on every way out writes one.
     let Some(reservation) = edge.journal.reserve() else {
         return Err(Refusal::MeteringUnavailable.into());
@@ -200,29 +211,67 @@ async fn answer(
 /// The record of a key: from memory without waiting, else by way of the control runtime.
 async fn find(
     edge: &Arc<Edge>,
-    hash: KeyHash,
     presented: PresentedKey,
+    origin: impl FnOnce() -> Origin,
     started: u64,
-) -> Result<Arc<Entry>, Refusal> {
+) -> Result<Arc<Entry>, Refused> {
+    let hashing = edge.keyring.hashing();
+    let hash = hashing.hash(&presented);
     if let Some(entry) = edge.keyring.cached(&hash) {
-        edge.metrics.verified(Source::Local);
-        edge.metrics
-            .verification(edge.clock.monotonic_nanos().saturating_sub(started));
+        edge.verified(Source::Local, started);
         return Ok(entry);
     }
+    let origin = origin();
+    // A gateway without news looks up again what it has in memory: then keys tell nothing of where
+    // they come from.
+    if !edge.keyring.is_blind()
+        && let Some(refused) = edge.strangers.refusal(origin, started)
+    {
+        edge.note_stranger(origin, Strange::Refused);
+        return Err(refused);
+    }
     if edge.keyring.is_unknown(&hash) {
-        edge.metrics.verified(Source::Negative);
-        return Err(Refusal::InvalidKey);
+        edge.verified(Source::Negative, started);
+        edge.note_stranger(origin, Strange::Unknown);
+        return Err(Refusal::InvalidKey.into());
     }
     let keyring = Arc::clone(&edge.keyring);
-    let previous = keyring.previous_hash(&presented);
+    let key = Guard::into_inner(hashing).seek(hash, &presented);
     let looked_up = edge
         .control
-        .spawn(async move { keyring.find(hash, previous).await });
-    let found = looked_up.await.unwrap_or(Err(Refusal::CreditsUnavailable));
-    edge.metrics
-        .verification(edge.clock.monotonic_nanos().saturating_sub(started));
-    found
+        .spawn(async move { keyring.find(&key, origin).await });
+    match looked_up.await {
+        Ok(Ok((Some(entry), source))) => {
+            edge.verified(source, started);
+            Ok(entry)
+        }
+        Ok(Ok((None, source))) => {
+            edge.verified(source, started);
+            edge.note_stranger(origin, Strange::Unknown);
+            Err(Refusal::InvalidKey.into())
+        }
+        Ok(Err(refused)) => {
+            if refused.refusal == Refusal::RateLimited {
+                edge.note_stranger(origin, Strange::Refused);
+            }
+            Err(refused)
+        }
+        Err(_) => Err(Refusal::CreditsUnavailable.into()),
+    }
+}
+
+/// A key that cannot be one: told as any other that nobody issued.
+fn malformed(edge: &Edge, origin: Origin) -> Refused {
+    let now = edge.clock.monotonic_nanos();
+    let refused = edge.strangers.refusal(origin, now);
+    edge.note_stranger(origin, Strange::Malformed);
+    refused.unwrap_or_else(|| Refusal::InvalidKey.into())
+}
+
+/// The client's address, as far as it can be trusted.
+fn client(edge: &Edge, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let forwarded = headers.get_all("x-forwarded-for").iter();
+    types::client_address(peer, forwarded, edge.trusted_hops)
 }
 
 fn facts(
@@ -234,8 +283,7 @@ fn facts(
     (service, rest): (&str, &str),
 ) -> Facts {
     let headers = request.headers();
-    let forwarded = headers.get_all("x-forwarded-for").iter();
-    let client = address::client_address(peer, forwarded, edge.trusted_hops);
+    let client = client(edge, peer, headers);
     let user_agent = headers
         .get(USER_AGENT)
         .and_then(|value| value.to_str().ok());
@@ -308,5 +356,16 @@ impl Edge {
     /// Ready to carry calls: keys and services are known.
     pub(crate) fn is_ready(&self) -> bool {
         self.keyring.is_informed()
+    }
+
+    fn verified(&self, source: Source, started: u64) {
+        let nanos = self.clock.monotonic_nanos().saturating_sub(started);
+        self.metrics.verified(source, nanos);
+    }
+
+    fn note_stranger(&self, origin: Origin, strange: Strange) {
+        self.metrics.strange(strange);
+        self.strangers
+            .note_call(origin, self.clock.monotonic_nanos());
     }
 }

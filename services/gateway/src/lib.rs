@@ -21,6 +21,7 @@ mod country;
 mod credential;
 mod domain;
 mod edge;
+mod hashing;
 mod headers;
 pub mod journal;
 mod keyring;
@@ -38,6 +39,7 @@ mod record;
 mod refuse;
 mod ship;
 mod start;
+mod strangers;
 mod sync;
 #[cfg(test)]
 mod tests;

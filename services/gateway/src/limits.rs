@@ -1,12 +1,17 @@
-//! What an answer says of limits: RateLimit fields of draft-ietf-httpapi-ratelimit-headers-11.
+//! The rates of a key, and what an answer says of limits: RateLimit fields of
+//! draft-ietf-httpapi-ratelimit-headers-11.
+
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use jiff::Timestamp;
-use types::{QuotaKind, Rate};
+use types::{Gcra, QuotaKind, Rate, Share};
 
 /// Limits that an answer names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Limits {
+    /// Of the key, while an anomaly throttles it.
+    pub(crate) throttle: Option<RateLeft>,
     /// Of the key, each second.
     pub(crate) rate: Option<RateLeft>,
     /// A quota that is used up. One that is not is unnamed: what others hold of it is unknown here.
@@ -17,8 +22,42 @@ pub(crate) struct Limits {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct RateLeft {
     pub(crate) rate: Rate,
+    /// This gateway's part, from which the call has taken.
+    share: Share,
     pub(crate) left: u32,
     pub(crate) wait: u64,
+}
+
+/// A rate, and its limiter on this gateway. Copies of a record share the limiter.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    pub(crate) rate: Rate,
+    pub(crate) limiter: Arc<Gcra>,
+}
+
+impl Pace {
+    /// Takes a place for a call at `now` (monotonic nanoseconds).
+    ///
+    /// # Errors
+    /// There is none: what an answer says of it.
+    pub(crate) fn take(&self, gateways: u32, now: u64) -> Result<RateLeft, RateLeft> {
+        let (rate, share) = (self.rate, self.rate.share(gateways));
+        let left = |left, wait| RateLeft {
+            rate,
+            share,
+            left,
+            wait,
+        };
+        match self.limiter.admit(share, now) {
+            Ok(()) => Ok(left(self.limiter.remaining(share, now), 1)),
+            Err(wait) => Err(left(0, wait.div_ceil(1_000_000_000).max(1))),
+        }
+    }
+
+    /// Gives a place back, because a later check has refused the call.
+    pub(crate) fn give_back(&self, taken: RateLeft) {
+        self.limiter.give_back(taken.share);
+    }
 }
 
 /// A quota without permits until its period ends.
@@ -53,9 +92,15 @@ impl Limits {
     pub(crate) fn put(&self, headers: &mut HeaderMap) {
         let mut policies = Vec::new();
         let mut states = Vec::new();
-        if let Some(RateLeft { rate, left, wait }) = self.rate {
-            policies.push(format!("\"key\";q={};w=1", rate.per_second));
-            states.push(format!("\"key\";r={left};t={wait}"));
+        for (name, left) in [("throttle", self.throttle), ("key", self.rate)] {
+            let Some(RateLeft {
+                rate, left, wait, ..
+            }) = left
+            else {
+                continue;
+            };
+            policies.push(format!("\"{name}\";q={};w=1", rate.per_second));
+            states.push(format!("\"{name}\";r={left};t={wait}"));
         }
         if let Some(QuotaSpent {
             kind,
@@ -94,24 +139,28 @@ mod tests {
     #[test]
     fn an_answer_names_the_limit_and_when_it_ends() {
         assert_eq!(put(Limits::default()), [None, None]);
-        let rate = Rate {
-            per_second: 10,
-            burst: 20,
+        let pace = |per_second, burst| Pace {
+            rate: Rate { per_second, burst },
+            limiter: Arc::default(),
         };
-        let rate = Some(RateLeft {
-            rate,
-            left: 3,
-            wait: 1,
-        });
+        let rate = pace(10, 4).take(1, 5).ok();
+        let slow = pace(1, 1);
+        assert!(slow.take(3, 5).is_ok(), "the first one");
+        let throttle = slow.take(3, 5).err();
         let now = "2026-02-27T23:59:58.5Z".parse().expect("a time");
         let spent = Some(QuotaSpent::new(QuotaKind::Monthly, 50, now));
-        let [policy, state] = put(Limits { rate, spent });
+        let [policy, state] = put(Limits {
+            throttle,
+            rate,
+            spent,
+        });
         let month = 28 * 86_400;
-        let policies = format!("\"key\";q=10;w=1, \"monthly\";q=50;w={month}");
-        assert_eq!(policy, Some(policies));
+        let policies =
+            format!("\"throttle\";q=1;w=1, \"key\";q=10;w=1, \"monthly\";q=50;w={month}");
+        assert_eq!(policy, Some(policies), "of all gateways, not of this one");
         assert_eq!(
             state.as_deref(),
-            Some("\"key\";r=3;t=1, \"monthly\";r=0;t=86402")
+            Some("\"throttle\";r=0;t=3, \"key\";r=3;t=1, \"monthly\";r=0;t=86402")
         );
     }
 

@@ -1,13 +1,20 @@
 //! What the gateway counts.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, AtomicU64},
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicI64},
 };
 
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    metrics::{
+        TypedMetric,
+        counter::Counter,
+        family::Family,
+        gauge::{ConstGauge, Gauge},
+        histogram::Histogram,
+    },
 };
 use runtime::Host;
 
@@ -15,6 +22,33 @@ use runtime::Host;
 const ADDED_BUCKETS: [f64; 14] = [
     0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01,
     0.05, 0.2, 1.0,
+];
+
+/// Upper bounds for finding out whose a key is, seconds: from a look into memory to a look-up that
+/// nobody answers.
+const VERIFICATION_BUCKETS: [f64; 22] = [
+    0.000_000_25,
+    0.000_000_5,
+    0.000_001,
+    0.000_002,
+    0.000_003,
+    0.000_005,
+    0.000_01,
+    0.000_02,
+    0.000_05,
+    0.000_1,
+    0.000_2,
+    0.000_35,
+    0.000_5,
+    0.000_75,
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.2,
+    1.0,
 ];
 
 #[derive(Clone, Hash, PartialEq, Eq, Debug, EncodeLabelSet)]
@@ -28,6 +62,16 @@ struct SourceLabel {
     source: &'static str,
 }
 
+#[derive(Clone, Hash, PartialEq, Eq, Debug, EncodeLabelSet)]
+struct ResultLabel {
+    result: &'static str,
+}
+
+#[derive(Clone, Hash, PartialEq, Eq, Debug, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
 /// Where the record of a key came from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Source {
@@ -37,35 +81,69 @@ pub(crate) enum Source {
     Negative,
 }
 
+/// How a look-up at `keys` ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Lookup {
+    Found,
+    Nobody,
+    /// No answer.
+    Failed,
+    /// Not made: too many were in vain.
+    Refused,
+}
+
+/// What was wrong with a key that nobody issued.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Strange {
+    Malformed,
+    Unknown,
+    /// Not looked up for its address. It may be a good one that is not in memory.
+    Refused,
+}
+
+/// Of the keys that one source knew.
+struct Verified {
+    calls: Counter,
+    seconds: Histogram,
+}
+
 /// Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Metrics {
     calls: Family<CallLabels, Counter>,
     added: Histogram,
-    verification: Histogram,
-    sources: Arc<[Counter; 4]>,
+    sources: Arc<[Verified; 4]>,
+    lookups: Family<ResultLabel, Counter>,
+    strange: Family<KindLabel, Counter>,
     pub(crate) overrun: Counter,
-    pub(crate) staleness: Gauge<f64, AtomicU64>,
     pub(crate) journal_bytes: Gauge<i64, AtomicI64>,
     pub(crate) unapplied: Gauge<i64, AtomicI64>,
 }
 
 impl Metrics {
     pub(crate) fn register(host: &Host) -> Self {
-        let sources: Family<SourceLabel, Counter> = Family::default();
-        let source = |source| sources.get_or_create(&SourceLabel { source }).clone();
+        let calls: Family<SourceLabel, Counter> = Family::default();
+        let seconds: Family<SourceLabel, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(VERIFICATION_BUCKETS));
+        let source = |source| {
+            let label = SourceLabel { source };
+            Verified {
+                calls: calls.get_or_create(&label).clone(),
+                seconds: seconds.get_or_create(&label).clone(),
+            }
+        };
         let metrics = Self {
             calls: Family::default(),
             added: Histogram::new(ADDED_BUCKETS),
-            verification: Histogram::new(ADDED_BUCKETS),
             sources: Arc::new([
                 source("local"),
                 source("redis"),
                 source("keys"),
                 source("negative"),
             ]),
+            lookups: Family::default(),
+            strange: Family::default(),
             overrun: Counter::default(),
-            staleness: Gauge::default(),
             journal_bytes: Gauge::default(),
             unapplied: Gauge::default(),
         };
@@ -77,18 +155,23 @@ impl Metrics {
                 "Time in the gateway without the upstream",
                 own.added,
             );
-            registry.register("key_verifications", "Look-ups of keys by source", sources);
+            registry.register("key_verifications", "Calls by who knew their key", calls);
             registry.register(
                 "key_verification_seconds",
-                "From the presented key to its record",
-                own.verification,
+                "From the call to its key's record, by who knew it",
+                seconds,
+            );
+            registry.register(
+                "key_lookups",
+                "Questions to the keys service by their end",
+                own.lookups,
+            );
+            registry.register(
+                "unknown_keys",
+                "Calls with a key that nobody issued, or that was not looked up for its address",
+                own.strange,
             );
             registry.register("overrun_credits", "Cost above the hold", own.overrun);
-            registry.register(
-                "key_staleness_seconds",
-                "Since the last word on changed keys",
-                own.staleness,
-            );
             registry.register("journal_bytes", "Bytes of all journals", own.journal_bytes);
             registry.register(
                 "journal_unapplied_records",
@@ -99,20 +182,47 @@ impl Metrics {
         metrics
     }
 
-    pub(crate) fn verified(&self, source: Source) {
+    /// It took so long to learn whose a key is, or that it is nobody's.
+    pub(crate) fn verified(&self, source: Source, nanos: u64) {
         let [local, redis, keys, negative] = self.sources.as_ref();
-        let counter = match source {
+        let verified = match source {
             Source::Local => local,
             Source::Redis => redis,
             Source::Keys => keys,
             Source::Negative => negative,
         };
-        counter.inc();
+        verified.calls.inc();
+        verified
+            .seconds
+            .observe(std::time::Duration::from_nanos(nanos).as_secs_f64());
     }
 
-    pub(crate) fn verification(&self, nanos: u64) {
-        self.verification
-            .observe(std::time::Duration::from_nanos(nanos).as_secs_f64());
+    /// Counts a question to `keys`.
+    pub(crate) fn looked_up(&self, lookup: Lookup) {
+        let result = match lookup {
+            Lookup::Found => "found",
+            Lookup::Nobody => "nobody",
+            Lookup::Failed => "failed",
+            Lookup::Refused => "refused",
+        };
+        self.lookups.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a call with a strange key.
+    pub(crate) fn strange(&self, strange: Strange) {
+        let kind = match strange {
+            Strange::Malformed => "malformed",
+            Strange::Unknown => "unknown",
+            Strange::Refused => "refused",
+        };
+        self.strange.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// Offers the age of what is known of changes, read whenever somebody asks for it: noted from
+    /// time to time, it would be young always.
+    pub(crate) fn offer_staleness(host: &Host, seconds: impl Fn() -> f64 + Send + Sync + 'static) {
+        let staleness = Staleness(Box::new(seconds));
+        host.metrics(|registry| registry.register_collector(Box::new(staleness)));
     }
 
     /// Counts a call. `service` is of the catalogue or empty, `code` a status or refusal.
@@ -124,5 +234,26 @@ impl Metrics {
         self.calls.get_or_create(&labels).inc();
         self.added
             .observe(std::time::Duration::from_nanos(added_nanos).as_secs_f64());
+    }
+}
+
+struct Staleness(Box<dyn Fn() -> f64 + Send + Sync>);
+
+impl fmt::Debug for Staleness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Staleness")
+    }
+}
+
+impl Collector for Staleness {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let age = ConstGauge::new((self.0)());
+        let metric = encoder.encode_descriptor(
+            "key_staleness_seconds",
+            "Since the question whose answer was the last word on changed keys",
+            None,
+            ConstGauge::<f64>::TYPE,
+        )?;
+        age.encode(metric)
     }
 }

@@ -61,7 +61,10 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::RateLimited => "Slow down; Retry-After says when the next call is welcome.",
         Refusal::DailyQuotaExceeded => "Wait for the next day (UTC) or raise the quota.",
         Refusal::MonthlyQuotaExceeded => "Wait for the next month (UTC) or raise the quota.",
-        Refusal::AbnormalUsageDetected => "Look at the open anomaly of this key.",
+        Refusal::AbnormalUsageDetected => {
+            "The key is throttled because its use was unusual: slow down to the rate named in \
+             RateLimit-Policy, or look at its open anomaly and resolve it."
+        }
         Refusal::UpstreamUnreachable => "The service is down; the call was not charged.",
         Refusal::UpstreamTimeout => "The service is too slow; the call was not charged.",
         Refusal::MeteringUnavailable => "Nothing can be recorded now; the call was not forwarded.",
@@ -71,6 +74,32 @@ fn detail(refusal: Refusal) -> &'static str {
 }
 
 impl Refused {
+    /// One that may work after so many seconds.
+    pub(crate) fn after(refusal: Refusal, seconds: u64) -> Self {
+        Self {
+            retry_after: Some(seconds),
+            ..refusal.into()
+        }
+    }
+
+    /// Too many keys that nobody issued came from this address.
+    pub(crate) fn strange_address(seconds: u64) -> Self {
+        Self {
+            detail: "Too many unknown keys came from your address, so this one was not looked up: \
+                     check the keys you send and call again when Retry-After has passed.",
+            ..Self::after(Refusal::RateLimited, seconds)
+        }
+    }
+
+    /// Too many keys that nobody issued come from everywhere.
+    pub(crate) fn too_many_strangers() -> Self {
+        Self {
+            detail: "The key cannot be looked up at the moment; call again when Retry-After has \
+                     passed.",
+            ..Self::after(Refusal::CreditsUnavailable, 1)
+        }
+    }
+
     /// The answer: a problem document (RFC 9457).
     pub(crate) fn into_response(self, request: RequestId) -> Response<EdgeBody> {
         let refusal = self.refusal;

@@ -22,6 +22,7 @@ use crate::{
     catalogue::Catalogue,
     country::Countries,
     edge::Edge,
+    hashing::Hashing,
     journal::{Journal, Options, Recovered},
     keyring::Keyring,
     lease::Account,
@@ -30,6 +31,7 @@ use crate::{
     metrics::Metrics,
     principal::Signer,
     ship::{self, Shipper},
+    strangers::{self, Strangers},
     sync,
 };
 
@@ -50,16 +52,38 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     let (journal, recovered) = open_journal(host, &config).await?;
     let (lender, renewals) = Lender::new(host, journal.clone(), config.name.clone())?;
     let (touches, used) = mpsc::channel(sync::TOUCHES_MAX);
+    let (strangers, passed) = Strangers::new(&config);
     let edge = edge(
         host,
         &config,
         journal.clone(),
         Arc::clone(&lender),
+        Arc::clone(&strangers),
         countries,
         touches,
     )?;
+    let own = (host.clone(), JournalId::new(journal.id()));
+    host.spawn("report-strangers", move |stop| {
+        strangers::report(own, strangers, passed, stop)
+    });
     let stops = Stops::default();
-    keep_keys(host, &edge, &config, used, &stops)?;
+    let own = sync::Own {
+        name: config.name.clone(),
+        ended: recovered
+            .iter()
+            .map(|found| JournalId::new(found.journal.id()))
+            .collect(),
+    };
+    keep_keys(host, &edge, own, used, &stops)?;
+    let keyring = Arc::clone(&edge.keyring);
+    host.watch(
+        "reload-peppers",
+        config.peppers.clone(),
+        move |generation| {
+            keyring.replace(Hashing::new(generation)?);
+            Ok(())
+        },
+    );
     keep_leases(host, &lender, renewals, &stops);
     upkeep(host, Arc::clone(&edge), stops.background.clone())?;
     let wallet = host.channel("wallet")?;
@@ -88,19 +112,29 @@ pub(crate) fn edge(
     config: &Config,
     journal: Journal,
     lender: Arc<Lender>,
+    strangers: Arc<Strangers>,
     countries: Countries,
     touches: mpsc::Sender<KeyUse>,
 ) -> anyhow::Result<Arc<Edge>> {
     let metrics = Metrics::register(host);
-    let keyring = Keyring::new(host, config, Arc::clone(&lender), metrics.clone())?;
+    let keyring = Arc::new(Keyring::new(
+        host,
+        config,
+        Arc::clone(&lender),
+        Arc::clone(&strangers),
+        metrics.clone(),
+    )?);
+    let own = Arc::clone(&keyring);
+    Metrics::offer_staleness(host, move || own.staleness_seconds());
     Ok(Arc::new(Edge {
         clock: host.clock(),
         ids: host.ids(),
         tracer: host.tracer(),
         journal,
         catalogue: ArcSwap::from_pointee(Catalogue::default()),
-        keyring: Arc::new(keyring),
+        keyring,
         lender,
+        strangers,
         countries,
         metrics,
         signer: Signer::new(&config.principal_secret)?,
@@ -125,7 +159,7 @@ pub(crate) fn edge(
 fn keep_keys(
     host: &Host,
     edge: &Arc<Edge>,
-    config: &Config,
+    own: sync::Own,
     used: mpsc::Receiver<KeyUse>,
     stops: &Stops,
 ) -> anyhow::Result<()> {
@@ -135,9 +169,9 @@ fn keep_keys(
         Arc::clone(edge),
         stops.background.clone(),
     );
-    let (name, hinted) = (config.name.clone(), Arc::clone(&hint));
+    let hinted = Arc::clone(&hint);
     host.spawn("sync-keys", move |_| {
-        sync::run(edge, keys, name, hinted, stop)
+        sync::run(edge, keys, own, hinted, stop)
     });
     let keys = host.channel("keys")?;
     host.spawn("report-uses", |stop| sync::touch(keys, used, stop));

@@ -21,6 +21,8 @@ use crate::{catalogue::Catalogue, edge::Edge};
 const PERIOD: Duration = Duration::from_secs(1);
 /// An answer takes at most so long.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Ended lives named in one message; those before were named by the lives between.
+const ENDED_MAX: usize = 100;
 /// Uses of keys sent in one message.
 pub(crate) const TOUCHES_MAX: usize = 1_000;
 /// Uses are gathered for so long.
@@ -30,15 +32,16 @@ const TOUCH_PERIOD: Duration = Duration::from_secs(5);
 pub(crate) async fn run(
     edge: Arc<Edge>,
     channel: Channel,
-    name: String,
+    mut own: Own,
     hint: Arc<Notify>,
     stop: Stop,
 ) {
     let mut change = 0;
     let mut warned = false;
     while !stop.is_requested() {
-        match ask(&edge, &channel, &name, change).await {
+        match ask(&edge, &channel, &own, change).await {
             Ok(newest) => {
+                own.ended.clear();
                 // What was applied is reported at once, so that a revocation is confirmed soon.
                 let news = newest != change;
                 change = newest;
@@ -54,7 +57,6 @@ pub(crate) async fn run(
                 warned = true;
             }
         }
-        edge.metrics.staleness.set(edge.keyring.staleness_seconds());
         edge.keyring.prune();
         let pause = if edge.is_ready() {
             PERIOD
@@ -67,16 +69,40 @@ pub(crate) async fn run(
             () = stop.requested() => {}
         }
     }
+    // Nobody needs to wait for us any more; who does not hear of it waits a little.
+    own.ended.push(JournalId::new(edge.journal.id()));
+    if let Err(error) = ask(&edge, &channel, &own, change).await {
+        tracing::debug!(error = format!("{error:#}"), "left without a word to keys");
+    }
 }
 
-async fn ask(edge: &Edge, channel: &Channel, name: &str, change: i64) -> anyhow::Result<i64> {
+/// What a gateway says of itself.
+pub(crate) struct Own {
+    /// A stable name.
+    pub(crate) name: String,
+    /// Earlier lives in its journal directory: it holds the lock, so they have ended.
+    pub(crate) ended: Vec<JournalId>,
+}
+
+async fn ask(edge: &Edge, channel: &Channel, own: &Own, change: i64) -> anyhow::Result<i64> {
+    let (pepper_id, previous_pepper_id) = edge.keyring.hashing().ids();
     let mut request = tonic::Request::new(SyncRequest {
         journal_id: JournalId::new(edge.journal.id()).to_string(),
-        gateway: name.to_owned(),
+        gateway: own.name.clone(),
         applied_change: change,
         catalogue_version: edge.catalogue.load().version,
+        pepper_id,
+        previous_pepper_id: previous_pepper_id.unwrap_or_default(),
+        ended_journals: own
+            .ended
+            .iter()
+            .rev()
+            .take(ENDED_MAX)
+            .map(JournalId::to_string)
+            .collect(),
     });
     request.set_timeout(TIMEOUT);
+    let asked_at = edge.clock.monotonic_nanos();
     let news = KeysServiceClient::new(channel.clone())
         .sync(request)
         .await?
@@ -96,7 +122,7 @@ async fn ask(edge: &Edge, channel: &Channel, name: &str, change: i64) -> anyhow:
         edge.catalogue
             .store(Arc::new(Catalogue::from_wire(catalogue)));
     }
-    edge.keyring.informed(news.live_gateways);
+    edge.keyring.informed(news.live_gateways, asked_at);
     // Last: a slow Redis must not make revocations late.
     edge.keyring.forget_in_redis(&changed).await;
     Ok(news.change)

@@ -1,4 +1,7 @@
 //! What needs several modules at once: decisions as tables, and calls from end to end.
 
 mod flow;
+pub(crate) mod rig;
+mod strangers;
 mod tables;
+mod throttle;

@@ -1,18 +1,18 @@
 //! Every variable of the service.
 
-use runtime::Variables;
+use runtime::{Succession, Variables};
 use secrecy::{ExposeSecret, SecretString};
 use types::Pepper;
 
-use crate::mailroom::Server;
+use crate::{domain::leak::Scanners, mailroom::Server};
 
 /// What the service needs to know.
 #[derive(Debug)]
 pub struct Config {
-    /// Hashed with every key.
-    pub pepper: SecretString,
-    /// What was hashed with keys before the last rotation.
-    pub pepper_previous: Option<SecretString>,
+    /// Hashed with every key, and what was before the last rotation.
+    pub peppers: Succession,
+    /// Whose signatures under reports of leaked keys are believed.
+    pub(crate) scanners: Scanners,
     /// Where mail is handed in; absent: it stays in the outbox.
     pub smtp_url: Option<SecretString>,
     /// Whom mails are from.
@@ -26,19 +26,21 @@ pub struct Config {
 impl Config {
     /// Reads the variables; problems are collected in `variables`.
     pub fn read(variables: &mut Variables) -> Self {
-        let pepper = variables.secret(
-            "API_KEY_PEPPER",
-            "hashed with every API key, at least 32 bytes; `tollgate pepper generate` makes one",
-        );
-        let pepper_previous = variables.secret_optional(
-            "API_KEY_PEPPER_PREVIOUS",
-            "the pepper before the last rotation, while keys still wait for their first use",
-        );
-        check(variables, "API_KEY_PEPPER", Some(&pepper));
-        check(
-            variables,
-            "API_KEY_PEPPER_PREVIOUS",
-            pepper_previous.as_ref(),
+        let peppers = variables.succession(
+            (
+                "API_KEY_PEPPER",
+                "hashed with every key, 32 bytes or more; `tollgate pepper generate` makes one",
+            ),
+            (
+                "API_KEY_PEPPER_PREVIOUS",
+                "the pepper before, while keys wait for their first use; with both as …_FILE, \
+                 `tollgate pepper rotate` replaces them in running services",
+            ),
+            |text| {
+                Pepper::new(text)
+                    .map(drop)
+                    .map_err(|error| error.to_string())
+            },
         );
         let smtp_url = variables.secret_optional(
             "TOLLGATE_KEYS_SMTP_URL",
@@ -61,6 +63,13 @@ impl Config {
             1..=1_000_000,
             "keys that the members of an organisation make in an hour",
         );
+        let scanners = variables.parsed(
+            "TOLLGATE_KEYS_SCANNER_KEYS",
+            "",
+            "public keys of scanners that sign their reports of leaked keys: before each PEM block \
+             (ECDSA, P-256) a line with a name and the identifier that the reports carry",
+            Scanners::parse,
+        );
         if let Some(url) = &smtp_url
             && let Err(error) = Server::new(url.expose_secret(), &mail_from)
         {
@@ -69,23 +78,12 @@ impl Config {
             ));
         }
         Self {
-            pepper,
-            pepper_previous,
+            peppers,
+            scanners: scanners.unwrap_or_default(),
             smtp_url,
             mail_from,
             portal_url: portal_url.trim_end_matches('/').to_owned(),
             keys_per_hour_max,
         }
-    }
-}
-
-/// An absent pepper was noted by whoever read it.
-fn check(variables: &mut Variables, name: &str, pepper: Option<&SecretString>) {
-    let text = pepper.map(ExposeSecret::expose_secret).unwrap_or_default();
-    if text.is_empty() {
-        return;
-    }
-    if let Err(error) = Pepper::new(text) {
-        variables.problem(format!("{name} {error}"));
     }
 }

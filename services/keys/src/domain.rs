@@ -1,13 +1,18 @@
 //! Decisions: values and the time in, values out.
 
+pub(crate) mod anomaly;
 pub(crate) mod audit_chain;
 pub(crate) mod catalogue;
 pub(crate) mod changes;
 pub(crate) mod invitation;
 pub(crate) mod key;
+pub(crate) mod leak;
 pub(crate) mod mail;
+pub(crate) mod metadata;
 pub(crate) mod organisation;
+pub(crate) mod pace;
 pub(crate) mod password;
+pub(crate) mod pepper;
 pub(crate) mod policy;
 pub(crate) mod rights;
 pub(crate) mod second_factor;
@@ -15,6 +20,16 @@ pub(crate) mod throttle;
 pub(crate) mod token;
 
 use serde_json::{Map, Value, json};
+
+use crate::error::{Error, Result};
+
+/// Refuses to change anything but the version somebody has seen.
+pub(crate) fn expect_version(seen: Option<i64>, now: i64) -> Result<()> {
+    match seen {
+        Some(seen) if seen != now => Err(Error::Stale { now }),
+        _ => Ok(()),
+    }
+}
 
 /// Keeps what differs, for the audit log: `{"before": {…}, "after": {…}}`.
 pub(crate) fn difference(before: &Value, after: &Value) -> Value {

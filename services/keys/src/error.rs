@@ -1,5 +1,6 @@
 //! What can go wrong, with one code each.
 
+use jiff::SignedDuration;
 use tonic::Status;
 use tracing::error;
 use types::{Code, IdError, NameError, Role};
@@ -22,14 +23,23 @@ pub(crate) enum Error {
     LastOwner,
     #[error("{0}")]
     Conflict(&'static str),
+    #[error("the version is {now} by now: read again, then change")]
+    Stale { now: i64 },
     #[error("{0}")]
     Unauthenticated(&'static str),
     #[error("this needs a second factor that is not older than 10 minutes")]
     SecondFactorNeeded,
+    #[error("the signature is wrong, of an unknown key, or under a report that has not this key")]
+    WrongSignature,
     #[error("the invitation is for another address: sign in with the one that was invited")]
     OtherAddress,
     #[error("{0}")]
     Exhausted(String),
+    #[error(
+        "an organisation makes at most {max} keys an hour: try again in {wait} seconds",
+        wait = .wait.as_secs()
+    )]
+    TooManyKeys { max: i64, wait: SignedDuration },
     #[error("the database cannot be reached, try again")]
     Unavailable(#[source] anyhow::Error),
     #[error("internal error")]
@@ -61,10 +71,11 @@ impl Error {
             Self::Forbidden { .. }
             | Self::OperatorsOnly { .. }
             | Self::SecondFactorNeeded
+            | Self::WrongSignature
             | Self::OtherAddress => Code::Forbidden,
             Self::Unauthenticated(_) => Code::Unauthenticated,
-            Self::Exhausted(_) => Code::Exhausted,
-            Self::LastOwner | Self::Conflict(_) => Code::Conflict,
+            Self::Exhausted(_) | Self::TooManyKeys { .. } => Code::Exhausted,
+            Self::LastOwner | Self::Conflict(_) | Self::Stale { .. } => Code::Conflict,
             Self::Unavailable(_) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
@@ -94,6 +105,12 @@ impl From<Error> for Status {
             // The portal asks for the factor and repeats the call.
             Error::SecondFactorNeeded => {
                 proto::convert::status_with(code, text, [("needs", "second_factor")])
+            }
+            Error::Stale { now } => {
+                proto::convert::status_with(code, text, [("version", now.to_string().as_str())])
+            }
+            Error::TooManyKeys { wait, .. } => {
+                proto::convert::status_retry(code, text, wait.unsigned_abs())
             }
             _ => proto::convert::status(code, text),
         }

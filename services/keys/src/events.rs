@@ -6,19 +6,20 @@ use anyhow::Context as _;
 use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
 use jiff::{SignedDuration, Timestamp};
 use prost::Message;
-use proto::events::v1::KeysChanged;
+use proto::events::v1::{KeyCreated, KeysChanged};
+use redis::AsyncCommands;
 use runtime::{Clock, Stop, crash_point, streams};
 use tokio::sync::Notify;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
+use types::{KeyHash, KeyId};
 
 use crate::{
     domain::throttle,
-    store::{Pending, Store},
+    peppers::{self, Current},
+    store::{Created, Pending, Store},
 };
 
-/// What the stream of key changes holds.
-const SUBJECT: &str = "keys.v1.changed.*";
-/// Changes published in one transaction. More: the next follows at once.
+/// Changes, or new keys, published in one transaction. More changes: the next follows at once.
 const BATCH_CHANGES_MAX: i64 = 100;
 /// Without a nudge the outbox is looked into this often: another instance may have died.
 const POLL: Duration = Duration::from_millis(500);
@@ -28,6 +29,9 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 const PUBLISH_MAX: Duration = Duration::from_secs(10);
 /// A gateway that was not seen for so long does not come back under the same journal.
 const FORGET_GATEWAYS_HOURS: i64 = 24;
+/// An anomaly that was lifted so long ago and never heard of does not come any more: its stream
+/// keeps it for 7 days.
+const FORGET_ANOMALIES_HOURS: i64 = 8 * 24;
 
 /// Publishes committed changes, at least once. A message is a hint: gateways that miss it find the
 /// change at their next synchronisation.
@@ -35,6 +39,7 @@ pub(crate) struct Relay {
     store: Store,
     jetstream: jetstream::Context,
     clock: Clock,
+    redis: Option<redis::aio::ConnectionManager>,
     nudge: Arc<Notify>,
 }
 
@@ -43,12 +48,14 @@ impl Relay {
         store: Store,
         jetstream: jetstream::Context,
         clock: Clock,
+        redis: Option<redis::aio::ConnectionManager>,
         nudge: Arc<Notify>,
     ) -> Self {
         Self {
             store,
             jetstream,
             clock,
+            redis,
             nudge,
         }
     }
@@ -58,7 +65,7 @@ impl Relay {
         let mut pause = POLL;
         let mut has_stream = false;
         loop {
-            let batch = self.publish_batch(&mut has_stream);
+            let batch = self.publish_pending(&mut has_stream);
             let outcome = tokio::select! {
                 outcome = tokio::time::timeout(PUBLISH_MAX, batch) => outcome,
                 () = stop.requested() => return,
@@ -90,14 +97,41 @@ impl Relay {
         }
     }
 
-    /// Publishes the oldest changes, then marks them: the other order would lose them if we die in
-    /// between. Returns how many there were.
-    async fn publish_batch(&self, has_stream: &mut bool) -> anyhow::Result<i64> {
+    /// Publishes a batch of everything there is. Returns how many changes there were.
+    async fn publish_pending(&self, has_stream: &mut bool) -> anyhow::Result<i64> {
         if !*has_stream {
-            streams::ensure(&self.jetstream, streams::KEYS, SUBJECT).await?;
+            streams::ensure(&self.jetstream, streams::KEYS).await?;
             *has_stream = true;
         }
-        let mut tx = self.store.begin("relay", self.clock.now()).await?;
+        // Gateways first: a new key can wait to be talked about.
+        let changes = self.publish_changes().await?;
+        self.publish_created().await?;
+        Ok(changes)
+    }
+
+    /// Announces the oldest new keys, then forgets them.
+    async fn publish_created(&self) -> anyhow::Result<()> {
+        let mut tx = self.store.work("relay", self.clock.now()).await?;
+        let created = tx.claim_created(BATCH_CHANGES_MAX).await?;
+        if created.is_empty() {
+            return Ok(());
+        }
+        for key in &created {
+            let subject = format!("keys.v1.created.{}", key.org);
+            let event = created_event(key);
+            streams::publish(&self.jetstream, subject, &event.key_id, "", &event).await?;
+        }
+        crash_point!("keys.created_published");
+        let keys: Vec<KeyId> = created.iter().map(|key| key.key).collect();
+        tx.forget_created(&keys).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Publishes the oldest changes, then marks them: the other order would lose them if we die in
+    /// between. Returns how many there were.
+    async fn publish_changes(&self) -> anyhow::Result<i64> {
+        let mut tx = self.store.work("relay", self.clock.now()).await?;
         let pending = tx.claim_pending(BATCH_CHANGES_MAX).await?;
         if pending.is_empty() {
             return Ok(0);
@@ -110,11 +144,26 @@ impl Relay {
             acknowledgement.await?;
         }
         crash_point!("keys.outbox_published");
+        self.forget_copies(&pending).await;
         let changes: Vec<i64> = pending.iter().map(|change| change.change).collect();
         tx.mark_published(&changes, self.clock.now()).await?;
         tx.commit().await?;
         crash_point!("keys.outbox_marked");
         Ok(i64::try_from(pending.len())?)
+    }
+
+    /// Removes the copies that gateways share. Those who hear of the change do so too; this is for
+    /// one that hears of nothing but still reaches Redis.
+    async fn forget_copies(&self, pending: &[Pending]) {
+        let hashes = pending.iter().filter_map(|change| change.hash.as_ref());
+        let names: Vec<String> = hashes.map(KeyHash::cache_name).collect();
+        let Some(mut redis) = self.redis.clone().filter(|_| !names.is_empty()) else {
+            return;
+        };
+        let gone: redis::RedisResult<()> = redis.del(names).await;
+        if let Err(error) = gone {
+            debug!(%error, "copies in Redis were not removed; gateways with news do not take them");
+        }
     }
 
     async fn publish(
@@ -140,13 +189,18 @@ impl Relay {
     }
 }
 
-/// Forgets gateways that are gone, and says which keys still wait for the present pepper.
-pub(crate) async fn keep_house(
-    store: Store,
-    now: Timestamp,
-    pepper: String,
-    pepper_previous: Option<String>,
-) {
+fn created_event(key: &Created) -> KeyCreated {
+    KeyCreated {
+        key_id: key.key.to_string(),
+        org_id: key.org.to_string(),
+        created_by: key.created_by.to_string(),
+        environment: key.environment.clone(),
+        at_unix_micros: key.at.as_microsecond(),
+    }
+}
+
+/// Forgets what nobody needs any more.
+pub(crate) async fn keep_house(store: Store, peppers: Current, now: Timestamp) {
     let forget = now.saturating_sub(SignedDuration::from_hours(FORGET_GATEWAYS_HOURS));
     let work = async {
         store
@@ -154,20 +208,13 @@ pub(crate) async fn keep_house(
             .await?;
         let tries = now.saturating_sub(throttle::FORGET);
         store.forget_tries(tries.unwrap_or(Timestamp::MIN)).await?;
-        store.peppers(&pepper, pepper_previous.as_deref()).await
+        let lifted = now.saturating_sub(SignedDuration::from_hours(FORGET_ANOMALIES_HOURS));
+        store
+            .forget_anomalies(lifted.unwrap_or(Timestamp::MIN))
+            .await?;
+        peppers::keep_house(&store, &peppers, now).await
     };
-    match work.await {
-        Ok(peppers) if peppers.lost > 0 => warn!(
-            keys.lost = peppers.lost,
-            "keys are hashed with a pepper that is not configured, they cannot be used"
-        ),
-        Ok(peppers) if peppers.waiting > 0 => {
-            info!(
-                keys.waiting = peppers.waiting,
-                "keys wait for their first use under the pepper"
-            );
-        }
-        Ok(_) => {}
-        Err(error) => warn!(%error, "housekeeping is put off"),
+    if let Err(error) = work.await {
+        warn!(%error, "housekeeping is put off");
     }
 }

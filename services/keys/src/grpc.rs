@@ -1,14 +1,20 @@
 //! The service on the wire: parse, decide or store, reply.
 
+mod account;
+mod anomalies;
 mod audit;
 mod catalogue;
 mod endings;
 mod gateways;
 mod invitations;
 mod keys;
+mod leaks;
+mod letters;
 mod organisations;
 mod people;
+mod peppers;
 mod policy;
+mod reviews;
 mod roles;
 mod second_factor;
 mod sign_in;
@@ -17,16 +23,24 @@ mod wire;
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use proto::keys::v1::{self as pb, keys_service_server::KeysService};
+use proto::{
+    convert::page_of,
+    keys::v1::{self as pb, keys_service_server::KeysService},
+};
 use runtime::{Actor, Host, actor, crash_point};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
-use types::{OrgId, Pepper};
+use types::OrgId;
 
 use crate::{
-    domain::rights::{Authority, OrgScope},
+    domain::{
+        leak::Scanners,
+        rights::{Authority, OrgScope},
+    },
     error::{Error, Result},
+    metrics::Metrics,
     passwords::Passwords,
+    peppers::Current,
     store::Store,
 };
 
@@ -39,8 +53,9 @@ const SECOND_FACTOR_AT: &str = "tollgate-second-factor-at";
 pub(crate) struct Keys {
     pub(crate) host: Host,
     pub(crate) store: Store,
-    pub(crate) pepper: Pepper,
-    pub(crate) pepper_previous: Option<Pepper>,
+    pub(crate) peppers: Current,
+    /// Whose signatures under reports of leaked keys are believed.
+    pub(crate) scanners: Scanners,
     /// Wakes the relay of key changes.
     pub(crate) nudge: Arc<Notify>,
     /// Wakes the mailroom.
@@ -50,6 +65,7 @@ pub(crate) struct Keys {
     pub(crate) portal_url: String,
     /// Keys that members of an organisation make in an hour.
     pub(crate) keys_per_hour_max: i64,
+    pub(crate) metrics: Metrics,
 }
 
 impl Keys {
@@ -67,10 +83,11 @@ impl Keys {
         }
     }
 
-    /// Wakes the relay. A hint: the row in the change log is the promise.
+    /// Wakes relay and mailroom. A hint: the rows in change log and outbox are the promise.
     fn committed(&self) {
         crash_point!("keys.change_committed");
         self.nudge.notify_one();
+        self.mail_nudge.notify_one();
     }
 }
 
@@ -99,17 +116,6 @@ fn second_factor_at<T>(request: &Request<T>) -> Result<Option<Timestamp>> {
         Some(at) => Ok(Some(at)),
         None => Err(Error::invalid(SECOND_FACTOR_AT, "must be unix seconds")),
     }
-}
-
-/// Cuts what was read (one row more than the page has) to a page, and names where the next begins.
-fn page_of<T>(mut rows: Vec<T>, size: i64, token: impl Fn(&T) -> String) -> (Vec<T>, String) {
-    let size = usize::try_from(size).unwrap_or(usize::MAX);
-    if rows.len() <= size {
-        return (rows, String::new());
-    }
-    rows.truncate(size);
-    let next = rows.last().map(token).unwrap_or_default();
-    (rows, next)
 }
 
 #[tonic::async_trait]
@@ -152,6 +158,17 @@ impl KeysService for Keys {
         ))
     }
 
+    async fn update_organisation(
+        &self,
+        request: Request<pb::UpdateOrganisationRequest>,
+    ) -> Reply<pb::UpdateOrganisationResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.change_organisation(actor, request.into_inner())
+                .await?,
+        ))
+    }
+
     async fn list_organisations(
         &self,
         request: Request<pb::ListOrganisationsRequest>,
@@ -190,6 +207,21 @@ impl KeysService for Keys {
         Ok(Response::new(
             self.dismiss(actor, request.into_inner()).await?,
         ))
+    }
+
+    async fn list_key_reviews(
+        &self,
+        request: Request<pb::ListKeyReviewsRequest>,
+    ) -> Reply<pb::ListKeyReviewsResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.reviews(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn keep_key(&self, request: Request<pb::KeepKeyRequest>) -> Reply<pb::KeepKeyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(self.keep(actor, request.into_inner()).await?))
     }
 
     async fn create_key(
@@ -271,6 +303,14 @@ impl KeysService for Keys {
         ))
     }
 
+    async fn lift_anomaly(
+        &self,
+        request: Request<pb::LiftAnomalyRequest>,
+    ) -> Reply<pb::LiftAnomalyResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(self.lift(actor, request.into_inner()).await?))
+    }
+
     async fn rotate_key(
         &self,
         request: Request<pb::RotateKeyRequest>,
@@ -298,6 +338,14 @@ impl KeysService for Keys {
         Ok(Response::new(
             self.report(actor, request.into_inner()).await?,
         ))
+    }
+
+    async fn get_peppers(
+        &self,
+        request: Request<pb::GetPeppersRequest>,
+    ) -> Reply<pb::GetPeppersResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(self.pepper_state(actor).await?))
     }
 
     async fn get_policy(

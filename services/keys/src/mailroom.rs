@@ -7,7 +7,7 @@ use jiff::SignedDuration;
 use lettre::{
     AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor,
     message::{
-        Body, Mailbox,
+        Body, Mailbox, MultiPart, SinglePart,
         header::{ContentTransferEncoding, ContentType},
     },
 };
@@ -45,21 +45,28 @@ impl Server {
     }
 
     async fn send(&self, mail: &Waiting) -> anyhow::Result<()> {
-        // Lines of any length arrive whole, whatever is in between.
-        let encoding = ContentTransferEncoding::QuotedPrintable;
-        let body = Body::new_with_encoding(mail.body.clone(), encoding)
-            .map_err(|_body| anyhow::anyhow!("the text cannot be encoded"))?;
+        // The simplest part first: readers show the last that they understand.
+        let parts = MultiPart::alternative()
+            .singlepart(part(ContentType::TEXT_PLAIN, &mail.body)?)
+            .singlepart(part(ContentType::TEXT_HTML, &mail.html)?);
         let message = Message::builder()
             .from(self.from.clone())
             .to(Mailbox::new(None, mail.recipient.parse()?))
             .subject(mail.subject.clone())
             // The same for every try: receivers can drop what they have.
             .message_id(Some(format!("<{}@tollgate>", mail.id)))
-            .header(ContentType::TEXT_PLAIN)
-            .body(body)?;
+            .multipart(parts)?;
         self.transport.send(message).await?;
         Ok(())
     }
+}
+
+fn part(kind: ContentType, text: &str) -> anyhow::Result<SinglePart> {
+    // Lines of any length arrive whole, whatever is in between.
+    let encoding = ContentTransferEncoding::QuotedPrintable;
+    let body = Body::new_with_encoding(text.to_owned(), encoding)
+        .map_err(|_body| anyhow::anyhow!("the text cannot be encoded"))?;
+    Ok(SinglePart::builder().header(kind).body(body))
 }
 
 /// Sends committed mails, at least once.
@@ -125,7 +132,7 @@ impl Mailroom {
     /// Sends the mail that is due longest, then marks it: the other order would lose it if we die
     /// in between. False when none is due.
     async fn send_one(&self, server: &Server) -> anyhow::Result<bool> {
-        let mut tx = self.store.begin("mailroom", self.clock.now()).await?;
+        let mut tx = self.store.work("mailroom", self.clock.now()).await?;
         let Some(mail) = tx.claim_mail().await? else {
             return Ok(false);
         };

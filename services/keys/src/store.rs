@@ -3,35 +3,46 @@
 //! Transactions lock in one order: organisation, member, key, audit log, change log. The change
 //! log comes last because its lock is one for all.
 
+mod anomalies;
 mod audit;
 mod catalogue;
 mod gateways;
 mod invitations;
 mod keys;
+mod leaks;
 mod mail;
 mod organisations;
 mod outbox;
+mod pace;
 mod people;
+mod peppers;
 mod policy;
+mod reviews;
+
+use std::net::IpAddr;
 
 use anyhow::anyhow;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
+use runtime::{Tenant, Tenants};
 use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
 use types::{KeyId, OrgId};
 
 pub(crate) use self::{
+    anomalies::{Heard, Known},
     audit::{AuditEntry, AuditFilter},
     gateways::Report,
-    keys::{KeyUse, NewKeyRow},
+    keys::{KeyFilter, KeyUse, NewKeyRow},
     mail::Waiting,
     organisations::{Member, MemberOf, Organisation},
-    outbox::Pending,
+    outbox::{Created, Pending},
     people::{Purpose, User},
+    peppers::Instance,
 };
 use crate::{
-    domain::audit_chain,
+    domain::{audit_chain, rights::OrgScope},
     error::{Error, Result},
 };
 
@@ -42,6 +53,7 @@ const CHANGE_LOG_LOCK: i64 = 0x6b65_7973_0001;
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     pool: PgPool,
+    tenants: Tenants,
 }
 
 /// A transaction on behalf of somebody, at one moment. Dropped without `commit`, it undoes all.
@@ -49,21 +61,40 @@ pub(crate) struct Store {
 pub(crate) struct Tx {
     inner: Transaction<'static, Postgres>,
     actor: String,
+    /// Where whoever acts is.
+    address: Option<IpAddr>,
     at: Timestamp,
 }
 
 impl Store {
-    pub(crate) const fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub(crate) const fn new(pool: PgPool, tenants: Tenants) -> Self {
+        Self { pool, tenants }
     }
 
-    /// Begins a transaction; `actor` and `at` stand in what it writes.
-    pub(crate) async fn begin(&self, actor: impl ToString, at: Timestamp) -> Result<Tx> {
-        Ok(Tx {
-            inner: self.pool.begin().await?,
-            actor: actor.to_string(),
-            at,
-        })
+    /// Begins a transaction of somebody, who sees and changes what is theirs; `actor` and `at`
+    /// stand in what it writes.
+    pub(crate) async fn begin(
+        &self,
+        actor: impl ToString + Into<Tenant>,
+        at: Timestamp,
+    ) -> Result<Tx> {
+        let by = actor.to_string();
+        Ok(Tx::new(self.tenants.begin(actor.into()).await?, by, at))
+    }
+
+    /// Begins a transaction of the service itself: by nobody yet, about everybody, or one that
+    /// makes what its actor sees only afterwards.
+    pub(crate) async fn work(&self, actor: impl ToString, at: Timestamp) -> Result<Tx> {
+        Ok(Tx::new(self.pool.begin().await?, actor.to_string(), at))
+    }
+
+    /// A transaction that sees what a scope lets it.
+    async fn seen(&self, scope: OrgScope) -> Result<Transaction<'static, Postgres>> {
+        let tenant = match scope {
+            OrgScope::Every => Tenant::Every,
+            OrgScope::MemberOf(user) => Tenant::User(user),
+        };
+        Ok(self.tenants.begin(tenant).await?)
     }
 
     /// The change log's position: everything up to it is visible.
@@ -75,6 +106,15 @@ impl Store {
 }
 
 impl Tx {
+    fn new(inner: Transaction<'static, Postgres>, actor: String, at: Timestamp) -> Self {
+        Self {
+            inner,
+            actor,
+            address: runtime::client_address(),
+            at,
+        }
+    }
+
     /// The moment of everything that is written here.
     pub(crate) const fn at(&self) -> Timestamp {
         self.at
@@ -109,14 +149,15 @@ impl Tx {
             target: &target,
             details,
             at: self.at,
+            address: self.address,
         };
         let hash = row.hash(&head.hash);
         let insert = sqlx::query!(
             r#"
             with entry as (
                 insert into keys.audit_log
-                    (id, org_id, actor, action, target, details, at, prev_hash, hash)
-                values ($1, $2, $3, $4, $5, $6, $7, $8, $9))
+                    (id, org_id, actor, action, target, details, at, prev_hash, hash, address)
+                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10))
             update keys.audit_head set id = $1, entries = entries + 1, hash = $9"#,
             id,
             row.org,
@@ -127,6 +168,7 @@ impl Tx {
             self.at.to_sqlx(),
             &head.hash[..],
             &hash[..],
+            self.address.map(IpNet::from),
         );
         insert.execute(&mut *self.inner).await?;
         Ok(())

@@ -10,18 +10,22 @@ use uuid::Uuid;
 use crate::{
     Config,
     domain::{
+        anomaly::Restraints,
         catalogue::{self, RouteWish, ServiceWish},
         changes::{self, CHANGES_MAX, Eviction, evict},
         difference,
         key::{self, ApiKey, Draft, Edit, Revoked, Settings},
         organisation::{Membership, owner_after, slug_candidate, slug_stem},
-        policy::{LeakAction, Policy},
+        policy::{AnomalyAction, LeakAction, Policy},
         rights::{Action, AuditView, Authority, Concerned, permits},
     },
     error::Error,
 };
 
+mod anomaly;
+mod notes;
 mod people;
+mod pepper;
 
 const NOON: Timestamp = Timestamp::constant(1_800_000_000, 0);
 const LATER: Timestamp = Timestamp::constant(1_800_003_600, 0);
@@ -51,6 +55,7 @@ fn policy() -> Policy {
         key_lifetime_seconds_max: None,
         developers_may_create_live_keys: false,
         leak_action: LeakAction::Suspend,
+        anomaly_action: AnomalyAction::Notify,
     }
 }
 
@@ -64,9 +69,11 @@ fn stored() -> ApiKey {
         org: OrgId::new(Uuid::from_u128(2)),
         created_by: user(3),
         hash: KeyHash::from_slice(&[7; 32]).unwrap(),
+        previous_hash: None,
         hint: "x7Qa".to_owned(),
         environment: Environment::Production,
         settings: settings(),
+        restraints: Restraints::default(),
         revoked: None,
         last_used_at: None,
         last_used_ip: None,
@@ -120,6 +127,8 @@ fn matrix_of_keys() -> Vec<(Action, &'static str)> {
         (Action::DeleteKey, "yy--"),
         (Action::RestoreKey, "yy--"),
         (Action::SetPolicy, "yy--"),
+        (Action::UpdateOrganisation, "yy--"),
+        (Action::ReviewKeys, "yy--"),
         (Action::TransferOwnership, "y---"),
     ];
     // Test keys are made by whose credits they spend; all ways to have a live key are one row.

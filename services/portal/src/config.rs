@@ -9,6 +9,8 @@ use runtime::Variables;
 pub struct Config {
     /// Where it listens.
     pub listen: SocketAddr,
+    /// Proxies in front that say where requests come from.
+    pub trusted_hops: u8,
 }
 
 impl Config {
@@ -19,6 +21,12 @@ impl Config {
                 "TOLLGATE_PORTAL_LISTEN",
                 "127.0.0.1:8081",
                 "address of the management API",
+            ),
+            trusted_hops: variables.number(
+                "TOLLGATE_PORTAL_TRUSTED_HOPS",
+                0,
+                0..=8,
+                "proxies in front whose X-Forwarded-For entry is believed",
             ),
         }
     }

@@ -2,9 +2,31 @@
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use jiff::{SignedDuration, Timestamp};
-use types::Role;
+use types::{Id, Kind, Role};
 
 use crate::error::{Error, Result};
+
+/// Somebody signed in.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct WebSession;
+
+impl Kind for WebSession {
+    const PREFIX: &'static str = "web";
+}
+
+/// `web_…`
+pub(crate) type SessionId = Id<WebSession>;
+
+/// Somebody is invited.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Invited;
+
+impl Kind for Invited {
+    const PREFIX: &'static str = "inv";
+}
+
+/// `inv_…`
+pub(crate) type InvitationId = Id<Invited>;
 
 /// A session that nobody used for so long has ended.
 pub(crate) const SESSION_IDLE: SignedDuration = SignedDuration::from_hours(12);

@@ -29,8 +29,6 @@ pub(crate) enum Error {
     BodyTooLarge,
     #[error("send the body as `Content-Type: application/json`")]
     UnsupportedMediaType,
-    #[error("the version is {now} by now: read again, then change")]
-    PreconditionFailed { now: i64 },
     #[error("the Idempotency-Key was used for another request within 24 hours")]
     IdempotencyMismatch,
     #[error(
@@ -38,6 +36,10 @@ pub(crate) enum Error {
          or was cut off. Look what is there before you repeat it with another key"
     )]
     IdempotencyPending,
+    #[error("the invitation is {0}: ask for another")]
+    InvitationEnded(String),
+    #[error("your address sends too many of these requests")]
+    TooMany { wait_seconds: u64 },
     #[error("{}", .0.message())]
     Service(#[source] Box<Status>),
     #[error("the database cannot be reached, try again")]
@@ -78,9 +80,10 @@ impl Error {
             Self::MethodNotAllowed(_) => (405, "method_not_allowed"),
             Self::BodyTooLarge => (413, "body_too_large"),
             Self::UnsupportedMediaType => (415, "unsupported_media_type"),
-            Self::PreconditionFailed { .. } => (412, "precondition_failed"),
             Self::IdempotencyMismatch => (422, "idempotency_conflict"),
             Self::IdempotencyPending => (409, "idempotency_conflict"),
+            Self::InvitationEnded(_) => (409, Code::Conflict.as_str()),
+            Self::TooMany { .. } => (429, Code::Exhausted.as_str()),
             Self::Service(_) | Self::Internal(_) => (500, "internal"),
             Self::Unavailable(_) => (503, "unavailable"),
         }
@@ -99,18 +102,47 @@ impl Error {
             status,
             code: code.to_owned(),
             detail: self.to_string(),
-            retry_after: (status == 503).then_some(1),
+            retry_after: match self {
+                Self::TooMany { wait_seconds } => Some(*wait_seconds),
+                _ => (status == 503).then_some(1),
+            },
         }
     }
+}
+
+/// Refusals that a client can do something about by itself.
+fn special(status: &Status, is_stale: bool, needs: Option<&str>) -> Option<Answer> {
+    let (http, code, more) = match (is_stale, needs) {
+        (true, _) => (412, "precondition_failed", ""),
+        (_, Some("second_factor")) => (
+            403,
+            "second_factor_required",
+            ": present it with POST /v1/second-factor, then repeat the request",
+        ),
+        _ => return None,
+    };
+    Some(Answer {
+        status: http,
+        code: code.to_owned(),
+        detail: format!("{}{more}", status.message()),
+        retry_after: None,
+    })
 }
 
 /// Translates a service's refusal. Its reason is the code; without one it is below the service.
 fn of_service(status: &Status) -> Answer {
     let details = status.get_error_details();
-    let reason = details
+    let info = details
         .error_info()
-        .filter(|info| info.domain == "tollgate")
-        .map(|info| info.reason.clone());
+        .filter(|info| info.domain == "tollgate");
+    let fact = |name: &str| {
+        info.and_then(|info| info.metadata.get(name))
+            .map(String::as_str)
+    };
+    if let Some(special) = special(status, fact("version").is_some(), fact("needs")) {
+        return special;
+    }
+    let reason = info.map(|info| info.reason.clone());
     let http = match (status.code(), reason.is_some()) {
         (Grpc::InvalidArgument | Grpc::OutOfRange, _) => 400,
         (Grpc::Unauthenticated, true) => 401,

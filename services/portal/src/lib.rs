@@ -33,12 +33,12 @@ const HOUSEKEEPING: Duration = Duration::from_secs(3600);
 /// # Errors
 /// The address is taken, or a URL of a service is malformed.
 pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
-    let store = Store::new(host.postgres());
+    let store = Store::new(host.postgres(), host.tenants());
     let portal = Arc::new(Portal::new(host, store.clone())?);
     let listener = http::bind(config.listen).await?;
     let router = http::router(portal);
     host.spawn("serve-http", move |stop| {
-        http::serve(listener, router, stop)
+        http::serve(listener, router, config.trusted_hops, stop)
     });
     let clock = host.clock();
     host.every("keep-house", HOUSEKEEPING, move || {

@@ -100,6 +100,22 @@ fn a_service_s_refusal_keeps_its_code_and_what_is_our_fault_is_not_told() {
     assert_eq!(ours(Code::Exhausted).retry_after, Some(60));
     assert_eq!(ours(Code::Unavailable).retry_after, Some(1));
 
+    // What a client can mend by itself has a code of its own.
+    let fact = |code, name, value| {
+        Error::from(proto::convert::status_with(code, "why", [(name, value)])).answer()
+    };
+    let stale = fact(Code::Conflict, "version", "7");
+    assert_eq!(
+        (stale.status, stale.code.as_str()),
+        (412, "precondition_failed")
+    );
+    let factor = fact(Code::Forbidden, "needs", "second_factor");
+    assert_eq!(
+        (factor.status, factor.code.as_str()),
+        (403, "second_factor_required")
+    );
+    assert!(factor.detail.contains("/v1/second-factor"), "{factor:?}");
+
     // What has no reason of ours comes from below: a channel that broke, a token that is wrong.
     let below = |code| Error::from(Status::new(code, "secret")).answer();
     for (code, status) in [
@@ -147,5 +163,5 @@ fn every_operation_documents_its_refusals() {
             }
         }
     }
-    assert!(operations >= 38, "{operations} operations");
+    assert!(operations >= 60, "{operations} operations");
 }

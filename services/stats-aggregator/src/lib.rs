@@ -30,7 +30,8 @@ use store::Store;
 #[expect(clippy::unused_async, reason = "every service starts the same way")]
 pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     let Config {} = config;
-    let aggregator = StatsAggregator::new(Store::new(host.postgres()), host.clock());
+    let store = Store::new(host.postgres(), host.tenants());
+    let aggregator = StatsAggregator::new(store, host.clock());
     host.grpc(StatsAggregatorServiceServer::new(aggregator), &[]);
     host.consume(events::Totals::new(host.clock()));
     Ok(())

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::{Timestamp, civil::Date};
 use jiff_sqlx::ToSqlx as _;
+use runtime::{Tenant, Tenants};
 use sqlx::PgPool;
 use types::{JournalId, OrgId};
 
@@ -22,6 +23,7 @@ const HOURS_ROWS_MAX: i64 = 10_000;
 #[derive(Clone)]
 pub(crate) struct Store {
     pool: PgPool,
+    tenants: Tenants,
 }
 
 /// A row of `daily_stats`.
@@ -52,12 +54,13 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Store {
-    pub(crate) fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub(crate) fn new(pool: PgPool, tenants: Tenants) -> Self {
+        Self { pool, tenants }
     }
 
     /// Days of an organisation, newest first.
     pub(crate) async fn daily(&self, org: OrgId, from: Date, to: Date) -> Result<Vec<DailyRow>> {
+        let mut tx = self.tenants.begin(Tenant::Org(org)).await?;
         let rows = sqlx::query_as!(
             DailyRow,
             r#"
@@ -71,11 +74,12 @@ impl Store {
             from.to_sqlx() as jiff_sqlx::Date,
             to.to_sqlx() as jiff_sqlx::Date,
         );
-        Ok(rows.fetch_all(&self.pool).await?)
+        Ok(rows.fetch_all(&mut *tx).await?)
     }
 
     /// Hours of an organisation, newest first.
     pub(crate) async fn hourly(&self, org: OrgId, from: Timestamp) -> Result<Vec<HourlyRow>> {
+        let mut tx = self.tenants.begin(Tenant::Org(org)).await?;
         let rows = sqlx::query_as!(
             HourlyRow,
             r#"
@@ -88,7 +92,7 @@ impl Store {
             from.to_sqlx() as jiff_sqlx::Timestamp,
             HOURS_ROWS_MAX,
         );
-        Ok(rows.fetch_all(&self.pool).await?)
+        Ok(rows.fetch_all(&mut *tx).await?)
     }
 
     /// Whether a record is inside the totals.

@@ -74,6 +74,7 @@ async fn list(system: &System, org: &str, limit: u32, output: &Output) -> Result
             "actor": entry.actor,
             "action": entry.action,
             "target": entry.target,
+            "address": entry.address,
             "details": embedded(&entry.details),
         })
     });
@@ -83,6 +84,7 @@ async fn list(system: &System, org: &str, limit: u32, output: &Output) -> Result
         ("actor", "ACTOR"),
         ("action", "ACTION"),
         ("target", "TARGET"),
+        ("address", "FROM"),
     ];
     output.list("entries", &columns, rows.collect());
     Ok(())

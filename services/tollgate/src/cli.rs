@@ -65,7 +65,7 @@ enum Command {
     /// Create demo services or a demo organisation, if they are missing
     #[command(subcommand)]
     Seed(seed::Seed),
-    /// Make the secret that is hashed with every key
+    /// Make and replace the secret that is hashed with every key
     #[command(subcommand)]
     Pepper(pepper::Pepper),
     /// Organisations
@@ -159,10 +159,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result {
         Command::Samples(args) => samples_cmd::run(args).await,
         Command::Migrate => Box::pin(migrate::run(data, output)).await,
         Command::Config(args) => config_cmd::run(&args, output),
-        Command::Pepper(command) => {
-            pepper::run(&command, output);
-            Ok(())
-        }
+        Command::Pepper(command) => Box::pin(pepper::run(command, find, output)).await,
         Command::Journal(command) => journal_cmd::run(&command, output),
         Command::Completions { shell } => completions(shell, output),
         Command::Seed(command) => Box::pin(seed::run(command, &find()?, output)).await,

@@ -1,19 +1,15 @@
 //! `tollgate key`: API keys.
 
-use std::collections::BTreeMap;
-
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use proto::keys::v1 as wire;
-use proto::wallet::v1::{GetQuotaUseRequest, QuotaKind};
 use serde_json::{Value, json};
 
 use crate::connect::{Keys, System, pages, time};
 use crate::failure::Result;
+use crate::input;
+use crate::key_show::{show, with_uses};
 use crate::output::Output;
-
-/// Keys of one question to the wallet.
-const KEYS_MAX: usize = 1_000;
 
 /// Acts on keys.
 #[derive(Subcommand)]
@@ -25,10 +21,17 @@ pub(crate) enum Key {
     )]
     Create(Create),
     /// List the keys of an organisation, newest first
+    #[command(after_help = "Example:\n  tollgate key list --org org_… --status active --name shop")]
     List {
         /// `org_…`
         #[arg(long)]
         org: String,
+        /// Only active, throttled, suspended, revoked or expired ones
+        #[arg(long, default_value = "", hide_default_value = true)]
+        status: String,
+        /// Only those whose name contains this
+        #[arg(long, default_value = "", hide_default_value = true)]
+        name: String,
         /// Lines at most
         #[arg(long, default_value_t = 100)]
         limit: u32,
@@ -38,7 +41,11 @@ pub(crate) enum Key {
         /// `key_…`
         key: String,
     },
-    /// Change name, scopes or limits; what is not named stays
+    /// Change name, scopes, limits or metadata; what is not named stays
+    #[command(
+        after_help = "Example:\n  tollgate key update key_… --rate 20 --metadata team=shop \
+        --metadata ticket=T-7"
+    )]
     Update(Update),
     /// Refuse a key until it is restored
     Suspend {
@@ -68,6 +75,21 @@ pub(crate) enum Key {
     },
     /// End a key for good and hide it from lists; its usage stays
     Delete {
+        /// `key_…`
+        key: String,
+    },
+    /// List live keys whose creator has left and nobody has decided to keep
+    #[command(after_help = "Example:\n  tollgate key reviews --org org_…")]
+    Reviews {
+        /// `org_…`
+        #[arg(long)]
+        org: String,
+        /// Lines at most
+        #[arg(long, default_value_t = 100)]
+        limit: u32,
+    },
+    /// Decide that a key whose creator has left goes on
+    Keep {
         /// `key_…`
         key: String,
     },
@@ -125,6 +147,9 @@ pub(crate) struct Create {
     /// Address or block it may be used from, e.g. 203.0.113.0/24; may be repeated
     #[arg(long = "allow", value_name = "CIDR", num_args = 1..)]
     allow: Vec<String>,
+    /// What to note of it; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+    metadata: Vec<(String, String)>,
 }
 
 /// Changes of a key.
@@ -159,6 +184,23 @@ pub(crate) struct Update {
     /// Allow every address again
     #[arg(long, conflicts_with = "allow")]
     allow_all: bool,
+    /// New metadata instead of the present one; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = entry)]
+    metadata: Vec<(String, String)>,
+    /// Forget the metadata
+    #[arg(long, conflicts_with = "metadata")]
+    no_metadata: bool,
+    /// Change only this version
+    #[arg(long, value_name = "N")]
+    if_version: Option<i64>,
+}
+
+/// Reads `name=value`.
+fn entry(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) => Ok((name.to_owned(), value.to_owned())),
+        None => Err("must look like name=value".to_owned()),
+    }
 }
 
 pub(crate) async fn run(command: Key, system: &System, output: &Output) -> Result {
@@ -171,8 +213,19 @@ pub(crate) async fn run(command: Key, system: &System, output: &Output) -> Resul
                 output.note("Keep the key now: it is stored nowhere and cannot be shown again.");
             }
         }
-        Key::List { org, limit } => {
-            let listed = list(&keys, &org, limit).await?;
+        Key::List {
+            org,
+            status,
+            name,
+            limit,
+        } => {
+            let wish = wire::ListKeysRequest {
+                org_id: org,
+                status,
+                name,
+                ..Default::default()
+            };
+            let listed = list(&keys, &wish, limit).await?;
             let rows = with_uses(system, &listed, output).await;
             let columns = [
                 ("key_id", "KEY"),
@@ -197,6 +250,15 @@ pub(crate) async fn run(command: Key, system: &System, output: &Output) -> Resul
         Key::Revoke { key, reason } => revoke(&mut keys, key, reason, output).await?,
         Key::Rotate { key, overlap } => rotate(&mut keys, key, overlap, output).await?,
         Key::Delete { key } => delete(&mut keys, key, output).await?,
+        Key::Reviews { org, limit } => reviews(&keys, system, &org, limit, output).await?,
+        Key::Keep { key } => {
+            let request = wire::KeepKeyRequest {
+                key_id: key.clone(),
+                org_id: String::new(),
+            };
+            keys.keep_key(request).await?;
+            output.record(&json!({ "key_id": key }));
+        }
         Key::Check { key } => check(key, output)?,
         Key::Report { source, url } => report(&mut keys, source, url, output).await?,
     }
@@ -217,6 +279,7 @@ impl Create {
             burst: self.burst,
             expires_at: self.expires_at.map(proto::convert::timestamp),
             allow: self.allow,
+            metadata: self.metadata.into_iter().collect(),
         }
     }
 }
@@ -235,7 +298,9 @@ impl Update {
             active: None,
             set_allow: self.allow_all || !self.allow.is_empty(),
             allow: self.allow,
-            expected_version: None,
+            expected_version: self.if_version,
+            set_metadata: self.no_metadata || !self.metadata.is_empty(),
+            metadata: self.metadata.into_iter().collect(),
         }
     }
 }
@@ -301,16 +366,42 @@ async fn delete(keys: &mut Keys, key_id: String, output: &Output) -> Result {
     Ok(())
 }
 
-/// The first line of the standard input.
-fn first_line() -> Result<String> {
-    let mut line = String::new();
-    std::io::stdin().read_line(&mut line)?;
-    Ok(line.trim().to_owned())
+async fn reviews(keys: &Keys, system: &System, org: &str, limit: u32, output: &Output) -> Result {
+    let found = pages(limit, |page_size, page_token| {
+        let mut keys = keys.clone();
+        let request = wire::ListKeyReviewsRequest {
+            org_id: org.to_owned(),
+            page_size,
+            page_token,
+        };
+        async move {
+            let page = keys.list_key_reviews(request).await?.into_inner();
+            Ok((page.reviews, page.next_page_token))
+        }
+    });
+    let found = found.await?;
+    let listed: Vec<wire::Key> = found.iter().filter_map(|it| it.key.clone()).collect();
+    let shown = with_uses(system, &listed, output).await;
+    let rows = found.iter().zip(shown).map(|(review, mut shown)| {
+        shown["left_by"] = json!(review.email);
+        shown["left_at"] = time(review.left_at.as_ref());
+        shown
+    });
+    let columns = [
+        ("key_id", "KEY"),
+        ("name", "NAME"),
+        ("hint", "ENDS IN"),
+        ("left_by", "CREATED BY"),
+        ("left_at", "LEFT"),
+        ("last_used_at", "LAST USED"),
+    ];
+    output.list("reviews", &columns, rows.collect());
+    Ok(())
 }
 
 /// Checks the form of a key without asking anybody.
 pub(crate) fn check(key: Option<String>, output: &Output) -> Result {
-    let text = key.map_or_else(first_line, Ok)?;
+    let text = key.map_or_else(input::line, Ok)?;
     let parsed = types::PresentedKey::parse(text.trim());
     let environment = parsed.as_ref().ok().map(|key| key.environment().as_str());
     output.record(&json!({ "valid": parsed.is_ok(), "environment": environment }));
@@ -322,10 +413,10 @@ pub(crate) fn check(key: Option<String>, output: &Output) -> Result {
 
 async fn report(keys: &mut Keys, source: String, url: String, output: &Output) -> Result {
     let request = wire::ReportLeakedKeyRequest {
-        key: first_line()?,
-        key_hash: Vec::new(),
+        key: input::line()?,
         source,
         url,
+        ..Default::default()
     };
     let done = keys.report_leaked_key(request).await?.into_inner();
     output.record(&json!({ "action": done.action, "key_id": done.key_id }));
@@ -333,13 +424,17 @@ async fn report(keys: &mut Keys, source: String, url: String, output: &Output) -
 }
 
 /// The keys of an organisation.
-pub(crate) async fn list(keys: &Keys, org: &str, limit: u32) -> Result<Vec<wire::Key>> {
+pub(crate) async fn list(
+    keys: &Keys,
+    wish: &wire::ListKeysRequest,
+    limit: u32,
+) -> Result<Vec<wire::Key>> {
     pages(limit, |page_size, page_token| {
         let mut keys = keys.clone();
         let request = wire::ListKeysRequest {
-            org_id: org.to_owned(),
             page_size,
             page_token,
+            ..wish.clone()
         };
         async move {
             let page = keys.list_keys(request).await?.into_inner();
@@ -347,85 +442,4 @@ pub(crate) async fn list(keys: &Keys, org: &str, limit: u32) -> Result<Vec<wire:
         }
     })
     .await
-}
-
-/// Keys as scripts see them, with what they have used of their quotas.
-async fn with_uses(system: &System, keys: &[wire::Key], output: &Output) -> Vec<Value> {
-    let uses = uses(system, keys).await.ok();
-    if uses.is_none() {
-        output.note("The wallet does not answer: what the quotas have used is not shown.");
-    }
-    let used = |key: &wire::Key, kind: QuotaKind, quota: Option<i64>| {
-        let used = uses
-            .as_ref()?
-            .get(&(counted_under(key).to_owned(), kind.into()));
-        used.copied().or(quota.map(|_| 0))
-    };
-    let shown = keys.iter().map(|key| {
-        let mut shown = show(key);
-        shown["daily_used"] = used(key, QuotaKind::Daily, key.daily_quota).into();
-        shown["monthly_used"] = used(key, QuotaKind::Monthly, key.monthly_quota).into();
-        shown
-    });
-    shown.collect()
-}
-
-/// Permits used in the present periods, by key and kind of quota.
-type Uses = BTreeMap<(String, i32), i64>;
-
-async fn uses(system: &System, keys: &[wire::Key]) -> Result<Uses> {
-    let mut uses = Uses::new();
-    for keys in keys.chunk_by(|one, other| one.org_id == other.org_id) {
-        let org_id = keys.first().map(|key| key.org_id.clone());
-        for keys in keys.chunks(KEYS_MAX) {
-            let request = GetQuotaUseRequest {
-                org_id: org_id.clone().unwrap_or_default(),
-                key_ids: keys
-                    .iter()
-                    .map(|key| counted_under(key).to_owned())
-                    .collect(),
-            };
-            let answer = system.wallet()?.get_quota_use(request).await?.into_inner();
-            let found = answer.uses.into_iter();
-            uses.extend(found.map(|it| ((it.key_id, it.kind), it.used)));
-        }
-    }
-    Ok(uses)
-}
-
-/// Keys of one lineage share their quotas, under the first.
-fn counted_under(key: &wire::Key) -> &str {
-    match key.limits_key_id.as_str() {
-        "" => &key.key_id,
-        first => first,
-    }
-}
-
-/// A key as scripts see it.
-pub(crate) fn show(key: &wire::Key) -> Value {
-    json!({
-        "key_id": key.key_id,
-        "org_id": key.org_id,
-        "created_by": key.created_by,
-        "name": key.name,
-        "prefix": key.prefix,
-        "hint": key.hint,
-        "environment": key.environment,
-        "status": key.status,
-        "rotated_from": key.rotated_from,
-        "rotated_to": key.rotated_to,
-        "scopes": key.scopes,
-        "daily_quota": key.daily_quota,
-        "monthly_quota": key.monthly_quota,
-        "rate_per_second": key.rate_per_second,
-        "burst": key.burst,
-        "allow": key.allow,
-        "expires_at": time(key.expires_at.as_ref()),
-        "revoked_at": time(key.revoked_at.as_ref()),
-        "revoked_reason": key.revoked_reason,
-        "last_used_at": time(key.last_used_at.as_ref()),
-        "last_used_ip": key.last_used_ip,
-        "created_at": time(key.created_at.as_ref()),
-        "version": key.version,
-    })
 }

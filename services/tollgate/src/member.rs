@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use proto::keys::v1 as wire;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::connect::{System, time};
 use crate::failure::Result;
@@ -40,6 +40,9 @@ pub(crate) enum Member {
         /// owner, admin, developer or billing
         #[arg(long)]
         role: String,
+        /// Change only this version of the membership
+        #[arg(long, value_name = "N")]
+        if_version: Option<i64>,
     },
     /// Remove a member; the last owner stays
     Remove {
@@ -67,14 +70,7 @@ pub(crate) async fn run(command: Member, system: &System, output: &Output) -> Re
         Member::List { org } => {
             let request = wire::ListMembersRequest { org_id: org };
             let members = keys.list_members(request).await?.into_inner().members;
-            let rows = members.iter().map(|member| {
-                json!({
-                    "user_id": member.user_id,
-                    "email": member.email,
-                    "role": member.role,
-                    "joined_at": time(member.joined_at.as_ref()),
-                })
-            });
+            let rows = members.iter().map(show);
             let columns = [
                 ("user_id", "USER"),
                 ("email", "EMAIL"),
@@ -83,14 +79,21 @@ pub(crate) async fn run(command: Member, system: &System, output: &Output) -> Re
             ];
             output.list("members", &columns, rows.collect());
         }
-        Member::Role { org, user, role } => {
+        Member::Role {
+            org,
+            user,
+            role,
+            if_version,
+        } => {
             let request = wire::UpdateMemberRoleRequest {
                 org_id: org,
-                user_id: user.clone(),
-                role: role.clone(),
+                user_id: user,
+                role,
+                expected_version: if_version,
             };
-            system.people()?.update_member_role(request).await?;
-            output.record(&json!({ "user_id": user, "role": role }));
+            let done = system.people()?.update_member_role(request).await?;
+            let now = done.into_inner().member;
+            output.record(&now.as_ref().map_or(Value::Null, show));
         }
         Member::Remove { org, user } => {
             let request = wire::RemoveMemberRequest {
@@ -101,8 +104,22 @@ pub(crate) async fn run(command: Member, system: &System, output: &Output) -> Re
             output.record(&json!({
                 "user_id": user,
                 "revoked_test_keys": removed.revoked_test_keys,
+                "live_keys_to_review": removed.live_keys_to_review,
             }));
+            if removed.live_keys_to_review > 0 && !output.is_json() {
+                output.note("Live keys of the member go on: see `tollgate key reviews`.");
+            }
         }
     }
     Ok(())
+}
+
+fn show(member: &wire::Member) -> Value {
+    json!({
+        "user_id": member.user_id,
+        "email": member.email,
+        "role": member.role,
+        "joined_at": time(member.joined_at.as_ref()),
+        "version": member.version,
+    })
 }

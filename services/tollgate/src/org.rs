@@ -34,6 +34,23 @@ pub(crate) enum Org {
         /// `org_…`
         org: String,
     },
+    /// Change name or short name; what is not named stays
+    #[command(
+        after_help = "Example:\n  tollgate org update org_… --name \"Acme Corp\" --slug acme"
+    )]
+    Update {
+        /// `org_…`
+        org: String,
+        /// Name for people
+        #[arg(long)]
+        name: Option<String>,
+        /// Short name, 3–64 of a-z, 0-9 and -, unique
+        #[arg(long)]
+        slug: Option<String>,
+        /// Change only this version
+        #[arg(long, value_name = "N")]
+        if_version: Option<i64>,
+    },
     /// Make another member the owner; the owner before becomes an admin
     Transfer {
         /// `org_…`
@@ -43,6 +60,7 @@ pub(crate) enum Org {
         to: String,
     },
     /// Show the organisation's own rules, or change those that are named
+    #[command(after_help = "Example:\n  tollgate org policy org_… --leak-action revoke")]
     Policy(Policy),
 }
 
@@ -63,6 +81,12 @@ pub(crate) struct Policy {
     /// What happens to a leaked key: notify, suspend or revoke
     #[arg(long, value_name = "ACTION")]
     leak_action: Option<String>,
+    /// What happens to the keys of an anomaly: notify, throttle or suspend
+    #[arg(long, value_name = "ACTION")]
+    anomaly_action: Option<String>,
+    /// Change only this version
+    #[arg(long, value_name = "N")]
+    if_version: Option<i64>,
 }
 
 pub(crate) async fn run(command: Org, system: &System, output: &Output) -> Result {
@@ -100,6 +124,21 @@ pub(crate) async fn run(command: Org, system: &System, output: &Output) -> Resul
                 .organisation;
             output.record(&found.as_ref().map_or(Value::Null, show));
         }
+        Org::Update {
+            org,
+            name,
+            slug,
+            if_version,
+        } => {
+            let request = wire::UpdateOrganisationRequest {
+                org_id: org,
+                name,
+                slug,
+                expected_version: if_version,
+            };
+            let now = keys.update_organisation(request).await?.into_inner();
+            output.record(&now.organisation.as_ref().map_or(Value::Null, show));
+        }
         Org::Transfer { org, to } => {
             let request = wire::TransferOwnershipRequest {
                 org_id: org,
@@ -124,6 +163,8 @@ async fn policy(keys: &mut Keys, wish: Policy, output: &Output) -> Result {
         key_lifetime_seconds_max: wish.key_lifetime_max,
         developers_may_create_live_keys: wish.developers_live_keys,
         leak_action: wish.leak_action,
+        anomaly_action: wish.anomaly_action,
+        expected_version: wish.if_version,
     };
     let now = keys.set_policy(request).await?.into_inner().policy;
     let shown = now.map_or(Value::Null, |policy| {
@@ -132,6 +173,8 @@ async fn policy(keys: &mut Keys, wish: Policy, output: &Output) -> Result {
             "key_lifetime_seconds_max": policy.key_lifetime_seconds_max,
             "developers_may_create_live_keys": policy.developers_may_create_live_keys,
             "leak_action": policy.leak_action,
+            "anomaly_action": policy.anomaly_action,
+            "version": policy.version,
         })
     });
     output.record(&shown);
@@ -161,5 +204,6 @@ fn show(org: &wire::Organisation) -> Value {
         "slug": org.slug,
         "owner_id": org.owner_id,
         "created_at": time(org.created_at.as_ref()),
+        "version": org.version,
     })
 }

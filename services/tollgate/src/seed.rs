@@ -167,6 +167,7 @@ impl DemoService {
             display_name: Some(self.display_name.to_owned()),
             description: Some(self.description.to_owned()),
             default_scope: Some(self.scope.to_owned()),
+            expected_version: None,
         };
         keys.set_service(request).await?;
         if let Some(scope) = self.read_scope {
@@ -179,6 +180,7 @@ impl DemoService {
             let request = wire::SetRouteRequest {
                 service: self.name.to_owned(),
                 route: Some(route),
+                expected_version: None,
             };
             keys.set_route(request).await?;
         }
@@ -225,7 +227,11 @@ pub(crate) async fn demo(keys: &mut Keys, wallet: &mut Wallet, with_keys: bool) 
         keys: DemoKeys::default(),
     };
     if with_keys {
-        let listed = key::list(keys, &demo.org_id, KEYS_MAX).await?;
+        let wish = wire::ListKeysRequest {
+            org_id: demo.org_id.clone(),
+            ..Default::default()
+        };
+        let listed = key::list(keys, &wish, KEYS_MAX).await?;
         let lacks = |environment: &str| {
             !listed
                 .iter()

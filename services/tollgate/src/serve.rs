@@ -32,7 +32,7 @@ pub(crate) async fn run(args: Serve) -> Result {
     for (name, config) in names.iter().zip(configs) {
         let host = node.host(name)?;
         if !is_checked && !args.target.schemas().is_empty() {
-            prepare(&host.postgres(), &args).await?;
+            prepare(&node, &args).await?;
             is_checked = true;
         }
         config
@@ -57,11 +57,8 @@ pub(crate) async fn run(args: Serve) -> Result {
 }
 
 /// A service must not meet a schema that it does not know.
-async fn prepare(postgres: &sqlx::PgPool, args: &Serve) -> anyhow::Result<()> {
-    let mut connection = postgres
-        .acquire()
-        .await
-        .context("PostgreSQL does not answer")?;
+async fn prepare(node: &Node, args: &Serve) -> anyhow::Result<()> {
+    let mut connection = node.login().await.context("PostgreSQL does not answer")?;
     let schemas = args.target.schemas();
     if args.migrate {
         migrate::apply(&mut connection, &schemas).await?;

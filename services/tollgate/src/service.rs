@@ -44,6 +44,9 @@ pub(crate) struct Set {
     /// Scope of the route that a new service gets; NAME:call if absent
     #[arg(long, value_name = "SCOPE")]
     scope: Option<String>,
+    /// Change only this version
+    #[arg(long, value_name = "N")]
+    if_version: Option<i64>,
 }
 
 /// Acts on routes.
@@ -86,6 +89,9 @@ pub(crate) struct SetRoute {
     /// Milliseconds to the first byte of the answer; 0: the default
     #[arg(long, value_name = "N", default_value_t = 0)]
     timeout_ms: i64,
+    /// Change only this version of the service
+    #[arg(long, value_name = "N")]
+    if_version: Option<i64>,
 }
 
 pub(crate) async fn run(command: Service, system: &System, output: &Output) -> Result {
@@ -100,6 +106,7 @@ pub(crate) async fn run(command: Service, system: &System, output: &Output) -> R
                 display_name: wish.display_name,
                 description: wish.description,
                 default_scope: wish.scope,
+                expected_version: wish.if_version,
             };
             let set = keys.set_service(request).await?.into_inner().service;
             output.record(&set.as_ref().map_or(Value::Null, show));
@@ -147,6 +154,7 @@ pub(crate) async fn run_route(command: Route, system: &System, output: &Output) 
     let request = wire::SetRouteRequest {
         service: wish.service,
         route: Some(route),
+        expected_version: wish.if_version,
     };
     let set = system
         .keys()?
@@ -181,6 +189,7 @@ fn show(service: &wire::Service) -> Value {
         "base_cost_per_call": service.base_cost_per_call,
         "active": service.active,
         "price_version": service.price_version,
+        "version": service.version,
         "routes": routes.collect::<Vec<_>>(),
     })
 }

@@ -11,7 +11,7 @@ use tonic::Code;
 use crate::connect::System;
 use crate::failure::Result;
 use crate::output::Output;
-use crate::{key, usage as usage_cmd};
+use crate::{key_show, usage as usage_cmd};
 
 /// Tells the story of a call.
 #[derive(Args)]
@@ -122,7 +122,7 @@ impl Story {
             "row": usage_cmd::show(&self.call),
             "statistics": self.is_counted,
             "trace_id": self.call.trace_id,
-            "key": self.key.as_ref().map(key::show),
+            "key": self.key.as_ref().map(key_show::show),
             "settlement": settlement,
         })
     }

@@ -94,16 +94,6 @@ pub(crate) fn partition_days(today: Date) -> Vec<Date> {
         .collect()
 }
 
-/// The name of a day's partition, e.g. `api_usage_logs_20260131`.
-pub(crate) fn partition_name(day: Date) -> String {
-    format!(
-        "api_usage_logs_{:04}{:02}{:02}",
-        day.year(),
-        day.month(),
-        day.day()
-    )
-}
-
 /// The first day whose personal data is still kept. Days are erased whole, once their last moment
 /// is old enough; one more hour lets every transaction end that found it young.
 pub(crate) fn first_day_kept(now: Timestamp, days: u32) -> Date {

@@ -37,8 +37,8 @@ const HOUSEKEEPING_PERIOD: Duration = Duration::from_secs(3600);
 /// None of its own: the database is needed by the tasks, which wait for it.
 #[expect(clippy::unused_async, reason = "every service starts the same way")]
 pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
-    let store = Store::new(host.postgres());
-    let partitions = Partitions::new(host.postgres());
+    let store = Store::new(host.postgres(), host.tenants());
+    let partitions = Partitions::new(store.clone());
     let clock = host.clock();
     host.every("keep-partitions", HOUSEKEEPING_PERIOD, move || {
         partitions.clone().keep(domain::day_of(clock.now()))

@@ -1,9 +1,10 @@
-//! Every statement but the partitions'.
+//! Every statement.
 
 use std::net::IpAddr;
 
 use jiff::{Timestamp, civil::Date};
 use jiff_sqlx::ToSqlx as _;
+use runtime::{Tenant, Tenants};
 use sqlx::PgPool;
 use types::{KeyId, OrgId, RequestId};
 use uuid::Uuid;
@@ -23,6 +24,7 @@ const ERASE_ROWS_MAX: i64 = 10_000;
 #[derive(Clone)]
 pub(crate) struct Store {
     pool: PgPool,
+    tenants: Tenants,
 }
 
 /// A call as it is read.
@@ -78,8 +80,8 @@ macro_rules! calls {
 }
 
 impl Store {
-    pub(crate) fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub(crate) fn new(pool: PgPool, tenants: Tenants) -> Self {
+        Self { pool, tenants }
     }
 
     /// One call; another organisation's does not exist. `org` is absent for operators only.
@@ -88,12 +90,14 @@ impl Store {
         request: RequestId,
         org: Option<OrgId>,
     ) -> Result<Option<Call>> {
+        let tenant = org.map_or(Tenant::Every, Tenant::Org);
+        let mut tx = self.tenants.begin(tenant).await?;
         let call = calls!(
             "where request_id = $1 and ($2::uuid is null or org_id = $2) limit 1",
             request.uuid(),
             org.map(OrgId::uuid) as Option<Uuid>,
         );
-        Ok(call.fetch_optional(&self.pool).await?)
+        Ok(call.fetch_optional(&mut *tx).await?)
     }
 
     /// The calls before a cursor, newest first, and where to go on if there are more.
@@ -107,6 +111,7 @@ impl Store {
         let (at, day) = (before.at.to_sqlx(), day_of(before.at).to_sqlx());
         // One row more than asked for tells whether there is another page.
         let limit = size.saturating_add(1);
+        let mut tx = self.tenants.begin(Tenant::Org(org)).await?;
         let mut calls = match key {
             None => {
                 calls!(
@@ -120,7 +125,7 @@ impl Store {
                     before.seq,
                     limit,
                 )
-                .fetch_all(&self.pool)
+                .fetch_all(&mut *tx)
                 .await?
             }
             Some(key) => {
@@ -137,7 +142,7 @@ impl Store {
                     before.seq,
                     limit,
                 )
-                .fetch_all(&self.pool)
+                .fetch_all(&mut *tx)
                 .await?
             }
         };
@@ -150,6 +155,25 @@ impl Store {
             seq: last.seq,
         });
         Ok((calls, next))
+    }
+
+    /// Gives a day its partition; the rows moved into it, or nothing when it was there.
+    pub(crate) async fn make_partition(&self, day: Date) -> sqlx::Result<Option<i64>> {
+        sqlx::query_scalar!(
+            "select usage_ingest.make_partition($1)",
+            day.to_sqlx() as jiff_sqlx::Date,
+        )
+        .fetch_one(&self.pool)
+        .await
+    }
+
+    /// Days that have rows in the default partition.
+    pub(crate) async fn stray_days(&self) -> sqlx::Result<i64> {
+        sqlx::query_scalar!(
+            r#"select count(distinct day) as "days!" from usage_ingest.api_usage_logs_default"#
+        )
+        .fetch_one(&self.pool)
+        .await
     }
 
     /// Erases address and agent of every day before `first_kept`; the rows changed. A day is

@@ -34,8 +34,12 @@ impl Background {
 
     /// Forgets what nobody can ask for any more.
     pub(crate) async fn forget(self) {
-        if let Err(error) = self.store.forget_acquisitions(self.clock.now()).await {
+        let now = self.clock.now();
+        if let Err(error) = self.store.forget_acquisitions(now).await {
             tracing::warn!(error = %error_chain(error), "old nonces were not forgotten");
+        }
+        if let Err(error) = self.store.forget_lows(now).await {
+            tracing::warn!(error = %error_chain(error), "old low wallets were not forgotten");
         }
     }
 

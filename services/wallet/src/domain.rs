@@ -3,6 +3,7 @@
 mod book;
 mod epoch;
 mod lending;
+mod low;
 mod quota;
 mod settlement;
 
@@ -12,6 +13,7 @@ use types::{Credits, Id, JournalId, Kind, LeaseId, OrgId, UserId};
 pub(crate) use book::{Book, Changes, Entry, EntryKind, Movement};
 pub(crate) use epoch::{Epoch, TEST_CREDITS};
 pub(crate) use lending::{Ask, Report, size};
+pub(crate) use low::{Fallen, Level};
 pub(crate) use quota::{Quota, permits};
 pub(crate) use settlement::{Batch, Spend, claims};
 
@@ -70,6 +72,8 @@ pub(crate) struct Wallet {
     pub(crate) epoch: Option<Epoch>,
     pub(crate) balance: Credits,
     pub(crate) reserved: Credits,
+    /// Live wallets are watched for running dry, others are not.
+    pub(crate) level: Option<Level>,
 }
 
 impl Wallet {

@@ -3,12 +3,12 @@
 mod wire;
 
 use proto::{
-    convert::{page, parse_id, status, timestamp},
+    convert::{page, page_of, parse_id, status, timestamp},
     wallet::v1::{self as message, wallet_service_server::WalletService},
 };
-use runtime::{Clock, Ids, actor};
+use runtime::{Actor, Clock, Ids, actor};
 use tonic::{Request, Response, Status, async_trait};
-use types::{Credits, KeyId};
+use types::{Code, Credits, KeyId};
 
 use self::wire::{
     ask, check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, page_token,
@@ -171,7 +171,11 @@ impl WalletService for Service {
         &self,
         request: Request<message::GrantCreditsRequest>,
     ) -> Reply<message::GrantCreditsResponse> {
-        let by = actor(&request).to_string();
+        let by = actor(&request);
+        if by != Actor::Operator {
+            return Err(status(Code::Forbidden, "only operators grant credits"));
+        }
+        let by = by.to_string();
         let it = request.into_inner();
         let org = parse_id("org_id", &it.org_id)?;
         let credits = Credits::new(it.credits);
@@ -211,10 +215,11 @@ impl WalletService for Service {
         let org = parse_id("org_id", &it.org_id)?;
         let before = page_token(&it.page_token)?;
         let size = page(it.page_size);
-        let lines = self.store.ledger(org, before, size).await?;
-        let is_full = i64::try_from(lines.len()).is_ok_and(|lines| lines == size);
-        let last = lines.last().filter(|_| is_full);
-        let next_page_token = last.map_or_else(String::new, |line| line.id.to_string());
+        let lines = self
+            .store
+            .ledger(org, before, size.saturating_add(1))
+            .await?;
+        let (lines, next_page_token) = page_of(lines, size, |line| line.id.to_string());
         let entries = lines.into_iter().map(entry_to_wire).collect();
         Ok(Response::new(message::ListLedgerResponse {
             entries,

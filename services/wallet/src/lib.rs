@@ -5,6 +5,7 @@
 //! - `settled_cum` of a lease never decreases, and never exceeds what the lease was granted.
 //! - No timer releases a lease: its owner's final count does, or a write-off that operators see.
 //! - A retired journal is never lent another credit.
+//! - A wallet that falls to 50, 20 or 10 percent is announced once each, with the debit itself.
 
 #![forbid(unsafe_code)]
 #![warn(
@@ -38,6 +39,8 @@ const GATEWAY_METHODS: &[&str] = &["Acquire", "Heartbeat", "RetireJournal"];
 /// Between two looks at silent leases, and between two counts.
 const WATCH_PERIOD: Duration = Duration::from_secs(5);
 const FORGET_PERIOD: Duration = Duration::from_secs(60);
+/// How often wallets that run dry are looked for in the outbox.
+const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
 
 /// Starts the wallet on a host.
 ///
@@ -45,7 +48,7 @@ const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// None so far: everything it needs is reached later, and again after a loss.
 #[expect(clippy::unused_async, reason = "every service starts like this")]
 pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
-    let store = store::Store::new(host.postgres());
+    let store = store::Store::new(host.postgres(), host.tenants());
     let figures = metrics::Metrics::default();
     host.metrics(|registry| figures.register(registry));
     host.grpc(
@@ -58,6 +61,10 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
         GATEWAY_METHODS,
     );
     host.consume(events::Settler::new(host.clock(), figures.clone()));
+    let lows = events::Lows::new(store.clone(), host.jetstream(), host.clock());
+    host.every("publish-low-wallets", PUBLISH_PERIOD, move || {
+        lows.clone().publish()
+    });
     let watch = WATCH_PERIOD.min(config.orphan);
     let background = background::Background {
         store,
@@ -71,7 +78,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     host.every("count-leases", WATCH_PERIOD, move || {
         it.clone().count_leases()
     });
-    host.every("forget-nonces", FORGET_PERIOD, move || {
+    host.every("forget-old-rows", FORGET_PERIOD, move || {
         background.clone().forget()
     });
     Ok(())

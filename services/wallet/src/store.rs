@@ -4,9 +4,13 @@
 //! live wallets by id, then test wallets by id, then buckets of permits by id, then leases by id. A
 //! wallet's or bucket's row lock guards all its sums and those of its leases; a lease's own lock
 //! guards the rest of the lease.
+//!
+//! What is asked or granted for a tenant runs in the tenants' role; lending, settling and what is
+//! done by the clock are the service's own work.
 
 mod background;
 mod lending;
+mod lows;
 mod quotas;
 mod reading;
 mod rows;
@@ -15,6 +19,7 @@ mod writing;
 
 use std::collections::BTreeSet;
 
+use runtime::Tenants;
 use sqlx::PgPool;
 use types::LeaseId;
 use uuid::Uuid;
@@ -25,6 +30,7 @@ use crate::{
 };
 
 pub(crate) use lending::Lent;
+pub(crate) use lows::Low;
 pub(crate) use quotas::QuotaUse;
 pub(crate) use reading::{LedgerLine, WalletView};
 /// A connection inside somebody's transaction.
@@ -36,11 +42,12 @@ pub(crate) use writing::write;
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     pool: PgPool,
+    tenants: Tenants,
 }
 
 impl Store {
-    pub(crate) fn new(pool: PgPool) -> Self {
-        Self { pool }
+    pub(crate) fn new(pool: PgPool, tenants: Tenants) -> Self {
+        Self { pool, tenants }
     }
 }
 

@@ -170,24 +170,91 @@ pub struct RecallResponse {
     #[prost(int64, tag = "2")]
     pub returned_cum: i64,
 }
-/// Published on `anomaly.v1.flagged.<org_id>` (stream ANOMALY).
+/// Published on `anomaly.v1.flagged.<org_id>` (stream ANOMALY); the last token is `platform` for an
+/// anomaly that concerns no organisation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnomalyFlagged {
     /// `ano_…`
     #[prost(string, tag = "1")]
     pub anomaly_id: ::prost::alloc::string::String,
-    /// `org_…`
+    /// `org_…`; empty for one that concerns the whole platform.
     #[prost(string, tag = "2")]
     pub org_id: ::prost::alloc::string::String,
-    /// `key_…`
+    /// `key_…`; empty when it concerns no key or several, see `key_ids`.
     #[prost(string, tag = "3")]
     pub key_id: ::prost::alloc::string::String,
-    /// `country_spread`
+    /// `country_spread`, `key_burst`, `service_after_silence`, `wallet_drain`, `key_mass_creation` or
+    /// `unknown_key_spray`.
     #[prost(string, tag = "4")]
     pub kind: ::prost::alloc::string::String,
     /// Sentence for a person.
     #[prost(string, tag = "5")]
     pub summary: ::prost::alloc::string::String,
+    /// Every key the organisation's policy acts on, `key_…`; at most 100, empty when there is none.
+    #[prost(string, repeated, tag = "6")]
+    pub key_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Event time at which the rule was met: microseconds since 1970 UTC.
+    #[prost(int64, tag = "7")]
+    pub at_unix_micros: i64,
+}
+/// Published on `keys.v1.created.<org_id>` (stream KEYS) after the transaction that made the key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyCreated {
+    /// `key_…`
+    #[prost(string, tag = "1")]
+    pub key_id: ::prost::alloc::string::String,
+    /// `org_…`
+    #[prost(string, tag = "2")]
+    pub org_id: ::prost::alloc::string::String,
+    /// `usr_…`
+    #[prost(string, tag = "3")]
+    pub created_by: ::prost::alloc::string::String,
+    /// `production` or `test`.
+    #[prost(string, tag = "4")]
+    pub environment: ::prost::alloc::string::String,
+    /// When: microseconds since 1970 UTC.
+    #[prost(int64, tag = "5")]
+    pub at_unix_micros: i64,
+}
+/// Published on `wallet.v1.low.<org_id>` (stream WALLET) once for each crossing: the balance has
+/// fallen to a share of what it was after the last credits came in.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WalletLow {
+    /// `org_…`
+    #[prost(string, tag = "1")]
+    pub org_id: ::prost::alloc::string::String,
+    /// 50, 20 or 10.
+    #[prost(uint32, tag = "2")]
+    pub percent: u32,
+    /// Balance after the debit that crossed the threshold.
+    #[prost(int64, tag = "3")]
+    pub balance: i64,
+    /// Balance after the last credits came in: 100 percent.
+    #[prost(int64, tag = "4")]
+    pub reference: i64,
+    /// When those came in: microseconds since 1970 UTC, by the wallet's clock.
+    #[prost(int64, tag = "5")]
+    pub reference_at_unix_micros: i64,
+    /// When the threshold was crossed: microseconds since 1970 UTC, by the wallet's clock.
+    #[prost(int64, tag = "6")]
+    pub at_unix_micros: i64,
+}
+/// Published by gateways on `anomaly.v1.sighted.<journal_id>` (core NATS, no stream), at most once a
+/// minute and address: keys that nobody issued keep coming from one address.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnknownKeysSighted {
+    /// `jrn_…` of the gateway's present life.
+    #[prost(string, tag = "1")]
+    pub journal_id: ::prost::alloc::string::String,
+    /// The client's address, as text.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// Calls with an unknown key from this address in the minute.
+    #[prost(uint64, tag = "3")]
+    pub attempts: u64,
+    /// Begin of the minute: microseconds since 1970 UTC, by the gateway's clock.
+    #[prost(int64, tag = "4")]
+    pub minute_unix_micros: i64,
 }
 /// The kind of a journal record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -49,6 +49,10 @@ pub struct KeyRecord {
     /// nothing and a rotation begins no new period.
     #[prost(string, tag = "15")]
     pub limits_key_id: ::prost::alloc::string::String,
+    /// Set while an anomaly throttles the key: calls a second over all gateways, one at once. What
+    /// exceeds it is refused with `abnormal_usage_detected`.
+    #[prost(uint32, optional, tag = "16")]
+    pub throttle_per_second: ::core::option::Option<u32>,
 }
 /// Looks up by sha256(key ‖ pepper).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -62,6 +66,10 @@ pub struct VerifyKeyRequest {
     /// Names the pepper of `key_hash`, as `types::Pepper::id` does; empty: the one `keys` has.
     #[prost(string, tag = "3")]
     pub pepper_id: ::prost::alloc::string::String,
+    /// 32 bytes, as `types::PresentedKey::report_hash` makes them with the current pepper: stored in
+    /// place of the one before when the key moves to `key_hash`. Empty: the key is not moved.
+    #[prost(bytes = "vec", tag = "4")]
+    pub report_hash: ::prost::alloc::vec::Vec<u8>,
 }
 /// Absent record: no such key.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -88,6 +96,16 @@ pub struct SyncRequest {
     /// Version of the catalogue it holds; 0 at the start.
     #[prost(int64, tag = "4")]
     pub catalogue_version: i64,
+    /// Names the pepper it hashes keys with.
+    #[prost(string, tag = "5")]
+    pub pepper_id: ::prost::alloc::string::String,
+    /// Names the pepper before; empty when it has none.
+    #[prost(string, tag = "6")]
+    pub previous_pepper_id: ::prost::alloc::string::String,
+    /// Lives that have ended, `jrn_…`, at most 100: earlier ones in the same journal directory, and at
+    /// last the present one. Nobody waits for them any more.
+    #[prost(string, repeated, tag = "7")]
+    pub ended_journals: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// What changed.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -164,6 +182,9 @@ pub struct Service {
     /// Version of its prices.
     #[prost(int64, tag = "11")]
     pub price_version: i64,
+    /// Grows with every change of the service or of one of its routes.
+    #[prost(int64, tag = "12")]
+    pub version: i64,
 }
 /// What part of a service needs which scope and costs how much.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -240,6 +261,32 @@ pub struct Organisation {
     /// When it was created.
     #[prost(message, optional, tag = "5")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Grows with every change of the organisation or its policy.
+    #[prost(int64, tag = "6")]
+    pub version: i64,
+}
+/// Changes an organisation; absent fields stay.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateOrganisationRequest {
+    /// `org_…`
+    #[prost(string, tag = "1")]
+    pub org_id: ::prost::alloc::string::String,
+    /// 1–80 characters.
+    #[prost(string, optional, tag = "2")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    /// 3–64 of `a-z0-9-`, unique.
+    #[prost(string, optional, tag = "3")]
+    pub slug: ::core::option::Option<::prost::alloc::string::String>,
+    /// Change only this version; absent: whatever it is by now.
+    #[prost(int64, optional, tag = "4")]
+    pub expected_version: ::core::option::Option<i64>,
+}
+/// The organisation.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateOrganisationResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub organisation: ::core::option::Option<Organisation>,
 }
 /// Reads one organisation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -324,6 +371,9 @@ pub struct Member {
     /// When the membership began.
     #[prost(message, optional, tag = "4")]
     pub joined_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// Grows with every change of the role.
+    #[prost(int64, tag = "5")]
+    pub version: i64,
 }
 /// Removes a member.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -335,15 +385,67 @@ pub struct RemoveMemberRequest {
     #[prost(string, tag = "2")]
     pub user_id: ::prost::alloc::string::String,
 }
-/// Nothing to say.
+/// What became of the member's keys.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RemoveMemberResponse {
     /// Test keys of the member revoked with it.
     #[prost(uint32, tag = "1")]
     pub revoked_test_keys: u32,
+    /// Live keys of the member that go on: owners and admins are asked to review them.
+    #[prost(uint32, tag = "2")]
+    pub live_keys_to_review: u32,
 }
-/// A key as people see it.
+/// A live key whose creator has left.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeyReview {
+    /// The key.
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<Key>,
+    /// When its creator left.
+    #[prost(message, optional, tag = "2")]
+    pub left_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// E-mail address of who left.
+    #[prost(string, tag = "3")]
+    pub email: ::prost::alloc::string::String,
+}
+/// Pages through reviews.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListKeyReviewsRequest {
+    /// `org_…`
+    #[prost(string, tag = "1")]
+    pub org_id: ::prost::alloc::string::String,
+    /// 1–1000; 0 means 100.
+    #[prost(uint32, tag = "2")]
+    pub page_size: u32,
+    /// From the previous page.
+    #[prost(string, tag = "3")]
+    pub page_token: ::prost::alloc::string::String,
+}
+/// One page.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListKeyReviewsResponse {
+    /// By the keys' creation, newest first.
+    #[prost(message, repeated, tag = "1")]
+    pub reviews: ::prost::alloc::vec::Vec<KeyReview>,
+    /// Empty on the last page.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+/// Keeps a key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepKeyRequest {
+    /// `key_…`
+    #[prost(string, tag = "1")]
+    pub key_id: ::prost::alloc::string::String,
+    /// `org_…`; empty, for operators: the key's.
+    #[prost(string, tag = "2")]
+    pub org_id: ::prost::alloc::string::String,
+}
+/// It goes on.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepKeyResponse {}
+/// A key as people see it.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Key {
     /// `key_…`
     #[prost(string, tag = "1")]
@@ -384,7 +486,7 @@ pub struct Key {
     /// CIDR blocks.
     #[prost(string, repeated, tag = "13")]
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// `active`, `suspended`, `revoked` or `expired`.
+    /// `active`, `throttled`, `suspended`, `revoked` or `expired`.
     #[prost(string, tag = "14")]
     pub status: ::prost::alloc::string::String,
     /// Why it was revoked.
@@ -417,9 +519,22 @@ pub struct Key {
     /// `key_…` under which quota and rate are counted, one for a whole lineage.
     #[prost(string, tag = "24")]
     pub limits_key_id: ::prost::alloc::string::String,
+    /// Why it is suspended, or else throttled: the anomaly or the report of a leak; empty when it is
+    /// neither, or when somebody suspended it by hand.
+    #[prost(string, tag = "25")]
+    pub suspended_reason: ::prost::alloc::string::String,
+    /// True while an anomaly throttles it, whatever its status.
+    #[prost(bool, tag = "26")]
+    pub throttled: bool,
+    /// What its owners note of it; gateways and upstreams never see it.
+    #[prost(map = "string, string", tag = "27")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// Creates a key.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateKeyRequest {
     /// `org_…`
     #[prost(string, tag = "1")]
@@ -454,6 +569,12 @@ pub struct CreateKeyRequest {
     /// CIDR blocks or single addresses, at most 64; empty: anywhere.
     #[prost(string, repeated, tag = "11")]
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// At most 20 entries: names of 1–40 characters, values of at most 200.
+    #[prost(map = "string, string", tag = "12")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// The key, this once.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -473,7 +594,7 @@ pub struct GetKeyRequest {
     pub key_id: ::prost::alloc::string::String,
 }
 /// The key.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct GetKeyResponse {
     /// The key.
     #[prost(message, optional, tag = "1")]
@@ -491,6 +612,12 @@ pub struct ListKeysRequest {
     /// From the previous page.
     #[prost(string, tag = "3")]
     pub page_token: ::prost::alloc::string::String,
+    /// Only keys of this status, as in Key; empty: all.
+    #[prost(string, tag = "4")]
+    pub status: ::prost::alloc::string::String,
+    /// Only keys whose name contains this, in any case; empty: all.
+    #[prost(string, tag = "5")]
+    pub name: ::prost::alloc::string::String,
 }
 /// One page.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -503,7 +630,7 @@ pub struct ListKeysResponse {
     pub next_page_token: ::prost::alloc::string::String,
 }
 /// Changes a key; absent fields stay.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateKeyRequest {
     /// `key_…`
     #[prost(string, tag = "1")]
@@ -529,7 +656,7 @@ pub struct UpdateKeyRequest {
     /// New end of life.
     #[prost(message, optional, tag = "8")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
-    /// False suspends, true restores.
+    /// False suspends; true restores, from a throttle too.
     #[prost(bool, optional, tag = "9")]
     pub active: ::core::option::Option<bool>,
     /// Replace the address list by `allow`.
@@ -538,12 +665,23 @@ pub struct UpdateKeyRequest {
     /// CIDR blocks.
     #[prost(string, repeated, tag = "11")]
     pub allow: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Change only this version; another one answers ALREADY_EXISTS. Absent: whatever it is by now.
+    /// Change only this version; absent: whatever it is by now. Another one answers ALREADY_EXISTS,
+    /// with the present one as `version` in the metadata of the ErrorInfo. So does every other
+    /// request with an expected version.
     #[prost(int64, optional, tag = "12")]
     pub expected_version: ::core::option::Option<i64>,
+    /// Replace the metadata by `metadata`.
+    #[prost(bool, tag = "13")]
+    pub set_metadata: bool,
+    /// As in CreateKeyRequest.
+    #[prost(map = "string, string", tag = "14")]
+    pub metadata: ::std::collections::HashMap<
+        ::prost::alloc::string::String,
+        ::prost::alloc::string::String,
+    >,
 }
 /// The key as it is now.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UpdateKeyResponse {
     /// The key.
     #[prost(message, optional, tag = "1")]
@@ -567,6 +705,30 @@ pub struct RevokeKeyResponse {
     pub confirmed_gateways: u32,
     /// Names of live gateways that have not within 5 seconds.
     #[prost(string, repeated, tag = "2")]
+    pub pending_gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Lifts what an anomaly has imposed.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiftAnomalyRequest {
+    /// `ano_…`
+    #[prost(string, tag = "1")]
+    pub anomaly_id: ::prost::alloc::string::String,
+    /// `org_…`; empty, for operators: the organisation it was flagged for.
+    #[prost(string, tag = "2")]
+    pub org_id: ::prost::alloc::string::String,
+}
+/// What is free again, and who knows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LiftAnomalyResponse {
+    /// Keys that are neither suspended nor throttled by this anomaly any more, `key_…`; empty when
+    /// it has imposed nothing, or was lifted before.
+    #[prost(string, repeated, tag = "1")]
+    pub key_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Live gateways that have confirmed.
+    #[prost(uint32, tag = "2")]
+    pub confirmed_gateways: u32,
+    /// Names of live gateways that have not within 5 seconds.
+    #[prost(string, repeated, tag = "3")]
     pub pending_gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Replaces a key.
@@ -609,21 +771,32 @@ pub struct DeleteKeyResponse {
     #[prost(string, repeated, tag = "2")]
     pub pending_gateways: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
-/// Reports a leaked key, by the key or by its stored hash.
+/// Reports a leaked key, by the key or by its hash.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReportLeakedKeyRequest {
     /// The key as it was found; it is hashed and forgotten.
     #[prost(string, tag = "1")]
     pub key: ::prost::alloc::string::String,
-    /// Without `key`: its hash as `keys` stores it, 32 bytes.
+    /// Without `key`: sha256 of the key's text, 32 bytes.
     #[prost(bytes = "vec", tag = "2")]
     pub key_hash: ::prost::alloc::vec::Vec<u8>,
-    /// Who reports, 1–80 characters.
+    /// Who reports, 1–80 characters. A signature says it better.
     #[prost(string, tag = "3")]
     pub source: ::prost::alloc::string::String,
     /// Where it was found, at most 500 characters; may be empty.
     #[prost(string, tag = "4")]
     pub url: ::prost::alloc::string::String,
+    /// The body of the report as it came in, when it is signed; at most 1 MiB. Must contain the key,
+    /// or its hash in hex.
+    #[prost(bytes = "vec", tag = "5")]
+    pub payload: ::prost::alloc::vec::Vec<u8>,
+    /// ECDSA (P-256, SHA-256) over `payload`: DER in base64, as scanners send it in a header; empty:
+    /// not signed.
+    #[prost(string, tag = "6")]
+    pub signature: ::prost::alloc::string::String,
+    /// Names the public key of the signature, among those of TOLLGATE_KEYS_SCANNER_KEYS.
+    #[prost(string, tag = "7")]
+    pub key_identifier: ::prost::alloc::string::String,
 }
 /// Taken.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -634,6 +807,55 @@ pub struct ReportLeakedKeyResponse {
     /// `key_…`; empty when there is no such key.
     #[prost(string, tag = "2")]
     pub key_id: ::prost::alloc::string::String,
+    /// Whose signature was right; empty: the report was not signed.
+    #[prost(string, tag = "3")]
+    pub verified_source: ::prost::alloc::string::String,
+}
+/// Asks for the state of the peppers.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetPeppersRequest {}
+/// The state of the peppers: ids, never what they are made of.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetPeppersResponse {
+    /// What this process of `keys` hashes new keys with.
+    #[prost(string, tag = "1")]
+    pub pepper_id: ::prost::alloc::string::String,
+    /// The pepper before; empty when it has none.
+    #[prost(string, tag = "2")]
+    pub previous_pepper_id: ::prost::alloc::string::String,
+    /// Keys that are not revoked, by the pepper they are hashed with; those of the current one are
+    /// done, the others wait for their first use.
+    #[prost(message, repeated, tag = "3")]
+    pub counts: ::prost::alloc::vec::Vec<PepperCount>,
+    /// Everybody seen in the last 5 seconds who hashes keys: processes of `keys`, gateways.
+    #[prost(message, repeated, tag = "4")]
+    pub holders: ::prost::alloc::vec::Vec<PepperHolder>,
+}
+/// Keys of one pepper.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PepperCount {
+    /// Names the pepper.
+    #[prost(string, tag = "1")]
+    pub pepper_id: ::prost::alloc::string::String,
+    /// Keys that are not revoked.
+    #[prost(int64, tag = "2")]
+    pub keys: i64,
+}
+/// A process that hashes keys.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PepperHolder {
+    /// `keys` or `gateway`.
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    /// A gateway's name, the id of a process of `keys`.
+    #[prost(string, tag = "2")]
+    pub name: ::prost::alloc::string::String,
+    /// Names the pepper it has.
+    #[prost(string, tag = "3")]
+    pub pepper_id: ::prost::alloc::string::String,
+    /// The pepper before; empty when it has none.
+    #[prost(string, tag = "4")]
+    pub previous_pepper_id: ::prost::alloc::string::String,
 }
 /// The rules of an organisation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -650,6 +872,12 @@ pub struct Policy {
     /// What happens to a key reported as leaked: `notify`, `suspend` (default) or `revoke`.
     #[prost(string, tag = "4")]
     pub leak_action: ::prost::alloc::string::String,
+    /// What happens to the keys of an anomaly: `notify` (default), `throttle` or `suspend`.
+    #[prost(string, tag = "5")]
+    pub anomaly_action: ::prost::alloc::string::String,
+    /// The organisation's version.
+    #[prost(int64, tag = "6")]
+    pub version: i64,
 }
 /// Reads the policy.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -683,6 +911,12 @@ pub struct SetPolicyRequest {
     /// See Policy.
     #[prost(string, optional, tag = "5")]
     pub leak_action: ::core::option::Option<::prost::alloc::string::String>,
+    /// See Policy.
+    #[prost(string, optional, tag = "6")]
+    pub anomaly_action: ::core::option::Option<::prost::alloc::string::String>,
+    /// Change only this version; absent: whatever it is by now.
+    #[prost(int64, optional, tag = "7")]
+    pub expected_version: ::core::option::Option<i64>,
 }
 /// The policy.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -715,6 +949,9 @@ pub struct SetServiceRequest {
     /// Scope of the route (`*`, `/`) that a new service gets; absent: `<name>:call`. Ignored later.
     #[prost(string, optional, tag = "7")]
     pub default_scope: ::core::option::Option<::prost::alloc::string::String>,
+    /// Change only this version; absent: whatever it is by now.
+    #[prost(int64, optional, tag = "8")]
+    pub expected_version: ::core::option::Option<i64>,
 }
 /// The service.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -746,6 +983,9 @@ pub struct SetRouteRequest {
     /// prefix `/`, charge_on `2xx`, durability `process`, 10 MiB of body, 60 s of time.
     #[prost(message, optional, tag = "2")]
     pub route: ::core::option::Option<Route>,
+    /// Change only this version of the service; absent: whatever it is by now.
+    #[prost(int64, optional, tag = "3")]
+    pub expected_version: ::core::option::Option<i64>,
 }
 /// The service with all routes.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -798,6 +1038,9 @@ pub struct AuditEntry {
     /// When.
     #[prost(message, optional, tag = "6")]
     pub at: ::core::option::Option<::prost_types::Timestamp>,
+    /// From which address; empty: the system by itself.
+    #[prost(string, tag = "7")]
+    pub address: ::prost::alloc::string::String,
 }
 /// Verifies the audit log.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1066,6 +1309,33 @@ pub mod keys_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Changes name or slug. For owners and admins.
+        pub async fn update_organisation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateOrganisationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateOrganisationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.KeysService/UpdateOrganisation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tollgate.keys.v1.KeysService", "UpdateOrganisation"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Lists organisations by creation, for operators.
         pub async fn list_organisations(
             &mut self,
@@ -1166,6 +1436,59 @@ pub mod keys_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("tollgate.keys.v1.KeysService", "RemoveMember"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Lists live keys whose creator has left, as long as they work and nobody has decided to keep
+        /// them. For owners and admins.
+        pub async fn list_key_reviews(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListKeyReviewsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListKeyReviewsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.KeysService/ListKeyReviews",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("tollgate.keys.v1.KeysService", "ListKeyReviews"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Decides that a key whose creator has left goes on. For owners and admins.
+        pub async fn keep_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KeepKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.KeysService/KeepKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tollgate.keys.v1.KeysService", "KeepKey"));
             self.inner.unary(req, path, codec).await
         }
         /// Creates a key and returns it, this once.
@@ -1290,6 +1613,32 @@ pub mod keys_service_client {
                 .insert(GrpcMethod::new("tollgate.keys.v1.KeysService", "RevokeKey"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lifts what an anomaly has imposed on keys and no other anomaly still imposes, and waits for the
+        /// live gateways to confirm. For owners, admins and operators; may be repeated.
+        pub async fn lift_anomaly(
+            &mut self,
+            request: impl tonic::IntoRequest<super::LiftAnomalyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiftAnomalyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.KeysService/LiftAnomaly",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tollgate.keys.v1.KeysService", "LiftAnomaly"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Replaces a key by a new one with the same name, scopes and limits, returned this once. The old
         /// one works until the overlap ends. For a live key a user needs a second factor.
         pub async fn rotate_key(
@@ -1342,7 +1691,8 @@ pub mod keys_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Takes a scanner's report of a key found in public: applies the organisation's policy and
-        /// tells its owners. For operators: who asks on behalf of strangers keeps the answer to himself.
+        /// tells its owners, once for each place. A wrong signature is PERMISSION_DENIED. For operators:
+        /// who asks on behalf of strangers keeps the answer to himself.
         pub async fn report_leaked_key(
             &mut self,
             request: impl tonic::IntoRequest<super::ReportLeakedKeyRequest>,
@@ -1367,6 +1717,31 @@ pub mod keys_service_client {
                 .insert(
                     GrpcMethod::new("tollgate.keys.v1.KeysService", "ReportLeakedKey"),
                 );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says which pepper is used by whom, and how many keys wait for their first use. For operators.
+        pub async fn get_peppers(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetPeppersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPeppersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.KeysService/GetPeppers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tollgate.keys.v1.KeysService", "GetPeppers"));
             self.inner.unary(req, path, codec).await
         }
         /// Reads the rules an organisation has set itself.
@@ -1598,6 +1973,14 @@ pub mod keys_service_server {
             tonic::Response<super::GetOrganisationResponse>,
             tonic::Status,
         >;
+        /// Changes name or slug. For owners and admins.
+        async fn update_organisation(
+            &self,
+            request: tonic::Request<super::UpdateOrganisationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateOrganisationResponse>,
+            tonic::Status,
+        >;
         /// Lists organisations by creation, for operators.
         async fn list_organisations(
             &self,
@@ -1630,6 +2013,20 @@ pub mod keys_service_server {
             tonic::Response<super::RemoveMemberResponse>,
             tonic::Status,
         >;
+        /// Lists live keys whose creator has left, as long as they work and nobody has decided to keep
+        /// them. For owners and admins.
+        async fn list_key_reviews(
+            &self,
+            request: tonic::Request<super::ListKeyReviewsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListKeyReviewsResponse>,
+            tonic::Status,
+        >;
+        /// Decides that a key whose creator has left goes on. For owners and admins.
+        async fn keep_key(
+            &self,
+            request: tonic::Request<super::KeepKeyRequest>,
+        ) -> std::result::Result<tonic::Response<super::KeepKeyResponse>, tonic::Status>;
         /// Creates a key and returns it, this once.
         async fn create_key(
             &self,
@@ -1667,6 +2064,15 @@ pub mod keys_service_server {
             tonic::Response<super::RevokeKeyResponse>,
             tonic::Status,
         >;
+        /// Lifts what an anomaly has imposed on keys and no other anomaly still imposes, and waits for the
+        /// live gateways to confirm. For owners, admins and operators; may be repeated.
+        async fn lift_anomaly(
+            &self,
+            request: tonic::Request<super::LiftAnomalyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::LiftAnomalyResponse>,
+            tonic::Status,
+        >;
         /// Replaces a key by a new one with the same name, scopes and limits, returned this once. The old
         /// one works until the overlap ends. For a live key a user needs a second factor.
         async fn rotate_key(
@@ -1685,12 +2091,21 @@ pub mod keys_service_server {
             tonic::Status,
         >;
         /// Takes a scanner's report of a key found in public: applies the organisation's policy and
-        /// tells its owners. For operators: who asks on behalf of strangers keeps the answer to himself.
+        /// tells its owners, once for each place. A wrong signature is PERMISSION_DENIED. For operators:
+        /// who asks on behalf of strangers keeps the answer to himself.
         async fn report_leaked_key(
             &self,
             request: tonic::Request<super::ReportLeakedKeyRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReportLeakedKeyResponse>,
+            tonic::Status,
+        >;
+        /// Says which pepper is used by whom, and how many keys wait for their first use. For operators.
+        async fn get_peppers(
+            &self,
+            request: tonic::Request<super::GetPeppersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetPeppersResponse>,
             tonic::Status,
         >;
         /// Reads the rules an organisation has set itself.
@@ -2051,6 +2466,52 @@ pub mod keys_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/tollgate.keys.v1.KeysService/UpdateOrganisation" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateOrganisationSvc<T: KeysService>(pub Arc<T>);
+                    impl<
+                        T: KeysService,
+                    > tonic::server::UnaryService<super::UpdateOrganisationRequest>
+                    for UpdateOrganisationSvc<T> {
+                        type Response = super::UpdateOrganisationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateOrganisationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KeysService>::update_organisation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateOrganisationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/tollgate.keys.v1.KeysService/ListOrganisations" => {
                     #[allow(non_camel_case_types)]
                     struct ListOrganisationsSvc<T: KeysService>(pub Arc<T>);
@@ -2217,6 +2678,96 @@ pub mod keys_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = RemoveMemberSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.keys.v1.KeysService/ListKeyReviews" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListKeyReviewsSvc<T: KeysService>(pub Arc<T>);
+                    impl<
+                        T: KeysService,
+                    > tonic::server::UnaryService<super::ListKeyReviewsRequest>
+                    for ListKeyReviewsSvc<T> {
+                        type Response = super::ListKeyReviewsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListKeyReviewsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KeysService>::list_key_reviews(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListKeyReviewsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.keys.v1.KeysService/KeepKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct KeepKeySvc<T: KeysService>(pub Arc<T>);
+                    impl<
+                        T: KeysService,
+                    > tonic::server::UnaryService<super::KeepKeyRequest>
+                    for KeepKeySvc<T> {
+                        type Response = super::KeepKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KeepKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KeysService>::keep_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = KeepKeySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2457,6 +3008,51 @@ pub mod keys_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/tollgate.keys.v1.KeysService/LiftAnomaly" => {
+                    #[allow(non_camel_case_types)]
+                    struct LiftAnomalySvc<T: KeysService>(pub Arc<T>);
+                    impl<
+                        T: KeysService,
+                    > tonic::server::UnaryService<super::LiftAnomalyRequest>
+                    for LiftAnomalySvc<T> {
+                        type Response = super::LiftAnomalyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::LiftAnomalyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KeysService>::lift_anomaly(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = LiftAnomalySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/tollgate.keys.v1.KeysService/RotateKey" => {
                     #[allow(non_camel_case_types)]
                     struct RotateKeySvc<T: KeysService>(pub Arc<T>);
@@ -2577,6 +3173,51 @@ pub mod keys_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportLeakedKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.keys.v1.KeysService/GetPeppers" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetPeppersSvc<T: KeysService>(pub Arc<T>);
+                    impl<
+                        T: KeysService,
+                    > tonic::server::UnaryService<super::GetPeppersRequest>
+                    for GetPeppersSvc<T> {
+                        type Response = super::GetPeppersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetPeppersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as KeysService>::get_peppers(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetPeppersSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2974,6 +3615,9 @@ pub struct User {
     /// When it was created.
     #[prost(message, optional, tag = "8")]
     pub created_at: ::core::option::Option<::prost_types::Timestamp>,
+    /// `en` or `fr`.
+    #[prost(string, tag = "9")]
+    pub language: ::prost::alloc::string::String,
 }
 /// Signs up.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -2993,6 +3637,9 @@ pub struct SignUpRequest {
     /// Client address: sign-ups of one address are limited.
     #[prost(string, tag = "5")]
     pub address: ::prost::alloc::string::String,
+    /// `en` or `fr`: what mails are written in; empty: `en`.
+    #[prost(string, tag = "6")]
+    pub language: ::prost::alloc::string::String,
 }
 /// The same for known and unknown addresses; sign in to learn the ids.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3207,6 +3854,40 @@ pub struct GetUserResponse {
     #[prost(message, optional, tag = "1")]
     pub user: ::core::option::Option<User>,
 }
+/// Changes a user; absent fields stay.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateUserRequest {
+    /// `usr_…`
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+    /// 1–80 characters.
+    #[prost(string, optional, tag = "2")]
+    pub name: ::core::option::Option<::prost::alloc::string::String>,
+    /// `en` or `fr`.
+    #[prost(string, optional, tag = "3")]
+    pub language: ::core::option::Option<::prost::alloc::string::String>,
+}
+/// The user.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateUserResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub user: ::core::option::Option<User>,
+}
+/// Takes a lost second factor away.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResetSecondFactorRequest {
+    /// `usr_…`
+    #[prost(string, tag = "1")]
+    pub user_id: ::prost::alloc::string::String,
+}
+/// It is gone, its recovery codes and every session too.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResetSecondFactorResponse {
+    /// Sessions of a smaller epoch have ended.
+    #[prost(int64, tag = "1")]
+    pub session_epoch: i64,
+}
 /// Whose organisations.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListOrganisationsOfRequest {
@@ -3317,6 +3998,9 @@ pub struct ResendInvitationRequest {
     /// `inv_…`
     #[prost(string, tag = "1")]
     pub invitation_id: ::prost::alloc::string::String,
+    /// `org_…`: an invitation of another organisation is not found; empty: whichever it is of.
+    #[prost(string, tag = "2")]
+    pub org_id: ::prost::alloc::string::String,
 }
 /// The mail is on its way.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3331,6 +4015,9 @@ pub struct RevokeInvitationRequest {
     /// `inv_…`
     #[prost(string, tag = "1")]
     pub invitation_id: ::prost::alloc::string::String,
+    /// `org_…`: an invitation of another organisation is not found; empty: whichever it is of.
+    #[prost(string, tag = "2")]
+    pub org_id: ::prost::alloc::string::String,
 }
 /// It has ended.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3388,10 +4075,17 @@ pub struct UpdateMemberRoleRequest {
     /// owner, admin, developer or billing.
     #[prost(string, tag = "3")]
     pub role: ::prost::alloc::string::String,
+    /// Change only this version of the membership; absent: whatever it is by now.
+    #[prost(int64, optional, tag = "4")]
+    pub expected_version: ::core::option::Option<i64>,
 }
 /// It holds from the next call.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct UpdateMemberRoleResponse {}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UpdateMemberRoleResponse {
+    /// As it is now.
+    #[prost(message, optional, tag = "1")]
+    pub member: ::core::option::Option<Member>,
+}
 /// Hands an organisation over.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TransferOwnershipRequest {
@@ -3858,6 +4552,62 @@ pub mod people_service_client {
                 .insert(GrpcMethod::new("tollgate.keys.v1.PeopleService", "GetUser"));
             self.inner.unary(req, path, codec).await
         }
+        /// Changes a user's name or language.
+        pub async fn update_user(
+            &mut self,
+            request: impl tonic::IntoRequest<super::UpdateUserRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateUserResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.PeopleService/UpdateUser",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("tollgate.keys.v1.PeopleService", "UpdateUser"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes the second factor away from somebody who has lost it, ends every session and mails the
+        /// user. For operators.
+        pub async fn reset_second_factor(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResetSecondFactorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResetSecondFactorResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.keys.v1.PeopleService/ResetSecondFactor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tollgate.keys.v1.PeopleService",
+                        "ResetSecondFactor",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
         /// Lists a user's organisations with the role in each.
         pub async fn list_organisations_of(
             &mut self,
@@ -4224,6 +4974,23 @@ pub mod people_service_server {
             &self,
             request: tonic::Request<super::GetUserRequest>,
         ) -> std::result::Result<tonic::Response<super::GetUserResponse>, tonic::Status>;
+        /// Changes a user's name or language.
+        async fn update_user(
+            &self,
+            request: tonic::Request<super::UpdateUserRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::UpdateUserResponse>,
+            tonic::Status,
+        >;
+        /// Takes the second factor away from somebody who has lost it, ends every session and mails the
+        /// user. For operators.
+        async fn reset_second_factor(
+            &self,
+            request: tonic::Request<super::ResetSecondFactorRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ResetSecondFactorResponse>,
+            tonic::Status,
+        >;
         /// Lists a user's organisations with the role in each.
         async fn list_organisations_of(
             &self,
@@ -4952,6 +5719,97 @@ pub mod people_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetUserSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.keys.v1.PeopleService/UpdateUser" => {
+                    #[allow(non_camel_case_types)]
+                    struct UpdateUserSvc<T: PeopleService>(pub Arc<T>);
+                    impl<
+                        T: PeopleService,
+                    > tonic::server::UnaryService<super::UpdateUserRequest>
+                    for UpdateUserSvc<T> {
+                        type Response = super::UpdateUserResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::UpdateUserRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PeopleService>::update_user(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = UpdateUserSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.keys.v1.PeopleService/ResetSecondFactor" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResetSecondFactorSvc<T: PeopleService>(pub Arc<T>);
+                    impl<
+                        T: PeopleService,
+                    > tonic::server::UnaryService<super::ResetSecondFactorRequest>
+                    for ResetSecondFactorSvc<T> {
+                        type Response = super::ResetSecondFactorResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResetSecondFactorRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as PeopleService>::reset_second_factor(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResetSecondFactorSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

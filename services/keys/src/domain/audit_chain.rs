@@ -1,6 +1,9 @@
 //! The chain of hashes through the audit log: what is altered, removed or put in does not fit.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    net::IpAddr,
+};
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -28,6 +31,8 @@ pub(crate) struct Row<'a> {
     pub(crate) target: &'a str,
     pub(crate) details: &'a Value,
     pub(crate) at: Timestamp,
+    /// Where whoever acted was.
+    pub(crate) address: Option<IpAddr>,
 }
 
 impl Row<'_> {
@@ -53,6 +58,8 @@ impl Row<'_> {
         field(canonical(self.details).as_bytes());
         // The table keeps microseconds.
         field(&self.at.as_microsecond().to_be_bytes());
+        let address = self.address.map(|address| address.to_string());
+        field(address.unwrap_or_default().as_bytes());
         field(previous);
         sha.finalize().into()
     }

@@ -36,6 +36,7 @@ pub(crate) struct Service {
     pub(crate) icon: String,
     pub(crate) category: String,
     pub(crate) price_version: i64,
+    pub(crate) version: i64,
     pub(crate) routes: Vec<Route>,
 }
 

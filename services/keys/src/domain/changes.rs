@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use types::KeyHash;
+use types::{JournalId, KeyHash};
 
 use crate::error::{Error, Result};
 
 /// Changes a gateway is told one by one; beyond that it drops everything it has cached.
 pub(crate) const CHANGES_MAX: usize = 1000;
+/// Ended lives that a gateway names at once.
+const ENDED_MAX: usize = 100;
 /// Characters of a gateway's name.
 const GATEWAY_CHARS_MAX: usize = 128;
 
@@ -46,6 +48,19 @@ pub(crate) fn gateway_name(text: &str) -> Result<String> {
         return Err(Error::invalid("gateway", problem));
     }
     Ok(text.to_owned())
+}
+
+/// Lives of a gateway that have ended, as it names them.
+pub(crate) fn ended(texts: &[String]) -> Result<Vec<JournalId>> {
+    if texts.len() > ENDED_MAX {
+        let problem = format!("must be at most {ENDED_MAX}: send the rest in another call");
+        return Err(Error::invalid("ended_journals", problem));
+    }
+    let parse = |text: &String| {
+        let id = text.parse();
+        id.map_err(|error| Error::invalid("ended_journals", format!("{error}")))
+    };
+    texts.iter().map(parse).collect()
 }
 
 /// Checks the name of a pepper: eight hex digits.

@@ -7,7 +7,11 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use types::{Environment, KeyHash, KeyId, OrgId, Rate, Scope, UserId, parse_key_name};
 
-use super::policy::Policy;
+use super::{
+    anomaly::Restraints,
+    metadata::{self, Metadata},
+    policy::Policy,
+};
 use crate::error::{Error, Result};
 
 /// Address blocks a key may list.
@@ -20,6 +24,8 @@ const REASON_CHARS_MAX: usize = 200;
 const RATE_MAX: u32 = 1_000_000;
 /// After a rotation the old key goes on for so long at most.
 const OVERLAP_SECONDS_MAX: u32 = 86_400;
+/// Every status of a key.
+const STATUSES: [&str; 5] = ["active", "throttled", "suspended", "revoked", "expired"];
 /// Why a deleted key is revoked.
 pub(crate) const DELETED: &str = "deleted";
 
@@ -33,6 +39,7 @@ pub(crate) struct Settings {
     pub(crate) rate: Option<Rate>,
     pub(crate) expires_at: Option<Timestamp>,
     pub(crate) allow: Vec<IpNet>,
+    pub(crate) metadata: Metadata,
     /// False while suspended, and once revoked.
     pub(crate) active: bool,
 }
@@ -51,9 +58,12 @@ pub(crate) struct ApiKey {
     pub(crate) org: OrgId,
     pub(crate) created_by: UserId,
     pub(crate) hash: KeyHash,
+    /// With the pepper before, for gateways that use that one still.
+    pub(crate) previous_hash: Option<KeyHash>,
     pub(crate) hint: String,
     pub(crate) environment: Environment,
     pub(crate) settings: Settings,
+    pub(crate) restraints: Restraints,
     pub(crate) revoked: Option<Revoked>,
     pub(crate) last_used_at: Option<Timestamp>,
     pub(crate) last_used_ip: Option<IpAddr>,
@@ -78,6 +88,7 @@ pub(crate) struct Draft {
     pub(crate) burst: Option<u32>,
     pub(crate) expires_at: Option<Timestamp>,
     pub(crate) allow: Vec<String>,
+    pub(crate) metadata: Metadata,
 }
 
 /// The wish for a change, as it was sent; what is absent stays.
@@ -91,6 +102,7 @@ pub(crate) struct Edit {
     pub(crate) burst: Option<u32>,
     pub(crate) expires_at: Option<Timestamp>,
     pub(crate) allow: Option<Vec<String>>,
+    pub(crate) metadata: Option<Metadata>,
     pub(crate) active: Option<bool>,
 }
 
@@ -220,6 +232,26 @@ fn allow(blocks: &[String]) -> Result<Vec<IpNet>> {
     Ok(nets)
 }
 
+/// Reads which status to look for; empty means any.
+pub(crate) fn status_wish(text: &str) -> Result<Option<String>> {
+    match text {
+        "" => Ok(None),
+        text if STATUSES.contains(&text) => Ok(Some(text.to_owned())),
+        _ => Err(Error::invalid(
+            "status",
+            format!("must be one of {}", STATUSES.join(", ")),
+        )),
+    }
+}
+
+/// Reads which part of a name to look for; empty means any.
+pub(crate) fn name_part(text: &str) -> Result<Option<String>> {
+    match text {
+        "" => Ok(None),
+        text => Ok(Some(parse_key_name("name", text)?)),
+    }
+}
+
 /// Checks the reason of a revocation.
 pub(crate) fn reason(text: &str) -> Result<String> {
     let text = text.trim();
@@ -250,6 +282,7 @@ impl Draft {
             rate: rate(self.rate_per_second, self.burst)?,
             expires_at,
             allow: allow(&self.allow)?,
+            metadata: metadata::check(&self.metadata)?,
             active: true,
         })
     }
@@ -308,6 +341,10 @@ impl Edit {
                 Some(blocks) => allow(blocks)?,
                 None => old.allow.clone(),
             },
+            metadata: match &self.metadata {
+                Some(wish) => metadata::check(wish)?,
+                None => old.metadata.clone(),
+            },
             active: self.active.unwrap_or(old.active),
         })
     }
@@ -325,13 +362,35 @@ impl Settings {
             "burst": self.rate.map(|rate| rate.burst),
             "expires_at": self.expires_at.map(|at| at.to_string()),
             "allow": self.allow.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "metadata": self.metadata,
             "active": self.active,
         })
     }
 }
 
 impl ApiKey {
-    /// `active`, `suspended`, `revoked` or `expired`.
+    /// As the audit log shows it.
+    pub(crate) fn facts(&self) -> Value {
+        let throttle = self.restraints.throttle.as_ref();
+        let mut facts = self.settings.facts();
+        facts["suspended_reason"] = json!(self.restraints.suspended_reason);
+        facts["throttle_per_second"] = json!(throttle.map(|throttle| throttle.per_second));
+        facts["throttle_reason"] = json!(throttle.map(|throttle| throttle.reason.as_str()));
+        facts
+    }
+
+    /// What is noted when this key becomes another.
+    pub(crate) fn change_to(&self, changed: &Self) -> &'static str {
+        let is_same = self.settings.active == changed.settings.active
+            && self.restraints == changed.restraints;
+        match changed.settings.active {
+            _ if is_same => "key.updated",
+            true => "key.restored",
+            false => "key.suspended",
+        }
+    }
+
+    /// `active`, `throttled`, `suspended`, `revoked` or `expired`.
     pub(crate) fn status(&self, now: Timestamp) -> &'static str {
         if self.revoked.is_some() {
             return "revoked";
@@ -341,7 +400,18 @@ impl ApiKey {
         }
         match self.settings.expires_at {
             Some(end) if end <= now => "expired",
+            _ if self.restraints.throttle.is_some() => "throttled",
             _ => "active",
+        }
+    }
+
+    /// Why the key is suspended, or else throttled; `None` when it is neither, or when somebody
+    /// suspended it by hand.
+    pub(crate) fn held_reason(&self) -> Option<&str> {
+        let throttle = self.restraints.throttle.as_ref();
+        match self.settings.active {
+            true => throttle.map(|throttle| throttle.reason.as_str()),
+            false => self.restraints.suspended_reason.as_deref(),
         }
     }
 }
@@ -356,7 +426,8 @@ pub(crate) struct Rotation {
 impl ApiKey {
     /// Decides how the key is rotated. The new key takes everything over, its end too: rotating
     /// prolongs nothing. Both are counted under one `limits_key`, so nothing doubles while they
-    /// overlap and no period begins anew.
+    /// overlap and no period begins anew. What anomalies impose stays with the old one: it was its
+    /// text that behaved unusually.
     pub(crate) fn rotate(&self, overlap_seconds: u32, now: Timestamp) -> Result<Rotation> {
         let refused = match self.status(now) {
             _ if self.rotated_to.is_some() => Some("the key was rotated already"),

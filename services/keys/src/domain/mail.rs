@@ -1,6 +1,15 @@
-//! What is written to people. Plain text, one link at most.
+//! What is written to people: as text and as HTML, in the reader's language, one link at most.
+//!
+//! A template names its words only. Escaping and layout happen in one place (`page.rs`), so none
+//! can forget them.
+
+mod en;
+mod fr;
+mod page;
 
 use types::{Kind, Role};
+
+use crate::error::{Error, Result};
 
 /// A mail that is about to wait in the outbox.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -9,7 +18,10 @@ pub(crate) struct Mail {
     /// Names the text.
     pub(crate) template: &'static str,
     pub(crate) subject: String,
+    /// The text part.
     pub(crate) body: String,
+    /// The HTML part: it says the same.
+    pub(crate) html: String,
 }
 
 /// The kind of a mail's id.
@@ -20,123 +32,220 @@ impl Kind for Posted {
     const PREFIX: &'static str = "eml";
 }
 
-fn mail(recipient: &str, template: &'static str, subject: String, body: String) -> Mail {
-    Mail {
-        recipient: recipient.to_owned(),
-        template,
-        // A name with a line break must not add a header.
-        subject: subject.replace(char::is_control, " "),
-        body,
+/// What people read.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) enum Language {
+    #[default]
+    English,
+    French,
+}
+
+impl Language {
+    pub(crate) const ALL: [Self; 2] = [Self::English, Self::French];
+
+    /// `en` or `fr`.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::English => "en",
+            Self::French => "fr",
+        }
+    }
+
+    /// Reads a field of a request, or a column.
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|known| known.as_str() == text);
+        found.ok_or_else(|| Error::invalid("language", "must be `en` or `fr`"))
     }
 }
 
-/// To whoever signed up: prove that the address is yours.
-pub(crate) fn verify_email(to: &str, portal: &str, token: &str) -> Mail {
-    let body = format!(
-        "Welcome to Tollgate.\n\nConfirm that this is your address within 24 hours:\n\n\
-         {portal}/verify/{token}\n\nIf you have not signed up, ignore this mail.\n"
-    );
-    mail(
-        to,
-        "verify_email",
-        "Confirm your e-mail address".to_owned(),
-        body,
-    )
+/// Whom a mail is for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Reader {
+    pub(crate) address: String,
+    pub(crate) language: Language,
 }
 
-/// To somebody who signs up again: the form says nothing, this mail does.
-pub(crate) fn already_known(to: &str, portal: &str) -> Mail {
-    let body = format!(
-        "Somebody, probably you, signed up at Tollgate with this address. It has an account \
-         already:\n\n{portal}/login\n\nChoose a new password there if you have forgotten it. If it \
-         was not you, ignore this mail.\n"
-    );
-    mail(
-        to,
-        "already_known",
-        "You have an account already".to_owned(),
-        body,
-    )
-}
-
-/// To whoever forgot the password.
-pub(crate) fn reset_password(to: &str, portal: &str, token: &str) -> Mail {
-    let body = format!(
-        "Choose a new password within one hour:\n\n{portal}/reset/{token}\n\nEvery session of \
-         yours ends with it. If you have not asked for this, ignore this mail.\n"
-    );
-    mail(
-        to,
-        "reset_password",
-        "Choose a new password".to_owned(),
-        body,
-    )
-}
-
-/// After a password was changed.
-pub(crate) fn password_changed(to: &str, portal: &str) -> Mail {
-    let body = format!(
-        "The password of your account was changed, and every session has ended.\n\nIf it was not \
-         you, choose a new one at once:\n\n{portal}/login\n"
-    );
-    mail(
-        to,
-        "password_changed",
-        "Your password was changed".to_owned(),
-        body,
-    )
-}
-
-/// To whoever is invited.
-pub(crate) fn invitation(
-    to: &str,
-    portal: &str,
-    token: &str,
-    organisation: &str,
-    role: Role,
-) -> Mail {
-    let body = format!(
-        "You are invited to join {organisation} at Tollgate as {role}. Accept within 7 days, signed \
-         in with this address:\n\n{portal}/invite/{token}\n\nIf you do not know them, ignore this \
-         mail.\n",
-        role = role.as_str(),
-    );
-    let subject = format!("Invitation to {organisation}");
-    mail(to, "invitation", subject, body)
-}
-
-/// To the owners of a key that was found in public.
-pub(crate) fn leaked_key(to: &str, key: &LeakedKey<'_>) -> Mail {
-    let LeakedKey {
-        name,
-        hint,
-        source,
-        url,
-        done,
-    } = key;
-    let place = match url.is_empty() {
-        true => String::new(),
-        false => format!(" at {url}"),
-    };
-    let body = format!(
-        "The key \"{name}\" (…{hint}) was reported as leaked by {source}{place}.\n\n{done}\n\nRotate \
-         it, and remove it from where it was found.\n"
-    );
-    mail(
-        to,
-        "leaked_key",
-        "A key of yours was found in public".to_owned(),
-        body,
-    )
-}
-
-/// What is said of a leaked key.
-#[derive(Debug)]
-pub(crate) struct LeakedKey<'a> {
+/// An organisation, as mails name it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
     pub(crate) name: &'a str,
-    pub(crate) hint: &'a str,
-    pub(crate) source: &'a str,
-    pub(crate) url: &'a str,
-    /// What was done, as a sentence.
-    pub(crate) done: &'a str,
+    pub(crate) slug: &'a str,
 }
+
+/// A key, as mails name it: never the key.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NamedKey<'a> {
+    pub(crate) name: &'a str,
+    /// Its last four characters.
+    pub(crate) hint: &'a str,
+}
+
+/// What was done to the keys a mail is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Done {
+    /// The organisation wants to be told only.
+    Nothing,
+    Throttled,
+    Suspended,
+    Revoked,
+}
+
+/// What is said.
+#[derive(Clone, Debug)]
+pub(crate) enum Letter<'a> {
+    /// To whoever signed up: prove that the address is yours.
+    VerifyEmail { token: &'a str },
+    /// To somebody who signs up again: the form says nothing, this mail does.
+    AlreadyKnown,
+    /// To whoever forgot the password.
+    ResetPassword { token: &'a str },
+    /// After a password was changed.
+    PasswordChanged,
+    /// After the second factor was taken away.
+    SecondFactorRemoved,
+    /// To whoever is invited.
+    Invitation {
+        token: &'a str,
+        organisation: &'a str,
+        role: Role,
+    },
+    /// To the creator of a live key and the owners.
+    KeyCreated {
+        organisation: Place<'a>,
+        key: NamedKey<'a>,
+        /// Address of who did it; `None`: an operator of the platform.
+        by: Option<&'a str>,
+    },
+    /// To the same.
+    KeyRevoked {
+        organisation: Place<'a>,
+        key: NamedKey<'a>,
+        by: Option<&'a str>,
+        reason: &'a str,
+    },
+    /// To the owners of a key that was found in public.
+    KeyLeaked {
+        organisation: Place<'a>,
+        key: NamedKey<'a>,
+        source: &'a str,
+        /// Where it was found; may be empty.
+        url: &'a str,
+        done: Done,
+    },
+    /// To the owners of keys that behave unusually.
+    Anomaly {
+        organisation: Place<'a>,
+        /// As in `AnomalyFlagged`.
+        kind: &'a str,
+        /// The detector's sentence, in English.
+        summary: &'a str,
+        /// May be none.
+        keys: &'a [NamedKey<'a>],
+        done: Done,
+    },
+    /// To owners and the members who pay.
+    LowBalance {
+        organisation: Place<'a>,
+        /// What is left of `reference`.
+        percent: i32,
+        balance: i64,
+        /// The balance after the last credits came in.
+        reference: i64,
+    },
+}
+
+/// A letter in one language, before it has a form.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Words {
+    subject: String,
+    parts: Vec<Part>,
+}
+
+/// A piece of a letter.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Part {
+    Paragraph(String),
+    List(Vec<String>),
+    /// A button in HTML, an address in text.
+    Link {
+        label: &'static str,
+        url: String,
+    },
+}
+
+/// A text as a paragraph.
+fn say(text: impl Into<String>) -> Part {
+    Part::Paragraph(text.into())
+}
+
+impl Letter<'_> {
+    /// Names the template, in the outbox and in logs.
+    const fn template(&self) -> &'static str {
+        match self {
+            Self::VerifyEmail { .. } => "verify_email",
+            Self::AlreadyKnown => "already_known",
+            Self::ResetPassword { .. } => "reset_password",
+            Self::PasswordChanged => "password_changed",
+            Self::SecondFactorRemoved => "second_factor_removed",
+            Self::Invitation { .. } => "invitation",
+            Self::KeyCreated { .. } => "key_created",
+            Self::KeyRevoked { .. } => "key_revoked",
+            Self::KeyLeaked { .. } => "key_leaked",
+            Self::Anomaly { .. } => "anomaly",
+            Self::LowBalance { .. } => "low_balance",
+        }
+    }
+
+    /// Where its link leads, below the portal.
+    fn path(&self) -> String {
+        match self {
+            Self::VerifyEmail { token } => format!("/verify/{token}"),
+            Self::ResetPassword { token } => format!("/reset/{token}"),
+            Self::Invitation { token, .. } => format!("/invite/{token}"),
+            Self::AlreadyKnown | Self::PasswordChanged | Self::SecondFactorRemoved => {
+                "/login".to_owned()
+            }
+            Self::KeyCreated { organisation, .. }
+            | Self::KeyRevoked { organisation, .. }
+            | Self::KeyLeaked { organisation, .. }
+            | Self::Anomaly { organisation, .. } => format!("/o/{}/keys", organisation.slug),
+            Self::LowBalance { organisation, .. } => format!("/o/{}/wallet", organisation.slug),
+        }
+    }
+}
+
+/// Writes a letter to somebody. `portal` is where links lead, without a slash at the end.
+pub(crate) fn write(to: &Reader, portal: &str, letter: &Letter<'_>) -> Mail {
+    let url = format!("{portal}{}", letter.path());
+    let words = match to.language {
+        Language::English => en::words(letter, url),
+        Language::French => fr::words(letter, url),
+    };
+    Mail {
+        recipient: to.address.clone(),
+        template: letter.template(),
+        // A name with a line break must not add a header.
+        subject: words.subject.replace(char::is_control, " "),
+        body: page::text(&words.parts),
+        html: page::html(to.language, &words),
+    }
+}
+
+/// Groups digits by three.
+fn grouped(number: i64, separator: char) -> String {
+    let digits = number.unsigned_abs().to_string();
+    let mut text = String::new();
+    if number < 0 {
+        text.push('-');
+    }
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(separator);
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

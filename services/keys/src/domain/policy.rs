@@ -37,6 +37,32 @@ impl LeakAction {
     }
 }
 
+/// What happens to the keys of an anomaly.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum AnomalyAction {
+    Notify,
+    Throttle,
+    Suspend,
+}
+
+impl AnomalyAction {
+    const ALL: [Self; 3] = [Self::Notify, Self::Throttle, Self::Suspend];
+
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Notify => "notify",
+            Self::Throttle => "throttle",
+            Self::Suspend => "suspend",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Result<Self> {
+        let found = Self::ALL.into_iter().find(|action| action.as_str() == text);
+        let problem = "must be one of notify, throttle, suspend";
+        found.ok_or_else(|| Error::invalid("anomaly_action", problem))
+    }
+}
+
 /// The rules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Policy {
@@ -44,6 +70,7 @@ pub(crate) struct Policy {
     pub(crate) key_lifetime_seconds_max: Option<i64>,
     pub(crate) developers_may_create_live_keys: bool,
     pub(crate) leak_action: LeakAction,
+    pub(crate) anomaly_action: AnomalyAction,
 }
 
 /// The wish for a change, as it was sent; what is absent stays.
@@ -53,6 +80,7 @@ pub(crate) struct PolicyWish {
     pub(crate) key_lifetime_seconds_max: Option<i64>,
     pub(crate) developers_may_create_live_keys: Option<bool>,
     pub(crate) leak_action: Option<String>,
+    pub(crate) anomaly_action: Option<String>,
 }
 
 impl PolicyWish {
@@ -84,6 +112,10 @@ impl PolicyWish {
                 Some(text) => LeakAction::parse(text)?,
                 None => old.leak_action,
             },
+            anomaly_action: match &self.anomaly_action {
+                Some(text) => AnomalyAction::parse(text)?,
+                None => old.anomaly_action,
+            },
         })
     }
 }
@@ -96,6 +128,7 @@ impl Policy {
             "key_lifetime_seconds_max": self.key_lifetime_seconds_max,
             "developers_may_create_live_keys": self.developers_may_create_live_keys,
             "leak_action": self.leak_action.as_str(),
+            "anomaly_action": self.anomaly_action.as_str(),
         })
     }
 

@@ -50,6 +50,8 @@ pub(crate) enum Action {
     RemoveMember { role: Role },
     Leave,
     SetPolicy,
+    UpdateOrganisation,
+    ReviewKeys,
     TransferOwnership,
 }
 
@@ -76,6 +78,8 @@ impl Action {
             Self::RemoveMember { .. } => "remove members of this role",
             Self::Leave => "leave",
             Self::SetPolicy => "change the organisation's policy",
+            Self::UpdateOrganisation => "change the organisation",
+            Self::ReviewKeys => "review the keys of who has left",
             Self::TransferOwnership => "transfer the ownership",
         }
     }
@@ -101,7 +105,11 @@ pub(crate) fn permits(role: Role, action: Action) -> bool {
             Environment::Production => manages || own_of_developer(key),
         },
         Action::ChangeKey(key) | Action::RevokeKey(key) => manages || own_of_developer(key),
-        Action::DeleteKey | Action::RestoreKey | Action::SetPolicy => manages,
+        Action::DeleteKey
+        | Action::RestoreKey
+        | Action::SetPolicy
+        | Action::UpdateOrganisation
+        | Action::ReviewKeys => manages,
         Action::Invite { role: other } | Action::RemoveMember { role: other } => governs(other),
         Action::ChangeRole { from, to } => governs(from) && governs(to),
         Action::TransferOwnership => role == Role::Owner,

@@ -35,6 +35,8 @@ pub(crate) const SIGN_UP_ADDRESS: Limit = limit("sign-up-address", 20, HOUR);
 pub(crate) const MAIL: Limit = limit("mail", 5, HOUR);
 /// Requests of mails from one client address.
 pub(crate) const MAIL_ADDRESS: Limit = limit("mail-address", 50, HOUR);
+/// Mails about one key that was found in public.
+pub(crate) const LEAK_MAIL: Limit = limit("leak-mail", 5, HOUR);
 /// Counts are forgotten after the longest window.
 pub(crate) const FORGET: SignedDuration = HOUR;
 

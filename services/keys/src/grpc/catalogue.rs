@@ -10,7 +10,7 @@ use super::{Keys, operators_only, wire};
 use crate::{
     domain::{
         catalogue::{RouteWish, ServiceWish, default_scope, reprices, service_name},
-        difference,
+        difference, expect_version,
     },
     error::{Error, Result},
     store::Tx,
@@ -70,7 +70,10 @@ impl Keys {
             description: request.description,
         };
         let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
-        match tx.lock_service(&name).await? {
+        let found = tx.lock_service(&name).await?;
+        let version = found.as_ref().map_or(0, |service| service.version);
+        expect_version(request.expected_version, version)?;
+        match found {
             None => {
                 create(
                     &mut tx,
@@ -131,6 +134,7 @@ impl Keys {
         let Some(service) = tx.lock_service(&name).await? else {
             return Err(Error::not_found("service", &name).into());
         };
+        expect_version(request.expected_version, service.version)?;
         let before = service.routes.iter().find(|route| route.place == place);
         let old = before.map(|route| &route.settings);
         if old == Some(&settings) {
@@ -141,9 +145,8 @@ impl Keys {
         tx.ensure_scope(&settings.scope, service.id).await?;
         let new = self.host.ids().new_id();
         let id = tx.save_route(new, service.id, &place, &settings).await?;
-        if reprices(old, &settings) {
-            tx.reprice(service.id).await?;
-        }
+        tx.routes_changed(service.id, reprices(old, &settings))
+            .await?;
         let (action, details) = match old {
             Some(old) => (
                 "route.updated",

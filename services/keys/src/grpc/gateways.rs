@@ -17,62 +17,61 @@ use crate::{
     domain::{
         changes::{self, Eviction},
         key::ApiKey,
+        pepper::{self, Sought},
     },
     error::{Error, Result},
+    peppers::live_since,
     store::{KeyUse, Report},
 };
 
-/// A gateway that was seen within this time lives.
-const LIVE_SECONDS: i64 = 5;
 /// So long a revocation waits for the gateways.
 const CONFIRM_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at what they have applied.
 const CONFIRM_POLL: Duration = Duration::from_millis(20);
+/// A gateway that was seen within this time may still act on what it knew: it mistrusts its memory
+/// after 5 seconds without news, and then believes copies of the last 10. The rest is a margin.
+const BELIEF: SignedDuration = SignedDuration::from_secs(20);
 /// Uses of keys in one message.
 const USES_MAX: usize = 1000;
-/// Attempts to move a key to another hash while it is being changed.
-const REHASH_ATTEMPTS_MAX: u32 = 3;
-
-fn hash(field: &'static str, bytes: &[u8]) -> Result<KeyHash> {
-    KeyHash::from_slice(bytes).ok_or_else(|| Error::invalid(field, "must be 32 bytes"))
-}
+/// Times a key is read while it moves to another pepper: once before, once after.
+const READS_MAX: u32 = 3;
 
 impl Keys {
-    /// Finds the key of a hash. One found by the previous pepper's moves to the current one's.
-    async fn find(
-        &self,
-        current: &KeyHash,
-        previous: Option<&KeyHash>,
-        pepper_id: &str,
-    ) -> Result<Option<ApiKey>> {
-        for _ in 0..REHASH_ATTEMPTS_MAX {
-            let Some(key) = self.store.key_of(current, previous).await? else {
-                return Ok(None);
+    /// Finds the key of a hash. One that is hashed with the gateway's pepper before moves first, and
+    /// is read after that: whatever changes it from then on is announced under the new hash.
+    async fn find(&self, sought: &Sought) -> Result<Option<ApiKey>> {
+        let previous = sought.previous.map(|(hash, _)| hash);
+        for _ in 0..READS_MAX {
+            let found = self.store.key_of(&sought.hash, previous.as_ref()).await?;
+            let Some((key, way)) = found
+                .as_ref()
+                .and_then(|key| Some((key.id, sought.moves(key)?)))
+            else {
+                return Ok(found);
             };
-            if key.hash == *current || self.store.rehash(&key, current, pepper_id).await? {
-                return Ok(Some(key));
-            }
+            self.store.rehash(key, &way).await?;
         }
-        // It keeps changing: its next use moves it.
-        self.store.key_of(current, previous).await
+        let cause = anyhow::anyhow!("a key moves to and fro between peppers");
+        Err(Error::Unavailable(cause))
     }
 
     pub(super) async fn verify(
         &self,
         request: pb::VerifyKeyRequest,
     ) -> std::result::Result<pb::VerifyKeyResponse, Status> {
-        let current = hash("key_hash", &request.key_hash)?;
-        let previous = match request.previous_key_hash.is_empty() {
-            true => None,
-            false => Some(hash("previous_key_hash", &request.previous_key_hash)?),
-        };
         let pepper_id = match request.pepper_id.is_empty() {
-            true => self.pepper.id(),
+            true => self.peppers.load().current().id(),
             false => changes::pepper_id(&request.pepper_id)?,
         };
+        let sought = Sought::new(
+            &request.key_hash,
+            &request.previous_key_hash,
+            &request.report_hash,
+            &pepper_id,
+        )?;
         // The position first: the record may be newer than it says, never older.
         let change = self.store.position().await?;
-        let found = self.find(&current, previous.as_ref(), &pepper_id).await?;
+        let found = self.find(&sought).await?;
         Ok(pb::VerifyKeyResponse {
             key: found.as_ref().map(wire::record),
             change,
@@ -87,16 +86,28 @@ impl Keys {
             journal: parse_id("journal_id", &request.journal_id)?,
             gateway: changes::gateway_name(&request.gateway)?,
             applied: request.applied_change,
+            peppers: (
+                changes::pepper_id(&request.pepper_id)?,
+                match request.previous_pepper_id.as_str() {
+                    "" => None,
+                    id => Some(changes::pepper_id(id)?),
+                },
+            ),
         };
+        let ended = changes::ended(&request.ended_journals)?;
         let now = self.host.clock().now();
         self.store.note_gateway(&report, now).await?;
+        self.store.end_gateways(&ended).await?;
         // Positions first: what is read behind them may be newer than they say, never older.
         let position = self.store.position().await?;
         let changed = match report.applied {
             0 => Vec::new(),
             applied => self.store.changed_keys(applied, position).await?,
         };
-        let eviction = changes::evict(report.applied, position, &changed);
+        let eviction = match pepper::is_stranger(&report.peppers, &self.peppers.load().ids()) {
+            true => Eviction::All,
+            false => changes::evict(report.applied, position, &changed),
+        };
         let (keys, reset) = match eviction {
             Eviction::Keys(keys) => (keys, false),
             Eviction::All => (Vec::new(), true),
@@ -161,13 +172,12 @@ impl Keys {
         Ok(pb::TouchKeysResponse {})
     }
 
-    /// Waits until the gateways that live now have applied a change. Who has, and who has not in
-    /// time. One that starts later begins behind the change.
+    /// Waits until the gateways that may still act on what they knew have applied a change. Who
+    /// has, and who has not in time. One that starts later begins behind the change.
     pub(super) async fn confirm(&self, change: i64) -> Result<(u32, Vec<String>)> {
-        let live = self
-            .store
-            .gateways_since(live_since(self.host.clock().now()))
-            .await?;
+        let now = self.host.clock().now();
+        let since = now.saturating_sub(BELIEF).unwrap_or(Timestamp::MIN);
+        let live = self.store.gateways_since(since).await?;
         let journals: Vec<_> = live.iter().map(|gateway| gateway.journal).collect();
         let deadline = Instant::now() + CONFIRM_MAX;
         let mut gateways = live;
@@ -183,9 +193,4 @@ impl Keys {
             gateways = self.store.gateways_of(&journals).await?;
         }
     }
-}
-
-fn live_since(now: Timestamp) -> Timestamp {
-    now.saturating_sub(SignedDuration::from_secs(LIVE_SECONDS))
-        .unwrap_or(Timestamp::MIN)
 }

@@ -13,7 +13,7 @@ use super::{Keys, page_of, scope, sign_in::oneself, wire};
 use crate::{
     domain::{
         invitation::{self, Invitation, InvitationId},
-        mail,
+        mail::{Letter, Reader},
         rights::{Action, OrgScope},
         throttle, token,
     },
@@ -55,8 +55,14 @@ impl Keys {
         tx.end_expired_invitation(org, &invitation.email).await?;
         tx.insert_invitation(&invitation, &hash).await?;
         let details = json!({ "after": { "email": invitation.email, "role": role.as_str() } });
-        self.send_invitation(tx, &invitation, &text, ("invitation.created", &details))
-            .await?;
+        self.send_invitation(
+            actor,
+            tx,
+            &invitation,
+            &text,
+            ("invitation.created", &details),
+        )
+        .await?;
         Ok(pb::CreateInvitationResponse {
             invitation: Some(wire::invitation(&invitation, now)),
         })
@@ -65,20 +71,28 @@ impl Keys {
     /// Mails the link, notes it, commits.
     async fn send_invitation(
         &self,
+        actor: Actor,
         mut tx: Tx,
         invitation: &Invitation,
         text: &str,
         (action, details): (&str, &serde_json::Value),
     ) -> Result<()> {
         let name = tx.organisation_name(invitation.org).await?;
-        let mail = mail::invitation(
-            &invitation.email,
-            &self.portal_url,
-            text,
-            &name,
-            invitation.role,
-        );
-        self.post(&mut tx, &mail).await?;
+        let letter = Letter::Invitation {
+            token: text,
+            organisation: &name,
+            role: invitation.role,
+        };
+        // Who has no account yet reads what the one who invites reads.
+        let language = match self.store.reader_of(&invitation.email).await? {
+            Some(known) => known.language,
+            None => self.language_of(&mut tx, actor).await?,
+        };
+        let reader = Reader {
+            address: invitation.email.clone(),
+            language,
+        };
+        self.write_to(&mut tx, &[reader], &letter).await?;
         tx.audit(Some(invitation.org), action, invitation.id, details)
             .await?;
         tx.commit().await?;
@@ -112,9 +126,23 @@ impl Keys {
         })
     }
 
-    /// A pending invitation that somebody may change, locked with its organisation.
-    async fn lock_pending(&self, actor: Actor, id: InvitationId) -> Result<(Tx, Invitation)> {
+    /// An invitation somebody may see, of this organisation if one is named.
+    async fn invitation_at(&self, actor: Actor, id: InvitationId, org: &str) -> Result<Invitation> {
         let invitation = self.store.invitation(scope(actor), id).await?;
+        match org.is_empty() || invitation.org.to_string() == org {
+            true => Ok(invitation),
+            false => Err(Error::not_found("invitation", id)),
+        }
+    }
+
+    /// A pending invitation that somebody may change, locked with its organisation.
+    async fn lock_pending(
+        &self,
+        actor: Actor,
+        id: InvitationId,
+        org: &str,
+    ) -> Result<(Tx, Invitation)> {
+        let invitation = self.invitation_at(actor, id, org).await?;
         self.authority(actor, invitation.org)
             .await?
             .require(Action::Invite {
@@ -134,16 +162,25 @@ impl Keys {
         request: pb::ResendInvitationRequest,
     ) -> std::result::Result<pb::ResendInvitationResponse, Status> {
         let id = parse_id("invitation_id", &request.invitation_id)?;
-        let known = self.store.invitation(scope(actor), id).await?;
+        let known = self.invitation_at(actor, id, &request.org_id).await?;
+        // Before a mail is counted: who may not invite must not use up the address's mails.
+        let authority = self.authority(actor, known.org).await?;
+        authority.require(Action::Invite { role: known.role })?;
         self.throttle(throttle::MAIL, &known.email).await?;
-        let (mut tx, mut invitation) = self.lock_pending(actor, id).await?;
+        let (mut tx, mut invitation) = self.lock_pending(actor, id, &request.org_id).await?;
         let (text, hash) = self.new_token();
         invitation.expires_at = invitation::end(tx.at());
         tx.renew_invitation(id, &hash, invitation.expires_at)
             .await?;
         let now = tx.at();
-        self.send_invitation(tx, &invitation, &text, ("invitation.resent", &json!({})))
-            .await?;
+        self.send_invitation(
+            actor,
+            tx,
+            &invitation,
+            &text,
+            ("invitation.resent", &json!({})),
+        )
+        .await?;
         Ok(pb::ResendInvitationResponse {
             invitation: Some(wire::invitation(&invitation, now)),
         })
@@ -155,7 +192,7 @@ impl Keys {
         request: pb::RevokeInvitationRequest,
     ) -> std::result::Result<pb::RevokeInvitationResponse, Status> {
         let id = parse_id("invitation_id", &request.invitation_id)?;
-        let (mut tx, mut invitation) = self.lock_pending(actor, id).await?;
+        let (mut tx, mut invitation) = self.lock_pending(actor, id, &request.org_id).await?;
         tx.end_invitation(id).await?;
         invitation.is_revoked = true;
         tx.audit(Some(invitation.org), "invitation.revoked", id, &json!({}))
@@ -199,7 +236,8 @@ impl Keys {
         oneself(actor, user)?;
         let (found, hash) = self.invited(&request.token).await?;
         let email = self.store.user(user).await?.email;
-        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        // Whoever has the token is no member yet.
+        let mut tx = self.store.work(actor, self.host.clock().now()).await?;
         tx.lock_organisation(found.org).await?;
         // Sent again in between, the token is another.
         let invitation = tx.lock_invitation(found.id, Some(&hash)).await?;

@@ -1,6 +1,6 @@
 //! Keys, as people make and end them.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use proto::{
     convert::{from_timestamp, page, parse_id},
     keys::v1 as pb,
@@ -8,23 +8,31 @@ use proto::{
 use runtime::Actor;
 use serde_json::json;
 use tonic::Status;
+use tracing::warn;
 use types::{Environment, KeyId, NewKey, OrgId, UserId};
 use zeroize::Zeroizing;
 
-use super::{Keys, page_of, scope, wire};
+use super::{Keys, letters::LiveKey, page_of, scope, wire};
 use crate::{
     domain::{
-        difference,
+        anomaly::{self, Restraint},
+        difference, expect_version,
         key::{self, ApiKey, Draft, Edit},
+        pace,
         policy::Policy,
         rights::{Action, Authority, Concerned},
     },
     error::{Error, Result},
-    store::{NewKeyRow, Tx},
+    store::{KeyFilter, NewKeyRow, Tx},
 };
 
-/// Keys made are counted over so long.
-const PACE: SignedDuration = SignedDuration::from_hours(1);
+/// The key that the page before ended with.
+pub(super) fn before(page_token: &str) -> std::result::Result<Option<KeyId>, Status> {
+    match page_token {
+        "" => Ok(None),
+        token => Ok(Some(parse_id("page_token", token)?)),
+    }
+}
 
 impl Keys {
     /// A key somebody may see, and what they are in its organisation.
@@ -44,18 +52,28 @@ impl Keys {
     }
 
     /// Refuses to make many keys at once: somebody may be collecting them. Operators are asked by
-    /// nobody. The organisation is locked.
-    pub(super) async fn check_pace(&self, tx: &mut Tx, actor: Actor, org: OrgId) -> Result<()> {
-        let since = tx.at().saturating_sub(PACE).unwrap_or(Timestamp::MIN);
-        let made = tx.keys_created_since(org, since).await?;
-        if actor == Actor::Operator || made < self.keys_per_hour_max {
-            return Ok(());
+    /// nobody. The organisation is locked; the transaction is given back when keys may be made,
+    /// and ends with an entry in the audit log, once an hour, when not.
+    pub(super) async fn check_pace(&self, mut tx: Tx, actor: Actor, org: OrgId) -> Result<Tx> {
+        let max = self.keys_per_hour_max;
+        let now = tx.at();
+        let oldest = match actor {
+            Actor::Operator => None,
+            Actor::User(_) => tx.key_created(org, max).await?,
+        };
+        let wait = oldest.and_then(|oldest| pace::wait(oldest, now));
+        let Some(wait) = wait else {
+            return Ok(tx);
+        };
+        self.metrics.creation_refused();
+        if tx.first_refusal(org, pace::start(now)).await? {
+            let details = json!({ "keys_per_hour_max": max });
+            tx.audit(Some(org), "key.creation_refused", org, &details)
+                .await?;
+            tx.commit().await?;
+            warn!(org.id = %org, max, "an organisation makes too many keys");
         }
-        let text = format!(
-            "an organisation makes at most {} keys an hour",
-            self.keys_per_hour_max
-        );
-        Err(Error::Exhausted(text))
+        Err(Error::TooManyKeys { max, wait })
     }
 
     pub(super) async fn issue(
@@ -68,7 +86,7 @@ impl Keys {
         let user: UserId = parse_id("user_id", &request.user_id)?;
         let environment: Environment = request.environment.parse().map_err(Error::from)?;
         let authority = self.authority(actor, org).await?;
-        let policy = self.store.policy(org).await?;
+        let policy = self.store.policy(scope(actor), org).await?;
         authority.require(Action::CreateKey(Concerned {
             environment,
             own: authority.is(user),
@@ -87,6 +105,7 @@ impl Keys {
             rate_per_second: request.rate_per_second,
             burst: request.burst,
             allow: request.allow,
+            metadata: request.metadata.into_iter().collect(),
         };
         let now = self.host.clock().now();
         let settings = draft.check(&self.store.scopes().await?, &policy, now)?;
@@ -100,26 +119,28 @@ impl Keys {
             id: self.host.ids().new_id(),
             org,
             created_by: user,
-            hash: new.presented().hash(&self.pepper),
-            pepper_id: self.pepper.id(),
+            hashes: self.peppers.load().hashes(&new.presented()),
             hint: new.hint(),
             environment,
             rotated_from: None,
         };
         let mut tx = self.store.begin(actor, now).await?;
         tx.lock_organisation(org).await?;
-        self.check_pace(&mut tx, actor, org).await?;
+        let mut tx = self.check_pace(tx, actor, org).await?;
         if !tx.hold_membership(org, user).await? {
             let problem = "is not a member of the organisation: add the member first";
             return Err(Error::invalid("user_id", problem).into());
         }
         tx.insert_key(&row, &settings).await?;
+        self.tell_of(&mut tx, actor, &LiveKey::new(&row, &settings), None)
+            .await?;
         let details = json!({
             "environment": environment.as_str(),
             "created_by": user.to_string(),
             "after": settings.facts(),
         });
         tx.audit(Some(org), "key.created", row.id, &details).await?;
+        tx.announce_created(row.id).await?;
         // A gateway may have noted that there is no such key.
         tx.announce_keys(&[row.id]).await?;
         tx.commit().await?;
@@ -153,14 +174,17 @@ impl Keys {
         self.authority(actor, org)
             .await?
             .require(Action::ViewKeys)?;
-        let before = match request.page_token.as_str() {
-            "" => None,
-            token => Some(parse_id("page_token", token)?),
-        };
         let size = page(request.page_size);
-        let keys = self.store.keys(scope(actor), org, before, size + 1).await?;
-        let (keys, next_page_token) = page_of(keys, size, |key| key.id.to_string());
+        let filter = KeyFilter {
+            before: before(&request.page_token)?,
+            limit: size + 1,
+            status: key::status_wish(&request.status)?,
+            name: key::name_part(&request.name)?,
+            among: None,
+        };
         let now = self.host.clock().now();
+        let keys = self.store.keys(scope(actor), org, &filter, now).await?;
+        let (keys, next_page_token) = page_of(keys, size, |key| key.id.to_string());
         let keys = keys.iter().map(|key| wire::key(key, now)).collect();
         Ok(pb::ListKeysResponse {
             keys,
@@ -188,10 +212,13 @@ impl Keys {
             rate_per_second: request.rate_per_second,
             burst: request.burst,
             allow: request.set_allow.then_some(request.allow),
+            metadata: request
+                .set_metadata
+                .then(|| request.metadata.into_iter().collect()),
             active: request.active,
         };
         let (key, authority) = self.visible(actor, id).await?;
-        let policy = self.store.policy(key.org).await?;
+        let policy = self.store.policy(scope(actor), key.org).await?;
         let concerned = Self::concerned(&key, authority, &policy);
         authority.require(Action::ChangeKey(concerned))?;
         let known = self.store.scopes().await?;
@@ -199,36 +226,38 @@ impl Keys {
         let now = self.host.clock().now();
         let mut tx = self.store.begin(actor, now).await?;
         let key = tx.lock_key(scope(actor), id).await?;
-        if expected.is_some_and(|version| version != key.version) {
-            return Err(Error::Conflict("the key has changed since it was read").into());
-        }
-        let settings = edit.apply(&key, &known, &policy, now)?;
-        if settings.active && !key.settings.active {
+        expect_version(expected, key.version)?;
+        let changed = ApiKey {
+            settings: edit.apply(&key, &known, &policy, now)?,
+            restraints: anomaly::by_hand(&key.restraints, edit.active),
+            version: key.version + 1,
+            ..key.clone()
+        };
+        let is_restrained = !key.settings.active || key.restraints.throttle.is_some();
+        if edit.active == Some(true) && is_restrained {
             authority.require(Action::RestoreKey)?;
         }
-        if settings == key.settings {
+        if changed.settings == key.settings && changed.restraints == key.restraints {
             return Ok(pb::UpdateKeyResponse {
                 key: Some(wire::key(&key, now)),
             });
         }
-        tx.save_key(id, &settings).await?;
-        let details = difference(&key.settings.facts(), &settings.facts());
-        let action = match (key.settings.active, settings.active) {
-            (true, false) => "key.suspended",
-            (false, true) => "key.restored",
-            _ => "key.updated",
-        };
-        tx.audit(Some(key.org), action, id, &details).await?;
+        tx.save_key(id, &changed.settings, &changed.restraints)
+            .await?;
+        match edit.active {
+            Some(true) => tx.free_key(id, None).await?,
+            // No anomaly that is lifted restores what a person suspended.
+            Some(false) => tx.free_key(id, Some(Restraint::Suspend)).await?,
+            None => {}
+        }
+        let details = difference(&key.facts(), &changed.facts());
+        tx.audit(Some(key.org), key.change_to(&changed), id, &details)
+            .await?;
         tx.announce_keys(&[id]).await?;
         tx.commit().await?;
         self.committed();
-        let key = ApiKey {
-            settings,
-            version: key.version + 1,
-            ..key
-        };
         Ok(pb::UpdateKeyResponse {
-            key: Some(wire::key(&key, now)),
+            key: Some(wire::key(&changed, now)),
         })
     }
 
@@ -240,7 +269,7 @@ impl Keys {
         let id = parse_id("key_id", &request.key_id)?;
         let reason = key::reason(&request.reason)?;
         let (key, authority) = self.visible(actor, id).await?;
-        let policy = self.store.policy(key.org).await?;
+        let policy = self.store.policy(scope(actor), key.org).await?;
         let concerned = Self::concerned(&key, authority, &policy);
         authority.require(Action::RevokeKey(concerned))?;
         let change = match self.end(actor, id, &reason).await? {
@@ -263,6 +292,8 @@ impl Keys {
             return Ok(None);
         }
         tx.revoke_key(id, reason).await?;
+        self.tell_of(&mut tx, actor, &LiveKey::of(&key), Some(reason))
+            .await?;
         let details = json!({
             "before": { "active": key.settings.active },
             "after": { "active": false, "reason": reason },

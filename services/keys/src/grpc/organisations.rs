@@ -9,9 +9,10 @@ use serde_json::json;
 use tonic::Status;
 use types::{OrgId, Role, Slug, UserId, parse_email, parse_key_name};
 
-use super::{Keys, operators_only, page_of, scope, wire};
+use super::{Keys, operators_only, page_of, roles::authority, scope, wire};
 use crate::{
     domain::{
+        difference, expect_version,
         organisation::{owner_after, slug_candidate, slug_stem},
         rights::Action,
     },
@@ -69,7 +70,8 @@ impl Keys {
         };
         let ids = self.host.ids();
         let org: OrgId = ids.new_id();
-        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        // Its founder is no member of it yet.
+        let mut tx = self.store.work(actor, self.host.clock().now()).await?;
         let owner = tx.user_of(&email, ids.new_id()).await?;
         if matches!(actor, Actor::User(user) if user != owner) {
             return Err(Error::OperatorsOnly {
@@ -105,6 +107,43 @@ impl Keys {
         let organisation = self.store.organisation(scope(actor), org).await?;
         let organisation = Some(wire::organisation(&organisation));
         Ok(pb::GetOrganisationResponse { organisation })
+    }
+
+    pub(super) async fn change_organisation(
+        &self,
+        actor: Actor,
+        request: pb::UpdateOrganisationRequest,
+    ) -> std::result::Result<pb::UpdateOrganisationResponse, Status> {
+        let org: OrgId = parse_id("org_id", &request.org_id)?;
+        self.authority(actor, org)
+            .await?
+            .require(Action::UpdateOrganisation)?;
+        let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
+        tx.lock_organisation(org).await?;
+        let old = tx.organisation(org).await?;
+        expect_version(request.expected_version, old.version)?;
+        let name = match &request.name {
+            Some(name) => parse_key_name("name", name).map_err(Error::from)?,
+            None => old.name.clone(),
+        };
+        let slug = match &request.slug {
+            Some(slug) => slug.parse::<Slug>().map_err(Error::from)?.to_string(),
+            None => old.slug.clone(),
+        };
+        let facts = |name: &str, slug: &str| json!({ "name": name, "slug": slug });
+        let (before, after) = (facts(&old.name, &old.slug), facts(&name, &slug));
+        if before == after {
+            let organisation = Some(wire::organisation(&old));
+            return Ok(pb::UpdateOrganisationResponse { organisation });
+        }
+        tx.save_organisation(org, &name, &slug).await?;
+        let details = difference(&before, &after);
+        tx.audit(Some(org), "organisation.updated", org, &details)
+            .await?;
+        let new = tx.organisation(org).await?;
+        tx.commit().await?;
+        let organisation = Some(wire::organisation(&new));
+        Ok(pb::UpdateOrganisationResponse { organisation })
     }
 
     pub(super) async fn organisations(
@@ -173,10 +212,10 @@ impl Keys {
     ) -> std::result::Result<pb::RemoveMemberResponse, Status> {
         let org: OrgId = parse_id("org_id", &request.org_id)?;
         let user: UserId = parse_id("user_id", &request.user_id)?;
-        let authority = self.authority(actor, org).await?;
         let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
         let owner = tx.lock_organisation(org).await?;
         let members = tx.memberships(org).await?;
+        let authority = authority(actor, org, &members)?;
         let Some(leaving) = members.iter().find(|member| member.user == user) else {
             return Err(Error::not_found("member", user).into());
         };
@@ -188,7 +227,6 @@ impl Keys {
         if next_owner != owner {
             tx.set_owner(org, next_owner).await?;
         }
-        tx.delete_member(org, user).await?;
         // A test key spends its creator's test credits: it does not outlive the membership.
         let keys = tx.lock_test_keys(org, user).await?;
         for key in &keys {
@@ -196,15 +234,24 @@ impl Keys {
             let details = json!({ "after": { "reason": MEMBER_LEFT } });
             tx.audit(Some(org), "key.revoked", key, &details).await?;
         }
-        let details = json!({ "before": { "role": leaving.role.as_str() } });
+        let to_review = tx.ask_for_reviews(org, user).await?;
+        let details = json!({
+            "before": { "role": leaving.role.as_str() },
+            "live_keys_to_review": to_review,
+        });
         tx.audit(Some(org), "member.removed", user, &details)
             .await?;
         if !keys.is_empty() {
             tx.announce_keys(&keys).await?;
         }
+        // The last statement: who leaves sees nothing of the organisation after it.
+        tx.delete_member(org, user).await?;
         tx.commit().await?;
         self.committed();
         let revoked_test_keys = u32::try_from(keys.len()).unwrap_or(u32::MAX);
-        Ok(pb::RemoveMemberResponse { revoked_test_keys })
+        Ok(pb::RemoveMemberResponse {
+            revoked_test_keys,
+            live_keys_to_review: u32::try_from(to_review).unwrap_or(u32::MAX),
+        })
     }
 }

@@ -132,6 +132,26 @@ impl PeopleService for Keys {
         ))
     }
 
+    async fn update_user(
+        &self,
+        request: Request<pb::UpdateUserRequest>,
+    ) -> Reply<pb::UpdateUserResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.change_user(actor, request.into_inner()).await?,
+        ))
+    }
+
+    async fn reset_second_factor(
+        &self,
+        request: Request<pb::ResetSecondFactorRequest>,
+    ) -> Reply<pb::ResetSecondFactorResponse> {
+        let actor = actor(&request);
+        Ok(Response::new(
+            self.reset_factor(actor, request.into_inner()).await?,
+        ))
+    }
+
     async fn list_organisations_of(
         &self,
         request: Request<pb::ListOrganisationsOfRequest>,

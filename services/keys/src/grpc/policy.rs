@@ -5,8 +5,8 @@ use runtime::Actor;
 use tonic::Status;
 use types::OrgId;
 
-use super::{Keys, wire};
-use crate::domain::{difference, policy::PolicyWish, rights::Action};
+use super::{Keys, scope, wire};
+use crate::domain::{difference, expect_version, policy::PolicyWish, rights::Action};
 
 impl Keys {
     pub(super) async fn policy(
@@ -18,9 +18,11 @@ impl Keys {
         self.authority(actor, org)
             .await?
             .require(Action::ViewOrganisation)?;
-        let policy = self.store.policy(org).await?;
+        // The version first: whoever changes what is newer than it is refused and reads again.
+        let version = self.store.organisation(scope(actor), org).await?.version;
+        let policy = self.store.policy(scope(actor), org).await?;
         Ok(pb::GetPolicyResponse {
-            policy: Some(wire::policy(&policy)),
+            policy: Some(wire::policy(&policy, version)),
         })
     }
 
@@ -38,20 +40,24 @@ impl Keys {
             key_lifetime_seconds_max: request.key_lifetime_seconds_max,
             developers_may_create_live_keys: request.developers_may_create_live_keys,
             leak_action: request.leak_action,
+            anomaly_action: request.anomaly_action,
         };
         let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
         tx.lock_organisation(org).await?;
+        let mut version = tx.organisation(org).await?.version;
+        expect_version(request.expected_version, version)?;
         let old = tx.policy(org).await?;
         let new = wish.apply(&old)?;
         if new != old {
             tx.set_policy(org, &new).await?;
+            version += 1;
             let details = difference(&old.facts(), &new.facts());
             tx.audit(Some(org), "organisation.policy_changed", org, &details)
                 .await?;
             tx.commit().await?;
         }
         Ok(pb::SetPolicyResponse {
-            policy: Some(wire::policy(&new)),
+            policy: Some(wire::policy(&new, version)),
         })
     }
 }

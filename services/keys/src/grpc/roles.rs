@@ -7,9 +7,10 @@ use serde_json::json;
 use tonic::Status;
 use types::{OrgId, Role, UserId};
 
-use super::Keys;
+use super::{Keys, wire};
 use crate::{
     domain::{
+        expect_version,
         organisation::{Membership, owner_after},
         rights::{Action, Authority},
         second_factor,
@@ -26,7 +27,7 @@ fn find(members: &[Membership], user: UserId) -> Result<Membership> {
 
 /// What somebody is among the members, read under the lock of the organisation: at this moment
 /// nobody changes it.
-fn authority(actor: Actor, org: OrgId, members: &[Membership]) -> Result<Authority> {
+pub(super) fn authority(actor: Actor, org: OrgId, members: &[Membership]) -> Result<Authority> {
     match actor {
         Actor::Operator => Ok(Authority::Operator),
         Actor::User(user) => match members.iter().find(|member| member.user == user) {
@@ -51,8 +52,12 @@ impl Keys {
         let authority = authority(actor, org, &members)?;
         let from = find(&members, user)?.role;
         authority.require(Action::ChangeRole { from, to })?;
+        let now = tx.member(org, user).await?;
+        expect_version(request.expected_version, now.version)?;
         if from == to {
-            return Ok(pb::UpdateMemberRoleResponse {});
+            return Ok(pb::UpdateMemberRoleResponse {
+                member: Some(wire::member(&now)),
+            });
         }
         if to != Role::Owner {
             let next_owner = owner_after(&members, owner, user)?;
@@ -67,8 +72,11 @@ impl Keys {
         });
         tx.audit(Some(org), "member.role_changed", user, &details)
             .await?;
+        let now = tx.member(org, user).await?;
         tx.commit().await?;
-        Ok(pb::UpdateMemberRoleResponse {})
+        Ok(pb::UpdateMemberRoleResponse {
+            member: Some(wire::member(&now)),
+        })
     }
 
     pub(super) async fn hand_over(

@@ -11,7 +11,7 @@ use types::UserId;
 
 use super::{Keys, operators_only, sign_in::oneself};
 use crate::{
-    domain::{second_factor, throttle, token},
+    domain::{mail::Letter, second_factor, throttle, token},
     error::{Error, Result},
     store::{Tx, User},
 };
@@ -166,9 +166,12 @@ impl Keys {
         required(&user)?;
         use_code(&mut tx, &user, &request.code).await?;
         tx.end_totp(id).await?;
+        self.write_to(&mut tx, &[user.reader()], &Letter::SecondFactorRemoved)
+            .await?;
         tx.audit(None, "user.second_factor_disabled", id, &json!({}))
             .await?;
         tx.commit().await?;
+        self.mail_nudge.notify_one();
         self.accepted(id).await?;
         Ok(pb::DisableTotpResponse {})
     }

@@ -11,7 +11,8 @@ use zeroize::Zeroizing;
 use super::{Keys, operators_only, organisations, wire};
 use crate::{
     domain::{
-        mail, password,
+        mail::{self, Language, Letter, Reader},
+        password,
         throttle::{self, Limit},
         token,
     },
@@ -63,13 +64,13 @@ impl Keys {
         tx.post(id, mail).await
     }
 
-    async fn post_verification(&self, tx: &mut Tx, user: UserId, email: &str) -> Result<()> {
+    async fn post_verification(&self, tx: &mut Tx, user: UserId, reader: Reader) -> Result<()> {
         let (text, hash) = self.new_token();
         let end = after(self.host.clock().now(), VERIFY);
         tx.insert_mail_token(user, Purpose::Verify, &hash, end)
             .await?;
-        let mail = mail::verify_email(email, &self.portal_url, &text);
-        self.post(tx, &mail).await
+        let letter = Letter::VerifyEmail { token: &text };
+        self.write_to(tx, &[reader], &letter).await
     }
 
     pub(super) async fn sign_up_person(
@@ -82,6 +83,10 @@ impl Keys {
         let name = parse_key_name("name", &request.name).map_err(Error::from)?;
         let organisation = parse_key_name("organisation_name", &request.organisation_name);
         let organisation = organisation.map_err(Error::from)?;
+        let language = match request.language.as_str() {
+            "" => Language::default(),
+            language => Language::parse(language)?,
+        };
         let password = Zeroizing::new(request.password);
         password::check("password", &password)?;
         self.throttle(throttle::SIGN_UP_ADDRESS, &request.address)
@@ -93,12 +98,17 @@ impl Keys {
         let (user, org): (UserId, OrgId) = (ids.new_id(), ids.new_id());
         let now = self.host.clock().now();
         let may_mail = self.store.try_once(throttle::MAIL, &email, now).await?;
-        let mut tx = self.store.begin(user, now).await?;
-        if tx.insert_user(user, &email, &name, &password).await? {
+        let mut tx = self.store.work(user, now).await?;
+        if tx
+            .insert_user(user, &email, &name, language, &password)
+            .await?
+        {
             let slug = organisations::insert(&mut tx, org, &organisation, None, user).await?;
             tx.insert_member(ids.new_id(), org, user, Role::Owner)
                 .await?;
-            self.post_verification(&mut tx, user, &email).await?;
+            let address = email;
+            let reader = Reader { address, language };
+            self.post_verification(&mut tx, user, reader).await?;
             let details = json!({ "address": request.address });
             tx.audit(None, "user.signed_up", user, &details).await?;
             let details = json!({ "after": {
@@ -106,8 +116,8 @@ impl Keys {
             }});
             tx.audit(Some(org), "organisation.created", org, &details)
                 .await?;
-        } else if may_mail {
-            self.post(&mut tx, &mail::already_known(&email, &self.portal_url))
+        } else if let Some(known) = tx.reader_of(&email).await?.filter(|_| may_mail) {
+            self.write_to(&mut tx, &[known], &Letter::AlreadyKnown)
                 .await?;
         }
         tx.commit().await?;
@@ -126,7 +136,7 @@ impl Keys {
         if !user.email_verified {
             self.throttle(throttle::MAIL, &user.email).await?;
             let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
-            self.post_verification(&mut tx, id, &user.email).await?;
+            self.post_verification(&mut tx, id, user.reader()).await?;
             tx.commit().await?;
             self.mail_nudge.notify_one();
         }
@@ -152,7 +162,7 @@ impl Keys {
     async fn use_link(&self, text: &str, purpose: Purpose) -> Result<(Tx, UserId)> {
         let unknown = || Error::invalid("token", "is unknown, was used or has expired");
         let hash = token::token_hash(text).ok_or_else(unknown)?;
-        let mut tx = self.store.begin("link", self.host.clock().now()).await?;
+        let mut tx = self.store.work("link", self.host.clock().now()).await?;
         let user = tx
             .use_mail_token(&hash, purpose)
             .await?
@@ -228,8 +238,8 @@ impl Keys {
             let mut tx = self.store.begin(user.id, now).await?;
             tx.insert_mail_token(user.id, Purpose::Reset, &hash, after(now, RESET))
                 .await?;
-            let mail = mail::reset_password(&email, &self.portal_url, &text);
-            self.post(&mut tx, &mail).await?;
+            let letter = Letter::ResetPassword { token: &text };
+            self.write_to(&mut tx, &[user.reader()], &letter).await?;
             tx.commit().await?;
             self.mail_nudge.notify_one();
         }
@@ -251,8 +261,8 @@ impl Keys {
         // The link went to the address.
         tx.verify_user(id).await?;
         tx.end_mail_tokens(id, Purpose::Reset).await?;
-        let mail = mail::password_changed(&user.email, &self.portal_url);
-        self.post(&mut tx, &mail).await?;
+        self.write_to(&mut tx, &[user.reader()], &Letter::PasswordChanged)
+            .await?;
         tx.audit(None, "user.password_reset", id, &json!({}))
             .await?;
         tx.commit().await?;
@@ -285,8 +295,8 @@ impl Keys {
         tx.lock_user(id).await?;
         let session_epoch = tx.set_password(id, &password).await?;
         tx.end_mail_tokens(id, Purpose::Reset).await?;
-        let mail = mail::password_changed(&user.email, &self.portal_url);
-        self.post(&mut tx, &mail).await?;
+        self.write_to(&mut tx, &[user.reader()], &Letter::PasswordChanged)
+            .await?;
         tx.audit(None, "user.password_changed", id, &json!({}))
             .await?;
         tx.commit().await?;

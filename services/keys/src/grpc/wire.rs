@@ -38,6 +38,7 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> pb::Key {
         rate_per_second: settings.rate.map(|rate| rate.per_second),
         burst: settings.rate.map_or(0, |rate| rate.burst),
         allow: texts(&settings.allow),
+        metadata: settings.metadata.clone().into_iter().collect(),
         status: key.status(now).to_owned(),
         revoked_reason: revoked
             .map(|revoked| revoked.reason.clone())
@@ -61,6 +62,8 @@ pub(super) fn key(key: &ApiKey, now: Timestamp) -> pb::Key {
             .map(|key| key.to_string())
             .unwrap_or_default(),
         limits_key_id: key.limits_key.to_string(),
+        suspended_reason: key.held_reason().unwrap_or_default().to_owned(),
+        throttled: key.restraints.throttle.is_some(),
     }
 }
 
@@ -83,6 +86,11 @@ pub(super) fn record(key: &ApiKey) -> pb::KeyRecord {
         allow: texts(&settings.allow),
         version: key.version,
         limits_key_id: key.limits_key.to_string(),
+        throttle_per_second: key
+            .restraints
+            .throttle
+            .as_ref()
+            .map(|throttle| throttle.per_second),
     }
 }
 
@@ -113,6 +121,7 @@ pub(super) fn service(service: &Service) -> pb::Service {
         active: service.settings.active,
         routes: service.routes.iter().map(route).collect(),
         price_version: service.price_version,
+        version: service.version,
     }
 }
 
@@ -127,6 +136,7 @@ pub(super) fn organisation(organisation: &Organisation) -> pb::Organisation {
         slug: organisation.slug.clone(),
         owner_id: organisation.owner.to_string(),
         created_at: Some(timestamp(organisation.created_at)),
+        version: organisation.version,
     }
 }
 
@@ -136,6 +146,7 @@ pub(super) fn member(member: &Member) -> pb::Member {
         email: member.email.clone(),
         role: member.role.as_str().to_owned(),
         joined_at: Some(timestamp(member.joined_at)),
+        version: member.version,
     }
 }
 
@@ -147,6 +158,11 @@ pub(super) fn audit_entry(entry: &AuditEntry) -> pb::AuditEntry {
         target: entry.target.clone(),
         details: entry.details.to_string(),
         at: Some(timestamp(entry.at)),
+        address: entry
+            .address
+            .as_ref()
+            .map(IpAddr::to_string)
+            .unwrap_or_default(),
     }
 }
 
@@ -160,6 +176,7 @@ pub(super) fn user(user: &User) -> pb::User {
         recovery_codes: u32::try_from(user.recovery_codes).unwrap_or_default(),
         session_epoch: user.session_epoch,
         created_at: Some(timestamp(user.created_at)),
+        language: user.language.as_str().to_owned(),
     }
 }
 
@@ -186,11 +203,13 @@ pub(super) fn invitation(invitation: &Invitation, now: Timestamp) -> pb::Invitat
     }
 }
 
-pub(super) fn policy(policy: &Policy) -> pb::Policy {
+pub(super) fn policy(policy: &Policy, version: i64) -> pb::Policy {
     pb::Policy {
         live_keys_need_second_factor: policy.live_keys_need_second_factor,
         key_lifetime_seconds_max: policy.key_lifetime_seconds_max,
         developers_may_create_live_keys: policy.developers_may_create_live_keys,
         leak_action: policy.leak_action.as_str().to_owned(),
+        anomaly_action: policy.anomaly_action.as_str().to_owned(),
+        version,
     }
 }

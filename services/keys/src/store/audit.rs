@@ -1,13 +1,19 @@
 //! Reading the audit log.
 
+use std::net::IpAddr;
+
 use futures_util::TryStreamExt as _;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::Value;
 use types::OrgId;
 
 use super::{Store, Tx, corrupt};
 use crate::{
-    domain::audit_chain::{Hash, Head, Row, Verifier},
+    domain::{
+        audit_chain::{Hash, Head, Row, Verifier},
+        rights::OrgScope,
+    },
     error::Result,
 };
 
@@ -20,6 +26,7 @@ pub(crate) struct AuditEntry {
     pub(crate) target: String,
     pub(crate) details: Value,
     pub(crate) at: Timestamp,
+    pub(crate) address: Option<IpAddr>,
 }
 
 /// What to read; `None` does not limit.
@@ -60,7 +67,8 @@ impl Tx {
         };
         let select = sqlx::query!(
             r#"
-            select id, org_id, actor, action, target, details, at, prev_hash, hash
+            select id, org_id, actor, action, target, details, at, prev_hash, hash,
+                   address as "address: IpNet"
               from keys.audit_log
              order by id"#,
         );
@@ -75,6 +83,7 @@ impl Tx {
                 target: &row.target,
                 details: &row.details,
                 at: row.at.to_jiff(),
+                address: row.address.map(|net| net.addr()),
             };
             verifier.row(&fields, hash(&row.prev_hash)?, hash(&row.hash)?);
         }
@@ -86,13 +95,14 @@ impl Store {
     /// Reads entries below `before`, newest first.
     pub(crate) async fn audit_log(
         &self,
+        scope: OrgScope,
         filter: &AuditFilter,
         before: Option<i64>,
         limit: i64,
     ) -> Result<Vec<AuditEntry>> {
         let select = sqlx::query!(
             r#"
-            select id, actor, action, target, details, at
+            select id, actor, action, target, details, at, address as "address: IpNet"
               from keys.audit_log
              where ($1::uuid is null or org_id = $1)
                and ($2::text is null or actor = $2)
@@ -106,7 +116,7 @@ impl Store {
             before,
             limit,
         );
-        let rows = select.fetch_all(&self.pool).await?;
+        let rows = select.fetch_all(&mut *self.seen(scope).await?).await?;
         let entries = rows.into_iter().map(|row| AuditEntry {
             id: row.id,
             actor: row.actor,
@@ -114,6 +124,7 @@ impl Store {
             target: row.target,
             details: row.details,
             at: row.at.to_jiff(),
+            address: row.address.map(|net| net.addr()),
         });
         Ok(entries.collect())
     }

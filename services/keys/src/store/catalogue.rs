@@ -22,6 +22,7 @@ struct ServiceRow {
     category: String,
     is_active: bool,
     price_version: i64,
+    version: i64,
 }
 
 struct RouteRow {
@@ -54,6 +55,7 @@ fn service(row: ServiceRow) -> Result<Service> {
         icon: row.icon,
         category: row.category,
         price_version: row.price_version,
+        version: row.version,
         routes: Vec::new(),
     })
 }
@@ -82,7 +84,7 @@ async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Resu
         ServiceRow,
         r#"
         select id, name, display_name, description, upstream_url, base_cost_per_call, icon,
-               category, is_active, price_version
+               category, is_active, price_version, version
           from keys.services
          where $1::text is null or name = $1
          order by name"#,
@@ -183,6 +185,7 @@ impl Tx {
             update keys.services
                set display_name = $2, description = $3, upstream_url = $4,
                    base_cost_per_call = $5, is_active = $6, updated_at = $7,
+                   version = version + 1,
                    price_version = price_version
                        + case when base_cost_per_call = $5 then 0 else 1 end
              where id = $1"#,
@@ -198,15 +201,18 @@ impl Tx {
         Ok(())
     }
 
-    /// Makes a new price version of a service. It is locked.
-    pub(crate) async fn reprice(&mut self, id: ServiceId) -> Result<()> {
+    /// Makes a new version of a service whose routes change, and of its prices if they do. It is
+    /// locked.
+    pub(crate) async fn routes_changed(&mut self, id: ServiceId, reprices: bool) -> Result<()> {
         let update = sqlx::query!(
             r#"
             update keys.services
-               set price_version = price_version + 1, updated_at = $2
+               set version = version + 1, updated_at = $2,
+                   price_version = price_version + case when $3 then 1 else 0 end
              where id = $1"#,
             id.uuid(),
             self.at.to_sqlx(),
+            reprices,
         );
         update.execute(&mut *self.inner).await?;
         Ok(())

@@ -6,7 +6,10 @@ use types::{JournalId, KeyHash};
 use uuid::Uuid;
 
 use super::{Store, corrupt};
-use crate::{domain::changes::CHANGES_MAX, error::Result};
+use crate::{
+    domain::{changes::CHANGES_MAX, pepper::Ids},
+    error::Result,
+};
 
 /// What a gateway says of itself.
 #[derive(Debug)]
@@ -14,6 +17,7 @@ pub(crate) struct Report {
     pub(crate) journal: JournalId,
     pub(crate) gateway: String,
     pub(crate) applied: i64,
+    pub(crate) peppers: Ids,
 }
 
 /// A gateway that was seen lately.
@@ -22,12 +26,15 @@ pub(crate) struct Gateway {
     pub(crate) journal: JournalId,
     pub(crate) name: String,
     pub(crate) applied: i64,
+    pub(crate) peppers: Ids,
 }
 
 struct GatewayRow {
     journal_id: Uuid,
     gateway: String,
     applied_change: i64,
+    pepper_id: String,
+    previous_pepper_id: Option<String>,
 }
 
 impl From<GatewayRow> for Gateway {
@@ -36,6 +43,7 @@ impl From<GatewayRow> for Gateway {
             journal: JournalId::new(row.journal_id),
             name: row.gateway,
             applied: row.applied_change,
+            peppers: (row.pepper_id, row.previous_pepper_id),
         }
     }
 }
@@ -45,18 +53,34 @@ impl Store {
     pub(crate) async fn note_gateway(&self, report: &Report, now: Timestamp) -> Result<()> {
         let upsert = sqlx::query!(
             r#"
-            insert into keys.gateways (journal_id, gateway, applied_change, seen_at)
-            values ($1, $2, $3, $4)
+            insert into keys.gateways
+                (journal_id, gateway, applied_change, pepper_id, previous_pepper_id, seen_at)
+            values ($1, $2, $3, $4, $5, $6)
             on conflict (journal_id) do update
                set gateway = excluded.gateway,
                    applied_change = excluded.applied_change,
+                   pepper_id = excluded.pepper_id,
+                   previous_pepper_id = excluded.previous_pepper_id,
                    seen_at = excluded.seen_at"#,
             report.journal.uuid(),
             report.gateway,
             report.applied,
+            report.peppers.0,
+            report.peppers.1,
             now.to_sqlx(),
         );
         upsert.execute(&self.pool).await?;
+        Ok(())
+    }
+
+    /// Forgets lives that have ended.
+    pub(crate) async fn end_gateways(&self, ended: &[JournalId]) -> Result<()> {
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = ended.iter().map(|journal| journal.uuid()).collect();
+        let delete = sqlx::query!("delete from keys.gateways where journal_id = any($1)", &ids);
+        delete.execute(&self.pool).await?;
         Ok(())
     }
 
@@ -65,7 +89,7 @@ impl Store {
         let select = sqlx::query_as!(
             GatewayRow,
             r#"
-            select journal_id, gateway, applied_change
+            select journal_id, gateway, applied_change, pepper_id, previous_pepper_id
               from keys.gateways
              where seen_at >= $1
              order by gateway, journal_id"#,
@@ -81,7 +105,7 @@ impl Store {
         let select = sqlx::query_as!(
             GatewayRow,
             r#"
-            select journal_id, gateway, applied_change
+            select journal_id, gateway, applied_change, pepper_id, previous_pepper_id
               from keys.gateways
              where journal_id = any($1)
              order by gateway, journal_id"#,

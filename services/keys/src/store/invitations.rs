@@ -51,6 +51,7 @@ impl Store {
         scope: OrgScope,
         invitation: InvitationId,
     ) -> Result<Invitation> {
+        let mut tx = self.seen(scope).await?;
         let select = sqlx::query_as!(
             InvitationRow,
             r#"
@@ -64,7 +65,7 @@ impl Store {
             invitation.uuid(),
             scope.member(),
         );
-        let row = select.fetch_optional(&self.pool).await?;
+        let row = select.fetch_optional(&mut *tx).await?;
         row.ok_or_else(|| Error::not_found("invitation", invitation))?
             .try_into()
     }
@@ -77,6 +78,7 @@ impl Store {
         before: Option<InvitationId>,
         limit: i64,
     ) -> Result<Vec<Invitation>> {
+        let mut tx = self.seen(scope).await?;
         let select = sqlx::query_as!(
             InvitationRow,
             r#"
@@ -95,7 +97,7 @@ impl Store {
             before.map(InvitationId::uuid),
             limit,
         );
-        let rows = select.fetch_all(&self.pool).await?;
+        let rows = select.fetch_all(&mut *tx).await?;
         rows.into_iter().map(Invitation::try_from).collect()
     }
 

@@ -4,13 +4,15 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use sqlx::{PgConnection, types::Json};
-use types::{Environment, KeyHash, KeyId, OrgId, Rate, Scope, UserId};
+use types::{Environment, KeyHash, KeyHashes, KeyId, OrgId, Rate, Scope, UserId};
 use uuid::Uuid;
 
 use super::{Store, Tx, corrupt};
 use crate::{
     domain::{
+        anomaly::{Restraints, Throttle},
         key::{ApiKey, Revoked, Settings},
+        metadata::Metadata,
         rights::OrgScope,
     },
     error::{Error, Result},
@@ -22,12 +24,23 @@ pub(crate) struct NewKeyRow {
     pub(crate) id: KeyId,
     pub(crate) org: OrgId,
     pub(crate) created_by: UserId,
-    pub(crate) hash: KeyHash,
-    pub(crate) pepper_id: String,
+    pub(crate) hashes: KeyHashes,
     pub(crate) hint: String,
     pub(crate) environment: Environment,
     /// The key it replaces, and what quota and rate are counted under; absent: itself.
     pub(crate) rotated_from: Option<(KeyId, KeyId)>,
+}
+
+/// Which keys of an organisation; `None` does not limit.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct KeyFilter {
+    /// Created before this one.
+    pub(crate) before: Option<KeyId>,
+    pub(crate) limit: i64,
+    pub(crate) status: Option<String>,
+    /// Part of the name.
+    pub(crate) name: Option<String>,
+    pub(crate) among: Option<Vec<KeyId>>,
 }
 
 /// A gateway saw a key.
@@ -44,6 +57,7 @@ struct KeyRow {
     created_by: Uuid,
     key_name: String,
     key_hash: Vec<u8>,
+    previous_key_hash: Option<Vec<u8>>,
     key_hint: String,
     scopes: Json<Vec<String>>,
     environment: String,
@@ -52,6 +66,7 @@ struct KeyRow {
     rate_per_second: Option<i32>,
     burst: Option<i32>,
     allow: Json<Vec<String>>,
+    metadata: Json<Metadata>,
     is_active: bool,
     revoked_at: Option<jiff_sqlx::Timestamp>,
     revoked_reason: Option<String>,
@@ -63,6 +78,9 @@ struct KeyRow {
     rotated_from: Option<Uuid>,
     rotated_to: Option<Uuid>,
     limits_key_id: Uuid,
+    suspended_reason: Option<String>,
+    throttle_per_second: Option<i32>,
+    throttle_reason: Option<String>,
 }
 
 impl TryFrom<KeyRow> for ApiKey {
@@ -81,6 +99,13 @@ impl TryFrom<KeyRow> for ApiKey {
             }),
             None => None,
         };
+        let throttle = match row.throttle_per_second {
+            Some(per_second) => Some(Throttle {
+                per_second: calls(per_second)?,
+                reason: row.throttle_reason.unwrap_or_default(),
+            }),
+            None => None,
+        };
         let settings = Settings {
             name: row.key_name,
             scopes: scopes.map_err(|error| corrupt("scopes", error))?,
@@ -89,20 +114,25 @@ impl TryFrom<KeyRow> for ApiKey {
             rate,
             expires_at: row.expires_at.map(jiff_sqlx::Timestamp::to_jiff),
             allow: allow.map_err(|error| corrupt("allow", error))?,
+            metadata: row.metadata.0,
             active: row.is_active,
         };
         Ok(Self {
             id: KeyId::new(row.id),
             org: OrgId::new(row.org_id),
             created_by: UserId::new(row.created_by),
-            hash: KeyHash::from_slice(&row.key_hash)
-                .ok_or_else(|| corrupt("key_hash", "not 32 bytes"))?,
+            hash: hash(&row.key_hash)?,
+            previous_hash: row.previous_key_hash.as_deref().map(hash).transpose()?,
             hint: row.key_hint,
             environment: row
                 .environment
                 .parse()
                 .map_err(|error| corrupt("environment", error))?,
             settings,
+            restraints: Restraints {
+                suspended_reason: row.suspended_reason,
+                throttle,
+            },
             revoked: row.revoked_at.map(|at| Revoked {
                 at: at.to_jiff(),
                 reason: row.revoked_reason.unwrap_or_default(),
@@ -116,6 +146,10 @@ impl TryFrom<KeyRow> for ApiKey {
             limits_key: KeyId::new(row.limits_key_id),
         })
     }
+}
+
+fn hash(bytes: &[u8]) -> Result<KeyHash> {
+    KeyHash::from_slice(bytes).ok_or_else(|| corrupt("key_hash", "not 32 bytes"))
 }
 
 fn texts<T: ToString>(values: &[T]) -> Json<Vec<String>> {
@@ -134,14 +168,17 @@ async fn read(connection: &mut PgConnection, scope: OrgScope, key: KeyId) -> Res
     let select = sqlx::query_as!(
         KeyRow,
         r#"
-        select k.id, k.org_id, k.created_by, k.key_name, k.key_hash, k.key_hint,
+        select k.id, k.org_id, k.created_by, k.key_name, k.key_hash,
+               k.previous_key_hash, k.key_hint,
                k.scopes as "scopes: Json<Vec<String>>", k.environment,
                k.daily_quota, k.monthly_quota, k.rate_per_second, k.burst,
-               k.allow as "allow: Json<Vec<String>>", k.is_active, k.revoked_at,
+               k.allow as "allow: Json<Vec<String>>", k.metadata as "metadata: Json<Metadata>",
+               k.is_active, k.revoked_at,
                k.revoked_reason, k.last_used_at, k.last_used_ip as "last_used_ip: IpNet",
                k.expires_at, k.version, k.created_at, k.rotated_from,
                (select n.id from keys.api_keys n where n.rotated_from = k.id) as rotated_to,
-               k.limits_key_id
+               k.limits_key_id, k.suspended_reason, k.throttle_per_second,
+               k.throttle_reason
           from keys.api_keys k
          where k.id = $1 and k.deleted_at is null
            and ($2::uuid is null or exists (
@@ -157,47 +194,66 @@ async fn read(connection: &mut PgConnection, scope: OrgScope, key: KeyId) -> Res
 impl Store {
     /// One key.
     pub(crate) async fn key(&self, scope: OrgScope, key: KeyId) -> Result<ApiKey> {
-        read(&mut *self.pool.acquire().await?, scope, key).await
+        read(&mut *self.seen(scope).await?, scope, key).await
     }
 
-    /// Keys of an organisation created before `before`, newest first.
+    /// Keys of an organisation, newest first. A status is told as `ApiKey::status` tells it.
     pub(crate) async fn keys(
         &self,
         scope: OrgScope,
         org: OrgId,
-        before: Option<KeyId>,
-        limit: i64,
+        filter: &KeyFilter,
+        now: Timestamp,
     ) -> Result<Vec<ApiKey>> {
+        let ids: Option<Vec<Uuid>> = filter
+            .among
+            .as_ref()
+            .map(|keys| keys.iter().map(|key| key.uuid()).collect());
         let select = sqlx::query_as!(
             KeyRow,
             r#"
-            select k.id, k.org_id, k.created_by, k.key_name, k.key_hash, k.key_hint,
+            select k.id, k.org_id, k.created_by, k.key_name, k.key_hash,
+                   k.previous_key_hash, k.key_hint,
                    k.scopes as "scopes: Json<Vec<String>>", k.environment,
                    k.daily_quota, k.monthly_quota, k.rate_per_second, k.burst,
-                   k.allow as "allow: Json<Vec<String>>", k.is_active, k.revoked_at,
+                   k.allow as "allow: Json<Vec<String>>", k.metadata as "metadata: Json<Metadata>",
+                   k.is_active, k.revoked_at,
                    k.revoked_reason, k.last_used_at, k.last_used_ip as "last_used_ip: IpNet",
                    k.expires_at, k.version, k.created_at, k.rotated_from,
                    (select n.id from keys.api_keys n where n.rotated_from = k.id) as rotated_to,
-                   k.limits_key_id
+                   k.limits_key_id, k.suspended_reason, k.throttle_per_second,
+                   k.throttle_reason
               from keys.api_keys k
              where k.org_id = $1 and k.deleted_at is null
                and ($2::uuid is null or exists (
                    select 1 from keys.organisation_members m
                     where m.org_id = k.org_id and m.user_id = $2))
                and ($3::uuid is null or k.id < $3)
+               and ($5::text is null or strpos(lower(k.key_name), lower($5)) > 0)
+               and ($6::uuid[] is null or k.id = any($6))
+               and ($7::text is null or $7 = case
+                   when k.revoked_at is not null then 'revoked'
+                   when not k.is_active then 'suspended'
+                   when k.expires_at <= $8 then 'expired'
+                   when k.throttle_per_second is not null then 'throttled'
+                   else 'active' end)
              order by k.id desc
              limit $4"#,
             org.uuid(),
             scope.member(),
-            before.map(KeyId::uuid),
-            limit,
+            filter.before.map(KeyId::uuid),
+            filter.limit,
+            filter.name,
+            ids.as_deref(),
+            filter.status,
+            now.to_sqlx() as _,
         );
-        let rows = select.fetch_all(&self.pool).await?;
+        let rows = select.fetch_all(&mut *self.seen(scope).await?).await?;
         rows.into_iter().map(ApiKey::try_from).collect()
     }
 
-    /// The key of a hash, or of its hash with another pepper, whatever its state. One statement
-    /// sees both: between two, a re-hash could hide the key from either.
+    /// The key of a hash, or of its hash with another pepper, whatever its state. One that another
+    /// gateway has moved to a pepper which this one has not is found by its hash before.
     pub(crate) async fn key_of(
         &self,
         hash: &KeyHash,
@@ -211,16 +267,19 @@ impl Store {
         let select = sqlx::query_as!(
             KeyRow,
             r#"
-            select k.id, k.org_id, k.created_by, k.key_name, k.key_hash, k.key_hint,
+            select k.id, k.org_id, k.created_by, k.key_name, k.key_hash,
+                   k.previous_key_hash, k.key_hint,
                    k.scopes as "scopes: Json<Vec<String>>", k.environment,
                    k.daily_quota, k.monthly_quota, k.rate_per_second, k.burst,
-                   k.allow as "allow: Json<Vec<String>>", k.is_active, k.revoked_at,
+                   k.allow as "allow: Json<Vec<String>>", k.metadata as "metadata: Json<Metadata>",
+                   k.is_active, k.revoked_at,
                    k.revoked_reason, k.last_used_at, k.last_used_ip as "last_used_ip: IpNet",
                    k.expires_at, k.version, k.created_at, k.rotated_from,
                    (select n.id from keys.api_keys n where n.rotated_from = k.id) as rotated_to,
-                   k.limits_key_id
+                   k.limits_key_id, k.suspended_reason, k.throttle_per_second,
+                   k.throttle_reason
               from keys.api_keys k
-             where k.key_hash = any($1)"#,
+             where k.key_hash = any($1) or k.previous_key_hash = any($1)"#,
             &hashes,
         );
         let found: Option<ApiKey> = select
@@ -229,32 +288,13 @@ impl Store {
             .map(ApiKey::try_from)
             .transpose()?;
         if let Some(key) = &found {
-            let asked = key.hash == *hash || previous.is_some_and(|hash| key.hash == *hash);
-            assert!(asked, "the look-up is by the whole hash");
+            let is_asked = |held: KeyHash| held == *hash || previous.is_some_and(|it| held == *it);
+            assert!(
+                is_asked(key.hash) || key.previous_hash.is_some_and(is_asked),
+                "the look-up is by the whole hash"
+            );
         }
         Ok(found)
-    }
-
-    /// Stores a key under the hash with another pepper, unless it changed since it was read. Its
-    /// version stays: nothing a gateway acts on is different.
-    pub(crate) async fn rehash(
-        &self,
-        key: &ApiKey,
-        hash: &KeyHash,
-        pepper_id: &str,
-    ) -> Result<bool> {
-        let update = sqlx::query!(
-            r#"
-            update keys.api_keys
-               set previous_key_hash = key_hash, key_hash = $4, pepper_id = $5
-             where id = $1 and version = $2 and key_hash = $3"#,
-            key.id.uuid(),
-            key.version,
-            &key.hash.bytes()[..],
-            &hash.bytes()[..],
-            pepper_id,
-        );
-        Ok(update.execute(&self.pool).await?.rows_affected() == 1)
     }
 
     /// Notes the last use of keys, at most once a minute and key. A key that is being changed is
@@ -302,20 +342,23 @@ impl Tx {
 
     /// Stores a new key.
     pub(crate) async fn insert_key(&mut self, key: &NewKeyRow, settings: &Settings) -> Result<()> {
+        let hashes = &key.hashes;
+        let bytes = |hash: Option<KeyHash>| hash.map(|hash| hash.bytes().to_vec());
         let insert = sqlx::query!(
             r#"
             insert into keys.api_keys (
                 id, org_id, created_by, key_name, key_hash, pepper_id, key_prefix, key_hint,
                 scopes, environment, daily_quota, monthly_quota, rate_per_second, burst, allow,
-                is_active, expires_at, created_at, updated_at, rotated_from, limits_key_id)
+                is_active, expires_at, created_at, updated_at, rotated_from, limits_key_id,
+                metadata, previous_key_hash, report_hash, previous_report_hash)
             values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,
-                $18, $18, $19, $20)"#,
+                $18, $18, $19, $20, $21, $22, $23, $24)"#,
             key.id.uuid(),
             key.org.uuid(),
             key.created_by.uuid(),
             settings.name,
-            &key.hash.bytes()[..],
-            key.pepper_id,
+            &hashes.hash.bytes()[..],
+            hashes.pepper_id,
             key.environment.key_prefix(),
             key.hint,
             texts(&settings.scopes) as _,
@@ -330,22 +373,13 @@ impl Tx {
             self.at.to_sqlx(),
             key.rotated_from.map(|(source, _)| source.uuid()),
             key.rotated_from.map_or(key.id, |(_, limits)| limits).uuid(),
+            Json(&settings.metadata) as _,
+            bytes(hashes.previous_hash),
+            &hashes.report_hash.bytes()[..],
+            bytes(hashes.previous_report_hash),
         );
         insert.execute(&mut *self.inner).await?;
         Ok(())
-    }
-
-    /// Counts the keys an organisation has got since a moment. The organisation is locked.
-    pub(crate) async fn keys_created_since(&mut self, org: OrgId, since: Timestamp) -> Result<i64> {
-        let select = sqlx::query_scalar!(
-            r#"
-            select count(*) as "count!"
-              from keys.api_keys
-             where org_id = $1 and created_at > $2"#,
-            org.uuid(),
-            since.to_sqlx() as _,
-        );
-        Ok(select.fetch_one(&mut *self.inner).await?)
     }
 
     /// Hides a key for good. The key is locked and revoked.
@@ -364,13 +398,21 @@ impl Tx {
     }
 
     /// Changes a key. The key is locked.
-    pub(crate) async fn save_key(&mut self, key: KeyId, settings: &Settings) -> Result<()> {
+    pub(crate) async fn save_key(
+        &mut self,
+        key: KeyId,
+        settings: &Settings,
+        restraints: &Restraints,
+    ) -> Result<()> {
+        let throttle = restraints.throttle.as_ref();
         let update = sqlx::query!(
             r#"
             update keys.api_keys
                set key_name = $2, scopes = $3, daily_quota = $4, monthly_quota = $5,
                    rate_per_second = $6, burst = $7, allow = $8, is_active = $9,
-                   expires_at = $10, updated_at = $11, version = version + 1
+                   expires_at = $10, updated_at = $11, suspended_reason = $12,
+                   throttle_per_second = $13, throttle_reason = $14, metadata = $15,
+                   version = version + 1
              where id = $1 and revoked_at is null"#,
             key.uuid(),
             settings.name,
@@ -383,6 +425,10 @@ impl Tx {
             settings.active,
             settings.expires_at.map(ToSqlx::to_sqlx) as _,
             self.at.to_sqlx(),
+            restraints.suspended_reason,
+            calls(throttle.map(|throttle| throttle.per_second))?,
+            throttle.map(|throttle| throttle.reason.as_str()),
+            Json(&settings.metadata) as _,
         );
         let saved = update.execute(&mut *self.inner).await?.rows_affected();
         assert_eq!(saved, 1, "the key is locked and was not revoked");

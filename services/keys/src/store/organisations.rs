@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
+use runtime::Tenant;
 use types::{Id, OrgId, Role, Slug, UserId};
 use uuid::Uuid;
 
@@ -19,6 +20,7 @@ pub(crate) struct Organisation {
     pub(crate) slug: String,
     pub(crate) owner: UserId,
     pub(crate) created_at: Timestamp,
+    pub(crate) version: i64,
 }
 
 /// A member, as lists show it.
@@ -28,6 +30,7 @@ pub(crate) struct Member {
     pub(crate) email: String,
     pub(crate) role: Role,
     pub(crate) joined_at: Timestamp,
+    pub(crate) version: i64,
 }
 
 /// An organisation as one of its members sees it.
@@ -46,6 +49,7 @@ struct OrganisationRow {
     slug: String,
     owner_id: Uuid,
     created_at: jiff_sqlx::Timestamp,
+    version: i64,
 }
 
 impl From<OrganisationRow> for Organisation {
@@ -56,6 +60,7 @@ impl From<OrganisationRow> for Organisation {
             slug: row.slug,
             owner: UserId::new(row.owner_id),
             created_at: row.created_at.to_jiff(),
+            version: row.version,
         }
     }
 }
@@ -67,21 +72,23 @@ pub(super) fn role(text: &str) -> Result<Role> {
 impl Store {
     /// A user's role; `None` for strangers.
     pub(crate) async fn role(&self, org: OrgId, user: UserId) -> Result<Option<Role>> {
+        let mut tx = self.tenants.begin(Tenant::User(user)).await?;
         let select = sqlx::query_scalar!(
             "select role from keys.organisation_members where org_id = $1 and user_id = $2",
             org.uuid(),
             user.uuid(),
         );
-        let found = select.fetch_optional(&self.pool).await?;
+        let found = select.fetch_optional(&mut *tx).await?;
         found.map(|text| role(&text)).transpose()
     }
 
     /// One organisation.
     pub(crate) async fn organisation(&self, scope: OrgScope, org: OrgId) -> Result<Organisation> {
+        let mut tx = self.seen(scope).await?;
         let select = sqlx::query_as!(
             OrganisationRow,
             r#"
-            select o.id, o.name, o.slug, o.owner_id, o.created_at
+            select o.id, o.name, o.slug, o.owner_id, o.created_at, o.version
               from keys.organisations o
              where o.id = $1
                and ($2::uuid is null or exists (
@@ -90,7 +97,7 @@ impl Store {
             org.uuid(),
             scope.member(),
         );
-        let found = select.fetch_optional(&self.pool).await?;
+        let found = select.fetch_optional(&mut *tx).await?;
         found
             .map(Organisation::from)
             .ok_or_else(|| Error::not_found("organisation", org))
@@ -103,10 +110,11 @@ impl Store {
         after: Option<OrgId>,
         limit: i64,
     ) -> Result<Vec<Organisation>> {
+        let mut tx = self.seen(scope).await?;
         let select = sqlx::query_as!(
             OrganisationRow,
             r#"
-            select o.id, o.name, o.slug, o.owner_id, o.created_at
+            select o.id, o.name, o.slug, o.owner_id, o.created_at, o.version
               from keys.organisations o
              where ($1::uuid is null or o.id > $1)
                and ($2::uuid is null or exists (
@@ -118,17 +126,18 @@ impl Store {
             scope.member(),
             limit,
         );
-        let rows = select.fetch_all(&self.pool).await?;
+        let rows = select.fetch_all(&mut *tx).await?;
         Ok(rows.into_iter().map(Organisation::from).collect())
     }
 
     /// All members, by joining date.
     pub(crate) async fn members(&self, scope: OrgScope, org: OrgId) -> Result<Vec<Member>> {
+        let mut tx = self.seen(scope).await?;
         let select = sqlx::query!(
             r#"
-            select m.user_id, u.email, m.role, m.joined_at
+            select m.user_id, u.email as "email!", m.role, m.joined_at, m.version
               from keys.organisation_members m
-              join keys.users u on u.id = m.user_id
+              join keys.people_of($1) u on u.id = m.user_id
              where m.org_id = $1
                and ($2::uuid is null or exists (
                    select 1 from keys.organisation_members me
@@ -138,12 +147,13 @@ impl Store {
             scope.member(),
         );
         let mut members = Vec::new();
-        for row in select.fetch_all(&self.pool).await? {
+        for row in select.fetch_all(&mut *tx).await? {
             members.push(Member {
                 user: UserId::new(row.user_id),
                 email: row.email,
                 role: role(&row.role)?,
                 joined_at: row.joined_at.to_jiff(),
+                version: row.version,
             });
         }
         Ok(members)
@@ -153,6 +163,7 @@ impl Store {
 impl Store {
     /// The organisations of a user, by joining date.
     pub(crate) async fn organisations_of(&self, user: UserId) -> Result<Vec<MemberOf>> {
+        let mut tx = self.tenants.begin(Tenant::User(user)).await?;
         let select = sqlx::query!(
             r#"
             select o.id, o.name, o.slug, m.role, m.joined_at
@@ -163,7 +174,7 @@ impl Store {
             user.uuid(),
         );
         let mut organisations = Vec::new();
-        for row in select.fetch_all(&self.pool).await? {
+        for row in select.fetch_all(&mut *tx).await? {
             organisations.push(MemberOf {
                 org: OrgId::new(row.id),
                 name: row.name,
@@ -258,14 +269,72 @@ impl Tx {
             .ok_or_else(|| Error::not_found("organisation", org))
     }
 
-    /// Everybody's role, by joining date. The organisation is locked.
+    /// The organisation as it is now. It is locked.
+    pub(crate) async fn organisation(&mut self, org: OrgId) -> Result<Organisation> {
+        let select = sqlx::query_as!(
+            OrganisationRow,
+            r#"
+            select o.id, o.name, o.slug, o.owner_id, o.created_at, o.version
+              from keys.organisations o
+             where o.id = $1"#,
+            org.uuid(),
+        );
+        Ok(select.fetch_one(&mut *self.inner).await?.into())
+    }
+
+    /// Changes name and slug. The organisation is locked.
+    pub(crate) async fn save_organisation(
+        &mut self,
+        org: OrgId,
+        name: &str,
+        slug: &str,
+    ) -> Result<()> {
+        let update = sqlx::query!(
+            r#"
+            update keys.organisations
+               set name = $2, slug = $3, updated_at = $4, version = version + 1
+             where id = $1"#,
+            org.uuid(),
+            name,
+            slug,
+            self.at.to_sqlx(),
+        );
+        update.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// One member as lists show it. The organisation is locked.
+    pub(crate) async fn member(&mut self, org: OrgId, user: UserId) -> Result<Member> {
+        let select = sqlx::query!(
+            r#"
+            select u.email as "email!", m.role, m.joined_at, m.version
+              from keys.organisation_members m
+              join keys.people_of($1) u on u.id = m.user_id
+             where m.org_id = $1 and m.user_id = $2"#,
+            org.uuid(),
+            user.uuid(),
+        );
+        let row = select.fetch_optional(&mut *self.inner).await?;
+        let row = row.ok_or_else(|| Error::not_found("member", user))?;
+        Ok(Member {
+            user,
+            email: row.email,
+            role: role(&row.role)?,
+            joined_at: row.joined_at.to_jiff(),
+            version: row.version,
+        })
+    }
+
+    /// Everybody's role, by joining date, and nobody makes keys meanwhile. The organisation is
+    /// locked.
     pub(crate) async fn memberships(&mut self, org: OrgId) -> Result<Vec<Membership>> {
         let select = sqlx::query!(
             r#"
             select user_id, role
               from keys.organisation_members
              where org_id = $1
-             order by joined_at, id"#,
+             order by joined_at, id
+               for no key update"#,
             org.uuid(),
         );
         let mut memberships = Vec::new();
@@ -295,7 +364,10 @@ impl Tx {
     /// Changes a member's role. The organisation is locked.
     pub(crate) async fn set_role(&mut self, org: OrgId, user: UserId, role: Role) -> Result<()> {
         let update = sqlx::query!(
-            "update keys.organisation_members set role = $3 where org_id = $1 and user_id = $2",
+            r#"
+            update keys.organisation_members
+               set role = $3, version = version + 1
+             where org_id = $1 and user_id = $2"#,
             org.uuid(),
             user.uuid(),
             role.as_str(),
@@ -311,7 +383,7 @@ impl Tx {
             select exists (
                 select 1
                   from keys.organisation_members m
-                  join keys.users u on u.id = m.user_id
+                  join keys.people_of($1) u on u.id = m.user_id
                  where m.org_id = $1 and u.email = $2) as "is_member!""#,
             org.uuid(),
             email,
@@ -328,20 +400,6 @@ impl Tx {
         Ok(select.fetch_one(&mut *self.inner).await?)
     }
 
-    /// Where mail about an organisation goes. The organisation is locked.
-    pub(crate) async fn owners_addresses(&mut self, org: OrgId) -> Result<Vec<String>> {
-        let select = sqlx::query_scalar!(
-            r#"
-            select u.email
-              from keys.organisation_members m
-              join keys.users u on u.id = m.user_id
-             where m.org_id = $1 and m.role = 'owner'
-             order by u.email"#,
-            org.uuid(),
-        );
-        Ok(select.fetch_all(&mut *self.inner).await?)
-    }
-
     /// Ends a membership.
     pub(crate) async fn delete_member(&mut self, org: OrgId, user: UserId) -> Result<()> {
         let delete = sqlx::query!(
@@ -356,7 +414,10 @@ impl Tx {
     /// Names another owner. The organisation is locked.
     pub(crate) async fn set_owner(&mut self, org: OrgId, owner: UserId) -> Result<()> {
         let update = sqlx::query!(
-            "update keys.organisations set owner_id = $2, updated_at = $3 where id = $1",
+            r#"
+            update keys.organisations
+               set owner_id = $2, updated_at = $3, version = version + 1
+             where id = $1"#,
             org.uuid(),
             owner.uuid(),
             self.at.to_sqlx(),

@@ -1,10 +1,10 @@
-//! Changes that wait to be published, and the state of the peppers.
+//! Changes and new keys that wait to be published.
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
-use types::KeyId;
+use types::{KeyHash, KeyId, OrgId, UserId};
 
-use super::{Store, Tx};
+use super::Tx;
 use crate::error::Result;
 
 /// A change nobody has published yet.
@@ -13,16 +13,19 @@ pub(crate) struct Pending {
     pub(crate) change: i64,
     /// `None`: the catalogue.
     pub(crate) key: Option<KeyId>,
+    /// What gateways know the key by.
+    pub(crate) hash: Option<KeyHash>,
     pub(crate) at: Timestamp,
 }
 
-/// How many keys that are not revoked wait for a new hash.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Peppers {
-    /// Hashed with the previous pepper: they change at their first use.
-    pub(crate) waiting: i64,
-    /// Hashed with a pepper nobody has any more: they cannot be used.
-    pub(crate) lost: i64,
+/// A key that was made, and that nobody has been told of.
+#[derive(Clone, Debug)]
+pub(crate) struct Created {
+    pub(crate) key: KeyId,
+    pub(crate) org: OrgId,
+    pub(crate) created_by: UserId,
+    pub(crate) environment: String,
+    pub(crate) at: Timestamp,
 }
 
 impl Tx {
@@ -30,7 +33,7 @@ impl Tx {
     pub(crate) async fn claim_pending(&mut self, limit: i64) -> Result<Vec<Pending>> {
         let select = sqlx::query!(
             r#"
-            select id, key_id, at
+            select id, key_id, key_hash, at
               from keys.changes
              where published_at is null
              order by id
@@ -42,6 +45,7 @@ impl Tx {
         let pending = rows.into_iter().map(|row| Pending {
             change: row.id,
             key: row.key_id.map(KeyId::new),
+            hash: row.key_hash.as_deref().and_then(KeyHash::from_slice),
             at: row.at.to_jiff(),
         });
         Ok(pending.collect())
@@ -57,21 +61,48 @@ impl Tx {
         update.execute(&mut *self.inner).await?;
         Ok(())
     }
-}
 
-impl Store {
-    /// Counts the keys that are not hashed with the current pepper.
-    pub(crate) async fn peppers(&self, current: &str, previous: Option<&str>) -> Result<Peppers> {
-        let select = sqlx::query_as!(
-            Peppers,
-            r#"
-            select count(*) filter (where pepper_id = $2) as "waiting!",
-                   count(*) filter (where pepper_id is distinct from $2) as "lost!"
-              from keys.api_keys
-             where revoked_at is null and pepper_id <> $1"#,
-            current,
-            previous,
+    /// Announces, once this transaction has committed, that a key was made.
+    pub(crate) async fn announce_created(&mut self, key: KeyId) -> Result<()> {
+        let insert = sqlx::query!(
+            "insert into keys.outbox_created (key_id) values ($1)",
+            key.uuid(),
         );
-        Ok(select.fetch_one(&self.pool).await?)
+        insert.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Takes the oldest new keys that no other instance is announcing.
+    pub(crate) async fn claim_created(&mut self, limit: i64) -> Result<Vec<Created>> {
+        let select = sqlx::query!(
+            r#"
+            select k.id, k.org_id, k.created_by, k.environment, k.created_at
+              from keys.outbox_created o
+              join keys.api_keys k on k.id = o.key_id
+             order by o.key_id
+             limit $1
+               for update of o skip locked"#,
+            limit,
+        );
+        let rows = select.fetch_all(&mut *self.inner).await?;
+        let created = rows.into_iter().map(|row| Created {
+            key: KeyId::new(row.id),
+            org: OrgId::new(row.org_id),
+            created_by: UserId::new(row.created_by),
+            environment: row.environment,
+            at: row.created_at.to_jiff(),
+        });
+        Ok(created.collect())
+    }
+
+    /// Forgets new keys that were announced.
+    pub(crate) async fn forget_created(&mut self, keys: &[KeyId]) -> Result<()> {
+        let ids: Vec<_> = keys.iter().map(|key| key.uuid()).collect();
+        let delete = sqlx::query!(
+            "delete from keys.outbox_created where key_id = any($1)",
+            &ids
+        );
+        delete.execute(&mut *self.inner).await?;
+        Ok(())
     }
 }

@@ -2,13 +2,18 @@
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
+use runtime::Tenant;
 use sqlx::PgConnection;
 use types::UserId;
 use uuid::Uuid;
 
 use super::{Store, Tx, corrupt};
 use crate::{
-    domain::{password::Stored, throttle::Limit},
+    domain::{
+        mail::{Language, Reader},
+        password::Stored,
+        throttle::Limit,
+    },
     error::{Error, Result},
 };
 
@@ -42,6 +47,17 @@ pub(crate) struct User {
     /// Recovery codes that are not used.
     pub(crate) recovery_codes: i64,
     pub(crate) created_at: Timestamp,
+    pub(crate) language: Language,
+}
+
+impl User {
+    /// As somebody who is written to.
+    pub(crate) fn reader(&self) -> Reader {
+        Reader {
+            address: self.email.clone(),
+            language: self.language,
+        }
+    }
 }
 
 struct UserRow {
@@ -56,6 +72,7 @@ struct UserRow {
     totp_last_step: i64,
     recovery_codes: i64,
     created_at: jiff_sqlx::Timestamp,
+    language: String,
 }
 
 impl TryFrom<UserRow> for User {
@@ -77,6 +94,7 @@ impl TryFrom<UserRow> for User {
             totp_last_step: row.totp_last_step,
             recovery_codes: row.recovery_codes,
             created_at: row.created_at.to_jiff(),
+            language: Language::parse(&row.language)?,
         })
     }
 }
@@ -93,7 +111,7 @@ async fn find(
                u.totp_secret, u.totp_confirmed_at, u.totp_last_step,
                (select count(*) from keys.recovery_codes c
                  where c.user_id = u.id and c.used_at is null) as "recovery_codes!",
-               u.created_at
+               u.created_at, u.language
           from keys.users u
          where u.id = $1 or u.email = $2"#,
         user.map(UserId::uuid),
@@ -106,7 +124,12 @@ async fn find(
 impl Store {
     /// One user.
     pub(crate) async fn user(&self, user: UserId) -> Result<User> {
-        let found = find(&mut *self.pool.acquire().await?, Some(user), None).await?;
+        let found = find(
+            &mut *self.tenants.begin(Tenant::User(user)).await?,
+            Some(user),
+            None,
+        )
+        .await?;
         found.ok_or_else(|| Error::not_found("user", user))
     }
 
@@ -187,16 +210,18 @@ impl Tx {
         user: UserId,
         email: &str,
         name: &str,
+        language: Language,
         password: &Stored,
     ) -> Result<bool> {
         let insert = sqlx::query!(
             r#"
-            insert into keys.users (id, email, name, password, created_at, updated_at)
-            values ($1, $2, $3, $4, $5, $5)
+            insert into keys.users (id, email, name, language, password, created_at, updated_at)
+            values ($1, $2, $3, $4, $5, $6, $6)
             on conflict (email) do nothing"#,
             user.uuid(),
             email,
             name,
+            language.as_str(),
             password.bytes(),
             self.at.to_sqlx(),
         );
@@ -213,6 +238,38 @@ impl Tx {
             returning session_epoch"#,
             user.uuid(),
             password.bytes(),
+            self.at.to_sqlx(),
+        );
+        Ok(update.fetch_one(&mut *self.inner).await?)
+    }
+
+    /// Changes name and language. The user is locked.
+    pub(crate) async fn save_user(
+        &mut self,
+        user: UserId,
+        name: &str,
+        language: Language,
+    ) -> Result<()> {
+        let update = sqlx::query!(
+            "update keys.users set name = $2, language = $3, updated_at = $4 where id = $1",
+            user.uuid(),
+            name,
+            language.as_str(),
+            self.at.to_sqlx(),
+        );
+        update.execute(&mut *self.inner).await?;
+        Ok(())
+    }
+
+    /// Ends every session; the new epoch. The user is locked.
+    pub(crate) async fn end_sessions(&mut self, user: UserId) -> Result<i64> {
+        let update = sqlx::query_scalar!(
+            r#"
+            update keys.users
+               set session_epoch = session_epoch + 1, updated_at = $2
+             where id = $1
+            returning session_epoch"#,
+            user.uuid(),
             self.at.to_sqlx(),
         );
         Ok(update.fetch_one(&mut *self.inner).await?)

@@ -6,7 +6,10 @@ use types::OrgId;
 
 use super::{Store, Tx};
 use crate::{
-    domain::policy::{LeakAction, Policy},
+    domain::{
+        policy::{AnomalyAction, LeakAction, Policy},
+        rights::OrgScope,
+    },
     error::{Error, Result},
 };
 
@@ -14,7 +17,7 @@ async fn read(connection: &mut PgConnection, org: OrgId) -> Result<Policy> {
     let select = sqlx::query!(
         r#"
         select live_keys_need_second_factor, key_lifetime_seconds_max,
-               developers_may_create_live_keys, leak_action
+               developers_may_create_live_keys, leak_action, anomaly_action
           from keys.organisations
          where id = $1"#,
         org.uuid(),
@@ -26,13 +29,14 @@ async fn read(connection: &mut PgConnection, org: OrgId) -> Result<Policy> {
         key_lifetime_seconds_max: row.key_lifetime_seconds_max,
         developers_may_create_live_keys: row.developers_may_create_live_keys,
         leak_action: LeakAction::parse(&row.leak_action)?,
+        anomaly_action: AnomalyAction::parse(&row.anomaly_action)?,
     })
 }
 
 impl Store {
     /// The rules of an organisation.
-    pub(crate) async fn policy(&self, org: OrgId) -> Result<Policy> {
-        read(&mut *self.pool.acquire().await?, org).await
+    pub(crate) async fn policy(&self, scope: OrgScope, org: OrgId) -> Result<Policy> {
+        read(&mut *self.seen(scope).await?, org).await
     }
 }
 
@@ -48,13 +52,15 @@ impl Tx {
             r#"
             update keys.organisations
                set live_keys_need_second_factor = $2, key_lifetime_seconds_max = $3,
-                   developers_may_create_live_keys = $4, leak_action = $5, updated_at = $6
+                   developers_may_create_live_keys = $4, leak_action = $5,
+                   anomaly_action = $6, updated_at = $7, version = version + 1
              where id = $1"#,
             org.uuid(),
             policy.live_keys_need_second_factor,
             policy.key_lifetime_seconds_max,
             policy.developers_may_create_live_keys,
             policy.leak_action.as_str(),
+            policy.anomaly_action.as_str(),
             self.at.to_sqlx(),
         );
         update.execute(&mut *self.inner).await?;

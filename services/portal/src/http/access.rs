@@ -1,6 +1,6 @@
 //! Who asks, and what that lets them see.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, net::IpAddr, sync::Arc};
 
 use axum::{
     extract::{FromRequestParts, Request, State},
@@ -10,14 +10,18 @@ use axum::{
 use http::{HeaderMap, header, request::Parts};
 use jiff::Timestamp;
 use proto::keys::v1 as pb;
+use runtime::Tenant;
 use sha2::{Digest, Sha256};
 use tonic::metadata::{Ascii, MetadataValue};
 use types::{OrgId, UserId};
-use uuid::Uuid;
 
-use super::{Portal, extract::id};
+use super::{
+    Portal,
+    extract::{id, peer},
+    listen::Peer,
+};
 use crate::{
-    domain::{self, Action},
+    domain::{self, Action, SessionId},
     error::{Error, Result},
 };
 
@@ -25,12 +29,21 @@ use crate::{
 pub(super) const TOKEN_PREFIX: &str = "tgs_";
 /// Who acts.
 const ACTOR: &str = "tollgate-actor";
+/// Where.
+const CLIENT_ADDRESS: &str = "tollgate-client-address";
 /// When the second factor was presented, unix seconds.
 const SECOND_FACTOR_AT: &str = "tollgate-second-factor-at";
 
-/// Whom a request comes from.
+/// Whom a request comes from, and from where.
 #[derive(Clone, Debug)]
-pub(super) enum Caller {
+pub(super) struct Caller {
+    pub(super) who: Who,
+    address: IpAddr,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub(super) enum Who {
     Operator,
     User(Person),
 }
@@ -40,15 +53,17 @@ pub(super) enum Caller {
 pub(super) struct Person {
     pub(super) user: UserId,
     pub(super) email: String,
-    pub(super) session: Uuid,
+    pub(super) session: SessionId,
+    /// Sessions of another epoch have ended.
+    pub(super) epoch: i64,
     pub(super) second_factor_at: Option<Timestamp>,
 }
 
 impl fmt::Display for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Operator => f.write_str("operator"),
-            Self::User(person) => fmt::Display::fmt(&person.user, f),
+        match &self.who {
+            Who::Operator => f.write_str("operator"),
+            Who::User(person) => fmt::Display::fmt(&person.user, f),
         }
     }
 }
@@ -58,18 +73,20 @@ fn ascii(text: &str) -> Result<MetadataValue<Ascii>> {
         .map_err(|error| Error::Internal(anyhow::Error::new(error)))
 }
 
-/// A message of the portal itself, for somebody who is nobody yet.
-pub(super) fn as_operator<T>(message: T) -> Result<tonic::Request<T>> {
-    Caller::Operator.request(message)
+/// A message of the portal itself, for somebody at this address who is nobody yet.
+pub(super) fn as_operator<T>(address: IpAddr, message: T) -> Result<tonic::Request<T>> {
+    let who = Who::Operator;
+    Caller { who, address }.request(message)
 }
 
 impl Caller {
-    /// A message with who acts.
+    /// A message with who acts, and where.
     pub(super) fn request<T>(&self, message: T) -> Result<tonic::Request<T>> {
         let mut request = tonic::Request::new(message);
         let metadata = request.metadata_mut();
         metadata.insert(ACTOR, ascii(&self.to_string())?);
-        if let Self::User(person) = self
+        metadata.insert(CLIENT_ADDRESS, ascii(&self.address.to_string())?);
+        if let Who::User(person) = &self.who
             && let Some(at) = person.second_factor_at
         {
             let seconds = at.as_second().to_string();
@@ -80,17 +97,25 @@ impl Caller {
 
     /// The person, where operators have no business.
     pub(super) fn person(&self) -> Result<&Person> {
-        match self {
-            Self::User(person) => Ok(person),
-            Self::Operator => Err(Error::PeopleOnly),
+        match &self.who {
+            Who::User(person) => Ok(person),
+            Who::Operator => Err(Error::PeopleOnly),
+        }
+    }
+
+    /// Whose rows of the portal a request is about.
+    pub(super) fn tenant(&self) -> Tenant {
+        match &self.who {
+            Who::Operator => Tenant::Every,
+            Who::User(person) => Tenant::User(person.user),
         }
     }
 
     /// Refuses everybody but operators.
     pub(super) fn operators_only(&self) -> Result<()> {
-        match self {
-            Self::Operator => Ok(()),
-            Self::User(_) => Err(Error::OperatorsOnly),
+        match &self.who {
+            Who::Operator => Ok(()),
+            Who::User(_) => Err(Error::OperatorsOnly),
         }
     }
 }
@@ -114,7 +139,7 @@ fn ended() -> Error {
 }
 
 impl Portal {
-    async fn caller(&self, headers: &HeaderMap) -> Result<Caller> {
+    async fn caller(&self, headers: &HeaderMap, address: IpAddr) -> Result<Caller> {
         let value = headers.get(header::AUTHORIZATION);
         let token = value
             .and_then(|value| value.to_str().ok())
@@ -124,7 +149,8 @@ impl Portal {
                 "send `Authorization: Bearer` and the token of POST /v1/login",
             ))?;
         if self.host.is_operator(token) {
-            return Ok(Caller::Operator);
+            let who = Who::Operator;
+            return Ok(Caller { who, address });
         }
         if !token.starts_with(TOKEN_PREFIX) {
             return Err(Error::Unauthenticated(
@@ -138,21 +164,22 @@ impl Portal {
         if !domain::is_alive(session.last_seen_at, session.expires_at, now) {
             return Err(ended());
         }
-        let mut caller = Caller::User(Person {
+        let mut person = Person {
             user: session.user,
             email: String::new(),
             session: session.id,
+            epoch: session.epoch,
             second_factor_at: session.second_factor_at,
-        });
-        let user = self.user(&caller).await?;
+        };
+        let who = Who::User(person.clone());
+        let user = self.user(&Caller { who, address }).await?;
         if user.session_epoch != session.epoch {
             return Err(ended());
         }
         self.store.touch_session(&session, now).await?;
-        if let Caller::User(person) = &mut caller {
-            person.email = user.email;
-        }
-        Ok(caller)
+        person.email = user.email;
+        let who = Who::User(person);
+        Ok(Caller { who, address })
     }
 
     /// The user that a session belongs to.
@@ -171,7 +198,7 @@ impl Portal {
     /// For what services hold that know organisations, but not their members.
     pub(super) async fn scope(&self, caller: &Caller, org: &str, action: Action) -> Result<OrgId> {
         let org: OrgId = id("organisation", org)?;
-        let Caller::User(person) = caller else {
+        let Who::User(person) = &caller.who else {
             let request = caller.request(pb::GetOrganisationRequest {
                 org_id: org.to_string(),
             })?;
@@ -207,7 +234,8 @@ pub(super) async fn authenticate(
     mut request: Request,
     next: Next,
 ) -> Result<Response> {
-    let caller = portal.caller(request.headers()).await?;
+    let Peer(address) = peer(request.extensions())?;
+    let caller = portal.caller(request.headers(), address).await?;
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
 }

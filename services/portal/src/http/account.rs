@@ -1,4 +1,4 @@
-//! Accounts: signing up, verifying, resetting a password, enrolling a second factor.
+//! Accounts: signing up, verifying, passwords, name and language.
 
 use axum::{Json, extract::State, response::Response};
 use bytes::Bytes;
@@ -9,18 +9,20 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    access::{Caller, as_operator},
+    access::Caller,
     extract::{Body, Client},
     once::Redacted,
+    sessions,
     wire::moment,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A new account.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SignUp {
     /// Where the link to verify is mailed to.
+    #[schema(format = Email, max_length = 254)]
     email: String,
     #[schema(min_length = 10, max_length = 200)]
     password: String,
@@ -30,6 +32,9 @@ pub(super) struct SignUp {
     /// Of the first organisation.
     #[schema(min_length = 1, max_length = 80)]
     organisation_name: String,
+    /// Of pages and mails: `en` (default) or `fr`.
+    #[schema(pattern = "^(en|fr)$")]
+    language: Option<String>,
 }
 
 /// Creates an account with an organisation, and mails a link to verify the address. The answer is
@@ -41,12 +46,13 @@ pub(super) async fn sign_up(
     client: Client,
     Body(it): Body<SignUp>,
 ) -> Result<StatusCode> {
-    let request = as_operator(pb::SignUpRequest {
+    let request = client.request(pb::SignUpRequest {
         email: it.email,
         password: it.password,
         name: it.name,
         organisation_name: it.organisation_name,
-        address: client.peer.0.to_string(),
+        address: client.address.to_string(),
+        language: it.language.unwrap_or_default(),
     })?;
     app.people.clone().sign_up(request).await?;
     Ok(StatusCode::ACCEPTED)
@@ -66,9 +72,10 @@ pub(super) struct MailedToken {
     responses((status = 204, description = "Verified")))]
 pub(super) async fn verify_email(
     State(app): App,
+    client: Client,
     Body(it): Body<MailedToken>,
 ) -> Result<StatusCode> {
-    let request = as_operator(pb::VerifyEmailRequest { token: it.token })?;
+    let request = client.request(pb::VerifyEmailRequest { token: it.token })?;
     app.people.clone().verify_email(request).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -78,6 +85,7 @@ pub(super) async fn verify_email(
 #[serde(deny_unknown_fields)]
 pub(super) struct ForgottenPassword {
     /// The account's address.
+    #[schema(format = Email, max_length = 254)]
     email: String,
 }
 
@@ -90,9 +98,9 @@ pub(super) async fn request_password_reset(
     client: Client,
     Body(it): Body<ForgottenPassword>,
 ) -> Result<StatusCode> {
-    let request = as_operator(pb::RequestPasswordResetRequest {
+    let request = client.request(pb::RequestPasswordResetRequest {
         email: it.email,
-        address: client.peer.0.to_string(),
+        address: client.address.to_string(),
     })?;
     app.people.clone().request_password_reset(request).await?;
     Ok(StatusCode::ACCEPTED)
@@ -114,9 +122,10 @@ pub(super) struct NewPassword {
     request_body = NewPassword, responses((status = 204, description = "Set")))]
 pub(super) async fn reset_password(
     State(app): App,
+    client: Client,
     Body(it): Body<NewPassword>,
 ) -> Result<StatusCode> {
-    let request = as_operator(pb::ResetPasswordRequest {
+    let request = client.request(pb::ResetPasswordRequest {
         token: it.token,
         new_password: it.new_password,
     })?;
@@ -135,8 +144,25 @@ pub(super) struct Account {
     second_factor: bool,
     /// Recovery codes that are not used yet.
     recovery_codes: u32,
+    /// Of pages and mails: `en` or `fr`.
+    language: String,
     #[schema(format = DateTime)]
     created_at: String,
+}
+
+impl From<pb::User> for Account {
+    fn from(it: pb::User) -> Self {
+        Self {
+            created_at: moment(it.created_at.as_ref()),
+            user_id: it.user_id,
+            email: it.email,
+            name: it.name,
+            email_verified: it.email_verified,
+            second_factor: it.second_factor,
+            recovery_codes: it.recovery_codes,
+            language: it.language,
+        }
+    }
 }
 
 /// Reads the caller's own account.
@@ -144,82 +170,93 @@ pub(super) struct Account {
     responses((status = 200, body = Account, description = "The account")))]
 pub(super) async fn get_account(State(app): App, caller: Caller) -> Result<Json<Account>> {
     caller.person()?;
-    let user = app.user(&caller).await?;
-    Ok(Json(Account {
-        user_id: user.user_id,
-        email: user.email,
-        name: user.name,
-        email_verified: user.email_verified,
-        second_factor: user.second_factor,
-        recovery_codes: user.recovery_codes,
-        created_at: moment(user.created_at.as_ref()),
-    }))
+    Ok(Json(app.user(&caller).await?.into()))
 }
 
-/// For an authenticator; shown this once.
-#[derive(Serialize, ToSchema)]
-pub(super) struct TotpSecret {
-    /// For a QR code. Absent in the answer to a repeated request.
-    otpauth_url: Option<String>,
-    /// The same secret in base32, for typing. Absent in the answer to a repeated request.
-    secret: Option<String>,
-}
-
-/// Makes a secret for an authenticator. Nothing needs it before it is confirmed.
-#[utoipa::path(post, path = "/v1/account/totp", tag = "account",
-    responses((status = 200, body = TotpSecret, description = "The secret, this once")))]
-pub(super) async fn start_totp(State(app): App, caller: Caller) -> Result<Response> {
-    let request = caller.request(pb::StartTotpRequest {
-        user_id: caller.person()?.user.to_string(),
-    })?;
-    let made = app.people.clone().start_totp(request).await?.into_inner();
-    let whole = TotpSecret {
-        otpauth_url: Some(made.otpauth_url),
-        secret: Some(made.secret),
-    };
-    let kept = TotpSecret {
-        otpauth_url: None,
-        secret: None,
-    };
-    shown_once(StatusCode::OK, &whole, &kept)
-}
-
-/// A code.
+/// What shall change; the rest stays.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TotpCode {
-    /// Six digits.
-    #[schema(min_length = 6, max_length = 6)]
-    code: String,
+pub(super) struct AccountChange {
+    #[schema(min_length = 1, max_length = 80)]
+    name: Option<String>,
+    /// Of pages and mails: `en` or `fr`.
+    #[schema(pattern = "^(en|fr)$")]
+    language: Option<String>,
 }
 
-/// Codes for the day the authenticator is lost; shown this once.
-#[derive(Serialize, ToSchema)]
-pub(super) struct RecoveryCodes {
-    /// Each good once. Absent in the answer to a repeated request.
-    recovery_codes: Option<Vec<String>>,
-}
-
-/// Confirms the secret with a first code: from here on signing in needs it.
-#[utoipa::path(post, path = "/v1/account/totp/confirm", tag = "account", request_body = TotpCode,
-    responses((status = 200, body = RecoveryCodes, description = "The second factor is on")))]
-pub(super) async fn confirm_totp(
+/// Changes the caller's name or language.
+#[utoipa::path(patch, path = "/v1/account", tag = "account", request_body = AccountChange,
+    responses((status = 200, body = Account, description = "As it is now")))]
+pub(super) async fn update_account(
     State(app): App,
     caller: Caller,
-    Body(it): Body<TotpCode>,
-) -> Result<Response> {
-    let request = caller.request(pb::ConfirmTotpRequest {
+    Body(it): Body<AccountChange>,
+) -> Result<Json<Account>> {
+    let request = caller.request(pb::UpdateUserRequest {
         user_id: caller.person()?.user.to_string(),
-        code: it.code,
+        name: it.name,
+        language: it.language,
     })?;
-    let made = app.people.clone().confirm_totp(request).await?.into_inner();
-    let whole = RecoveryCodes {
-        recovery_codes: Some(made.recovery_codes),
-    };
-    let kept = RecoveryCodes {
-        recovery_codes: None,
-    };
-    shown_once(StatusCode::OK, &whole, &kept)
+    let done = app.people.clone().update_user(request).await?;
+    let user = done.into_inner().user;
+    Ok(Json(user.ok_or(Error::NotFound("user"))?.into()))
+}
+
+/// Mails the caller a new link to verify the address; the old one ends.
+#[utoipa::path(post, path = "/v1/account/verification", tag = "account",
+    responses((status = 202, description = "A mail is on its way, unless it is verified already")))]
+pub(super) async fn resend_verification(State(app): App, caller: Caller) -> Result<StatusCode> {
+    let request = caller.request(pb::ResendVerificationRequest {
+        user_id: caller.person()?.user.to_string(),
+    })?;
+    app.people.clone().resend_verification(request).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// The present password, and the next.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PasswordChange {
+    old_password: String,
+    #[schema(min_length = 10, max_length = 200)]
+    new_password: String,
+}
+
+/// A session in place of the one that asked.
+#[derive(Serialize, ToSchema)]
+pub(super) struct NextSession {
+    /// Shown this once. Good for 30 days, and 12 hours without use.
+    token: String,
+    #[schema(format = DateTime)]
+    expires_at: String,
+}
+
+/// Sets a new password against the present one. Every session ends, and the caller gets a new one.
+// A PUT: what is repeated is refused, since the old password is another by then. Nothing of it is
+// kept, so no hash of a password lies where answers do.
+#[utoipa::path(put, path = "/v1/account/password", tag = "account",
+    request_body = PasswordChange,
+    responses((status = 200, body = NextSession, description = "Changed")))]
+pub(super) async fn change_password(
+    State(app): App,
+    caller: Caller,
+    client: Client,
+    Body(it): Body<PasswordChange>,
+) -> Result<Json<NextSession>> {
+    let person = caller.person()?;
+    let request = caller.request(pb::ChangePasswordRequest {
+        user_id: person.user.to_string(),
+        old_password: it.old_password,
+        new_password: it.new_password,
+    })?;
+    let done = app.people.clone().change_password(request).await?;
+    let epoch = done.into_inner().session_epoch;
+    let (token, expires_at) =
+        sessions::begin(&app, &client, person.user, epoch, person.second_factor_at).await?;
+    Ok(Json(NextSession {
+        token,
+        expires_at: expires_at.to_string(),
+    }))
 }
 
 /// An answer with a secret, and what of it may be kept for repetitions.
@@ -231,7 +268,7 @@ pub(super) fn shown_once<T: Serialize>(
     use axum::response::IntoResponse as _;
 
     let kept = serde_json::to_vec(kept).map_err(anyhow::Error::new);
-    let kept = kept.map_err(crate::error::Error::Internal)?;
+    let kept = kept.map_err(Error::Internal)?;
     let mut response = (status, Json(whole)).into_response();
     response
         .extensions_mut()

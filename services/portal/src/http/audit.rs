@@ -11,7 +11,7 @@ use super::{
     App,
     access::Caller,
     extract::{Page, Path, Query, id},
-    wire::{embedded, moment},
+    wire::{embedded, filled, moment},
 };
 use crate::{domain, error::Result};
 
@@ -30,6 +30,8 @@ pub(super) struct AuditEntry {
     details: Value,
     #[schema(format = DateTime)]
     at: String,
+    /// From where. Absent: the system by itself.
+    address: Option<String>,
 }
 
 /// A page of the log, newest first.
@@ -65,6 +67,7 @@ pub(super) async fn list_audit_log(
         actor: it.actor,
         action: it.action,
         target: it.target,
+        address: filled(it.address),
     });
     Ok(Json(AuditLog {
         entries: entries.collect(),

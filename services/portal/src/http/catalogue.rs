@@ -5,7 +5,7 @@ use proto::keys::v1 as pb;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{App, access::as_operator};
+use super::{App, extract::Client};
 use crate::error::Result;
 
 /// A service.
@@ -80,8 +80,8 @@ pub(super) struct Services {
 /// Lists services with their prices and scopes.
 #[utoipa::path(get, path = "/v1/services", tag = "services",
     responses((status = 200, body = Services, description = "The catalogue")))]
-pub(super) async fn list_services(State(app): App) -> Result<Json<Services>> {
-    let request = as_operator(pb::ListServicesRequest {})?;
+pub(super) async fn list_services(State(app): App, client: Client) -> Result<Json<Services>> {
+    let request = client.request(pb::ListServicesRequest {})?;
     let found = app.keys.clone().list_services(request).await?.into_inner();
     Ok(Json(Services {
         services: found.services.into_iter().map(Into::into).collect(),

@@ -161,6 +161,8 @@ fn placeholder(name: &str) -> Parameter {
         "key" => ("`key_…`", Some("key")),
         "request" => ("`req_…`, from `x-request-id`", Some("req")),
         "anomaly" => ("`ano_…`", Some("ano")),
+        "invitation" => ("`inv_…`", Some("inv")),
+        "session" => ("`web_…`", Some("web")),
         _ => ("Its name", None),
     };
     let pattern = match prefix {

@@ -1,15 +1,17 @@
 //! What handlers take, with problem documents for what does not fit.
 
+use std::net::IpAddr;
+
 use axum::extract::{
     FromRequest, FromRequestParts, Request,
     rejection::{BytesRejection, JsonRejection},
 };
-use http::{StatusCode, header, request::Parts};
+use http::{Extensions, StatusCode, header, request::Parts};
 use serde::{Deserialize, de::DeserializeOwned};
 use types::{Id, Kind};
 use utoipa::IntoParams;
 
-use super::listen::Peer;
+use super::{access::as_operator, listen::Peer};
 use crate::{
     domain,
     error::{Error, Result},
@@ -72,8 +74,21 @@ fn unread(refused: &BytesRejection) -> Error {
 
 /// Where a request comes from, as a session remembers it.
 pub(super) struct Client {
-    pub(super) peer: Peer,
+    pub(super) address: IpAddr,
     pub(super) user_agent: String,
+}
+
+impl Client {
+    /// A message of the portal itself, for whoever this is.
+    pub(super) fn request<T>(&self, message: T) -> Result<tonic::Request<T>> {
+        as_operator(self.address, message)
+    }
+}
+
+/// Where a request comes from, as the listener noted it.
+pub(super) fn peer(extensions: &Extensions) -> Result<Peer> {
+    let peer = extensions.get::<Peer>().copied();
+    peer.ok_or_else(|| Error::Internal(anyhow::anyhow!("the listener did not note the peer")))
 }
 
 /// Characters of a user agent that are kept.
@@ -83,30 +98,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let peer = parts.extensions.get::<Peer>().copied();
+        let Peer(address) = peer(&parts.extensions)?;
         let agent = parts.headers.get(header::USER_AGENT);
         let agent = agent.and_then(|value| value.to_str().ok()).unwrap_or("");
         Ok(Self {
-            peer: peer.ok_or_else(|| {
-                Error::Internal(anyhow::anyhow!("the listener did not note the peer"))
-            })?,
+            address,
             user_agent: agent.chars().take(USER_AGENT_CHARS_MAX).collect(),
         })
-    }
-}
-
-/// `If-Match`, when the client wants to change only what it has seen.
-pub(super) struct IfMatch(pub(super) Option<i64>);
-
-impl<S: Send + Sync> FromRequestParts<S> for IfMatch {
-    type Rejection = Error;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else {
-            return Ok(Self(None));
-        };
-        let text = value.to_str().unwrap_or_default();
-        domain::if_match(text).map(|version| Self(Some(version)))
     }
 }
 

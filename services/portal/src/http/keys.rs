@@ -1,17 +1,24 @@
 //! Keys.
 
+use std::collections::BTreeMap;
+
 use axum::{Json, extract::State, response::Response};
-use http::{HeaderName, HeaderValue, StatusCode, header};
-use proto::keys::v1 as pb;
+use http::StatusCode;
+use proto::{keys::v1 as pb, wallet::v1::QuotaKind};
 use serde::{Deserialize, Serialize};
 use types::{KeyId, OrgId};
-use utoipa::ToSchema;
+use utoipa::{
+    IntoParams, ToSchema,
+    openapi::schema::{Object, ObjectBuilder, Type},
+};
 
 use super::{
     App, Portal,
-    access::Caller,
+    access::{Caller, Who},
     account::shown_once,
-    extract::{Body, IfMatch, Page, Path, Query, id},
+    etag::{IfMatch, Tagged},
+    extract::{Body, Path, Query, id, size},
+    key_use::Uses,
     wire::{filled, moment, parse_time, rfc3339},
 };
 use crate::{
@@ -44,8 +51,19 @@ pub(super) struct Key {
     burst: u32,
     /// CIDR blocks; empty: from anywhere.
     allow: Vec<String>,
-    /// `active`, `suspended`, `revoked` or `expired`.
+    /// What owners note of it; no service ever sees it.
+    metadata: BTreeMap<String, String>,
+    /// Calls that count for the daily quota so far. Absent: it has none, or the wallet, which
+    /// knows, does not answer.
+    daily_used: Option<i64>,
+    /// As `daily_used`, for the monthly quota.
+    monthly_used: Option<i64>,
+    /// `active`, `throttled`, `suspended`, `revoked` or `expired`.
     status: String,
+    /// Why it is suspended, or else throttled. Absent when somebody suspended it by hand.
+    suspended_reason: Option<String>,
+    /// An anomaly throttles it to a call a second, whatever its status.
+    throttled: bool,
     revoked_reason: Option<String>,
     #[schema(format = DateTime)]
     revoked_at: Option<String>,
@@ -66,9 +84,11 @@ pub(super) struct Key {
     rotated_to: Option<String>,
 }
 
-impl From<pb::Key> for Key {
-    fn from(it: pb::Key) -> Self {
+impl Key {
+    pub(super) fn new(it: pb::Key, uses: &Uses) -> Self {
         Self {
+            daily_used: uses.of(&it, QuotaKind::Daily, it.daily_quota),
+            monthly_used: uses.of(&it, QuotaKind::Monthly, it.monthly_quota),
             revoked_at: rfc3339(it.revoked_at.as_ref()),
             expires_at: rfc3339(it.expires_at.as_ref()),
             last_used_at: rfc3339(it.last_used_at.as_ref()),
@@ -86,7 +106,10 @@ impl From<pb::Key> for Key {
             rate_per_second: it.rate_per_second,
             burst: it.burst,
             allow: it.allow,
+            metadata: it.metadata.into_iter().collect(),
             status: it.status,
+            suspended_reason: filled(it.suspended_reason),
+            throttled: it.throttled,
             revoked_reason: filled(it.revoked_reason),
             last_used_ip: filled(it.last_used_ip),
             version: it.version,
@@ -96,16 +119,17 @@ impl From<pb::Key> for Key {
     }
 }
 
-type Tagged = ([(HeaderName, HeaderValue); 1], Json<Key>);
-
-fn tagged(key: pb::Key) -> Result<Tagged> {
-    let tag = HeaderValue::from_str(&format!("\"{}\"", key.version));
-    let tag = tag.map_err(|error| Error::Internal(anyhow::Error::new(error)))?;
-    Ok(([(header::ETAG, tag)], Json(key.into())))
+/// A key with what it has used, and its version.
+async fn tagged(app: &Portal, caller: &Caller, key: pb::Key) -> Tagged<Key> {
+    let uses = app.uses(caller, std::slice::from_ref(&key)).await;
+    Tagged {
+        version: key.version,
+        body: Key::new(key, &uses),
+    }
 }
 
 /// A key of this organisation that the caller may see.
-async fn find(app: &Portal, caller: &Caller, org: &str, key: &str) -> Result<pb::Key> {
+pub(super) async fn find(app: &Portal, caller: &Caller, org: &str, key: &str) -> Result<pb::Key> {
     let (org, key): (OrgId, KeyId) = (id("organisation", org)?, id("key", key)?);
     let request = caller.request(pb::GetKeyRequest {
         key_id: key.to_string(),
@@ -124,26 +148,86 @@ pub(super) struct Keys {
     next_cursor: Option<String>,
 }
 
+/// Which keys, and which page of them.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct KeysPage {
+    /// Only keys of this status.
+    #[param(inline)]
+    status: Option<KeyStatus>,
+    /// Only keys whose name contains this, in any case.
+    #[param(min_length = 1, max_length = 80)]
+    name: Option<String>,
+    /// Entries of a page at most.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    #[param(max_length = 400)]
+    cursor: Option<String>,
+}
+
+/// What state a key is in.
+#[derive(Clone, Copy, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum KeyStatus {
+    Active,
+    /// An anomaly has slowed it down.
+    Throttled,
+    Suspended,
+    Revoked,
+    Expired,
+}
+
+impl KeyStatus {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Throttled => "throttled",
+            Self::Suspended => "suspended",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// Lists the keys.
-#[utoipa::path(get, path = "/v1/organisations/{org}/keys", tag = "keys", params(Page),
+#[utoipa::path(get, path = "/v1/organisations/{org}/keys", tag = "keys", params(KeysPage),
     responses((status = 200, body = Keys, description = "One page")))]
 pub(super) async fn list_keys(
     State(app): App,
     caller: Caller,
     Path(org): Path<String>,
-    Query(page): Query<Page>,
+    Query(page): Query<KeysPage>,
 ) -> Result<Json<Keys>> {
     let org: OrgId = id("organisation", &org)?;
+    let status = page.status.map(KeyStatus::as_str);
     let request = caller.request(pb::ListKeysRequest {
         org_id: org.to_string(),
-        page_size: page.size()?,
-        page_token: page.token()?,
+        page_size: size(page.limit)?,
+        page_token: domain::page_token(page.cursor.as_deref())?,
+        status: status.unwrap_or_default().to_owned(),
+        name: page.name.unwrap_or_default(),
     })?;
     let found = app.keys.clone().list_keys(request).await?.into_inner();
+    let uses = app.uses(&caller, &found.keys).await;
+    let keys = found.keys.into_iter().map(|key| Key::new(key, &uses));
     Ok(Json(Keys {
-        keys: found.keys.into_iter().map(Into::into).collect(),
+        keys: keys.collect(),
         next_cursor: domain::cursor(&found.next_page_token),
     }))
+}
+
+/// What may be noted of a key.
+fn metadata() -> Object {
+    let value = ObjectBuilder::new()
+        .schema_type(Type::String)
+        .max_length(Some(200));
+    ObjectBuilder::new()
+        .description(Some("Names of 1–40 characters, values of at most 200"))
+        .additional_properties(Some(value))
+        .max_properties(Some(20))
+        .build()
 }
 
 /// A new key.
@@ -153,11 +237,13 @@ pub(super) struct NewKey {
     #[schema(min_length = 1, max_length = 80)]
     name: String,
     /// `production` or `test`.
+    #[schema(pattern = "^(production|test)$")]
     environment: String,
     /// From the catalogue, `GET /v1/services`.
     #[schema(min_items = 1, max_items = 64)]
     scopes: Vec<String>,
     /// For operators, who must say it: `usr_…`, a member. A person's keys are its own.
+    #[schema(pattern = "^usr_[0-9a-f]{32}$")]
     user_id: Option<String>,
     /// Calls a UTC day. Absent: unlimited.
     #[schema(minimum = 1)]
@@ -178,6 +264,10 @@ pub(super) struct NewKey {
     #[schema(max_items = 64)]
     #[serde(default)]
     allow: Vec<String>,
+    /// What to note of it, at most 20 entries.
+    #[serde(default)]
+    #[schema(schema_with = metadata)]
+    metadata: BTreeMap<String, String>,
 }
 
 /// The key, this once.
@@ -199,10 +289,10 @@ pub(super) async fn create_key(
     Body(it): Body<NewKey>,
 ) -> Result<Response> {
     let org: OrgId = id("organisation", &org)?;
-    let user_id = match (&caller, it.user_id) {
+    let user_id = match (&caller.who, it.user_id) {
         (_, Some(user)) => user,
-        (Caller::User(person), None) => person.user.to_string(),
-        (Caller::Operator, None) => {
+        (Who::User(person), None) => person.user.to_string(),
+        (Who::Operator, None) => {
             return Err(Error::invalid("user_id", "is needed from operators"));
         }
     };
@@ -218,6 +308,7 @@ pub(super) async fn create_key(
         burst: it.burst,
         expires_at: parse_time("expires_at", it.expires_at.as_deref())?,
         allow: it.allow,
+        metadata: it.metadata.into_iter().collect(),
     })?;
     let made = app.keys.clone().create_key(request).await?.into_inner();
     let whole = CreatedKey {
@@ -239,8 +330,9 @@ pub(super) async fn get_key(
     State(app): App,
     caller: Caller,
     Path((org, key)): Path<(String, String)>,
-) -> Result<Tagged> {
-    tagged(find(&app, &caller, &org, &key).await?)
+) -> Result<Tagged<Key>> {
+    let key = find(&app, &caller, &org, &key).await?;
+    Ok(tagged(&app, &caller, key).await)
 }
 
 /// What shall change; the rest stays.
@@ -267,6 +359,9 @@ pub(super) struct KeyChange {
     /// CIDR blocks or single addresses; an empty list: from anywhere.
     #[schema(max_items = 64)]
     allow: Option<Vec<String>>,
+    /// All of it as it shall be, as when a key is created.
+    #[schema(schema_with = metadata)]
+    metadata: Option<BTreeMap<String, String>>,
 }
 
 /// Changes a key. With `If-Match` only the version that the caller has seen.
@@ -281,13 +376,8 @@ pub(super) async fn update_key(
     Path((org, key)): Path<(String, String)>,
     IfMatch(seen): IfMatch,
     Body(it): Body<KeyChange>,
-) -> Result<Tagged> {
+) -> Result<Tagged<Key>> {
     let found = find(&app, &caller, &org, &key).await?;
-    if let Some(seen) = seen
-        && seen != found.version
-    {
-        return Err(Error::PreconditionFailed { now: found.version });
-    }
     if it.scopes.as_ref().is_some_and(Vec::is_empty) {
         return Err(Error::invalid("scopes", "must not be empty"));
     }
@@ -302,16 +392,18 @@ pub(super) async fn update_key(
         expires_at: parse_time("expires_at", it.expires_at.as_deref())?,
         set_allow: it.allow.is_some(),
         allow: it.allow.unwrap_or_default(),
+        set_metadata: it.metadata.is_some(),
+        metadata: it.metadata.unwrap_or_default().into_iter().collect(),
         expected_version: seen,
         ..pb::UpdateKeyRequest::default()
     };
     change(&app, &caller, request).await
 }
 
-async fn change(app: &Portal, caller: &Caller, it: pb::UpdateKeyRequest) -> Result<Tagged> {
+async fn change(app: &Portal, caller: &Caller, it: pb::UpdateKeyRequest) -> Result<Tagged<Key>> {
     let done = app.keys.clone().update_key(caller.request(it)?).await?;
-    let key = done.into_inner().key;
-    tagged(key.ok_or(Error::NotFound("key"))?)
+    let key = done.into_inner().key.ok_or(Error::NotFound("key"))?;
+    Ok(tagged(app, caller, key).await)
 }
 
 async fn switch(
@@ -319,7 +411,7 @@ async fn switch(
     caller: &Caller,
     (org, key): (String, String),
     active: bool,
-) -> Result<Tagged> {
+) -> Result<Tagged<Key>> {
     let found = find(app, caller, &org, &key).await?;
     let request = pb::UpdateKeyRequest {
         key_id: found.key_id,
@@ -336,7 +428,7 @@ pub(super) async fn suspend_key(
     State(app): App,
     caller: Caller,
     Path(at): Path<(String, String)>,
-) -> Result<Tagged> {
+) -> Result<Tagged<Key>> {
     switch(&app, &caller, at, false).await
 }
 
@@ -347,112 +439,6 @@ pub(super) async fn restore_key(
     State(app): App,
     caller: Caller,
     Path(at): Path<(String, String)>,
-) -> Result<Tagged> {
+) -> Result<Tagged<Key>> {
     switch(&app, &caller, at, true).await
-}
-
-/// Why.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Reason {
-    #[schema(min_length = 1, max_length = 200)]
-    reason: String,
-}
-
-/// Who knows that a key has ended.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Ended {
-    key_id: String,
-    /// Live gateways that have confirmed.
-    confirmed_gateways: u32,
-    /// Names of live gateways that have not within 5 seconds.
-    pending_gateways: Vec<String>,
-}
-
-/// Revokes a key for good, and answers when the live gateways have confirmed.
-#[utoipa::path(post, path = "/v1/organisations/{org}/keys/{key}/revoke", tag = "keys",
-    request_body = Reason, responses((status = 200, body = Ended, description = "Revoked")))]
-pub(super) async fn revoke_key(
-    State(app): App,
-    caller: Caller,
-    Path((org, key)): Path<(String, String)>,
-    Body(it): Body<Reason>,
-) -> Result<Json<Ended>> {
-    let key_id = find(&app, &caller, &org, &key).await?.key_id;
-    let request = caller.request(pb::RevokeKeyRequest {
-        key_id: key_id.clone(),
-        reason: it.reason,
-    })?;
-    let done = app.keys.clone().revoke_key(request).await?.into_inner();
-    Ok(Json(Ended {
-        key_id,
-        confirmed_gateways: done.confirmed_gateways,
-        pending_gateways: done.pending_gateways,
-    }))
-}
-
-/// Deletes a key: unusable and hidden; its usage stays.
-#[utoipa::path(delete, path = "/v1/organisations/{org}/keys/{key}", tag = "keys",
-    responses((status = 200, body = Ended, description = "Deleted")))]
-pub(super) async fn delete_key(
-    State(app): App,
-    caller: Caller,
-    Path((org, key)): Path<(String, String)>,
-) -> Result<Json<Ended>> {
-    let key_id = find(&app, &caller, &org, &key).await?.key_id;
-    let request = caller.request(pb::DeleteKeyRequest {
-        key_id: key_id.clone(),
-    })?;
-    let done = app.keys.clone().delete_key(request).await?.into_inner();
-    Ok(Json(Ended {
-        key_id,
-        confirmed_gateways: done.confirmed_gateways,
-        pending_gateways: done.pending_gateways,
-    }))
-}
-
-/// How a key is replaced.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Rotation {
-    /// How long the old key goes on; never beyond its own expiry.
-    #[schema(minimum = 0, maximum = 86400)]
-    overlap_seconds: u32,
-}
-
-/// The new key, this once.
-#[derive(Serialize, ToSchema)]
-pub(super) struct RotatedKey {
-    /// `key_…` of the new key.
-    key_id: String,
-    /// The key itself; it is stored nowhere. Absent in the answer to a repeated request.
-    key: Option<String>,
-    /// When the old key ends.
-    #[schema(format = DateTime)]
-    old_expires_at: Option<String>,
-}
-
-/// Replaces a key by a new one with the same settings, returned this once.
-#[utoipa::path(post, path = "/v1/organisations/{org}/keys/{key}/rotate", tag = "keys",
-    request_body = Rotation,
-    responses((status = 201, body = RotatedKey, description = "Rotated")))]
-pub(super) async fn rotate_key(
-    State(app): App,
-    caller: Caller,
-    Path((org, key)): Path<(String, String)>,
-    Body(it): Body<Rotation>,
-) -> Result<Response> {
-    let found = find(&app, &caller, &org, &key).await?;
-    let request = caller.request(pb::RotateKeyRequest {
-        key_id: found.key_id,
-        overlap_seconds: it.overlap_seconds,
-    })?;
-    let made = app.keys.clone().rotate_key(request).await?.into_inner();
-    let answer = |key| RotatedKey {
-        key_id: made.key_id.clone(),
-        key,
-        old_expires_at: rfc3339(made.old_expires_at.as_ref()),
-    };
-    let (whole, kept) = (answer(Some(made.key.clone())), answer(None));
-    shown_once(StatusCode::CREATED, &whole, &kept)
 }

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use axum::Router;
+use http::HeaderMap;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -31,7 +32,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// Before the next attempt when a connection cannot be accepted.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Where a request comes from.
+/// Where a request comes from: the peer, or what trusted proxies say of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
@@ -41,15 +42,17 @@ pub(crate) async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Serves until told to stop; requests under way are answered.
-pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Stop) {
+/// Serves until told to stop; requests under way are answered. So many proxies in front are trusted
+/// to say where requests come from.
+pub(crate) async fn serve(listener: TcpListener, router: Router, trusted_hops: u8, stop: Stop) {
     let mut connections = JoinSet::new();
     while !stop.is_requested() {
         tokio::select! {
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
             accepted = listener.accept(), if connections.len() < CONNECTIONS_MAX => match accepted {
                 Ok((stream, peer)) => {
-                    connections.spawn(connection(stream, peer, router.clone(), stop.clone()));
+                    let client = Client { peer: peer.ip(), trusted_hops };
+                    connections.spawn(connection(stream, client, router.clone(), stop.clone()));
                 }
                 // Out of descriptors, most likely: let some connections end first.
                 Err(error) => {
@@ -67,15 +70,29 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, stop: Stop) {
     }
 }
 
-async fn connection(stream: TcpStream, peer: SocketAddr, router: Router, stop: Stop) {
+/// The far end of a connection.
+#[derive(Clone, Copy)]
+struct Client {
+    peer: IpAddr,
+    trusted_hops: u8,
+}
+
+impl Client {
+    /// Where this request comes from.
+    fn address(self, headers: &HeaderMap) -> IpAddr {
+        let forwarded = headers.get_all("x-forwarded-for").iter();
+        types::client_address(self.peer, forwarded, self.trusted_hops)
+    }
+}
+
+async fn connection(stream: TcpStream, client: Client, router: Router, stop: Stop) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone before it was served");
         return;
     }
     let service = router.map_request(move |mut request: http::Request<Incoming>| {
-        request
-            .extensions_mut()
-            .insert(Peer(peer.ip().to_canonical()));
+        let address = client.address(request.headers());
+        request.extensions_mut().insert(Peer(address));
         request
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -1,4 +1,4 @@
-//! Members and invitations.
+//! Members: who belongs to an organisation, and as what.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
@@ -10,13 +10,11 @@ use utoipa::ToSchema;
 use super::{
     App, Portal,
     access::Caller,
+    etag::{IfMatch, Tagged},
     extract::{Body, Page, Path, Query, cut, id},
     wire::moment,
 };
-use crate::{
-    domain,
-    error::{Error, Result},
-};
+use crate::error::{Error, Result};
 
 /// A member.
 #[derive(Serialize, ToSchema)]
@@ -27,6 +25,29 @@ pub(super) struct Member {
     role: String,
     #[schema(format = DateTime)]
     joined_at: String,
+    /// Grows with every change of the role; the ETag.
+    version: i64,
+}
+
+impl From<pb::Member> for Member {
+    fn from(it: pb::Member) -> Self {
+        Self {
+            joined_at: moment(it.joined_at.as_ref()),
+            user_id: it.user_id,
+            email: it.email,
+            role: it.role,
+            version: it.version,
+        }
+    }
+}
+
+impl From<pb::Member> for Tagged<Member> {
+    fn from(it: pb::Member) -> Self {
+        Self {
+            version: it.version,
+            body: it.into(),
+        }
+    }
 }
 
 /// A page of members, by joining date.
@@ -52,25 +73,40 @@ pub(super) async fn list_members(
     })?;
     let found = app.keys.clone().list_members(request).await?.into_inner();
     let (found, next_cursor) = cut(found.members, &page, |it| &it.user_id)?;
-    let members = found.into_iter().map(|it| Member {
-        joined_at: moment(it.joined_at.as_ref()),
-        user_id: it.user_id,
-        email: it.email,
-        role: it.role,
-    });
     Ok(Json(Members {
-        members: members.collect(),
+        members: found.into_iter().map(Into::into).collect(),
         next_cursor,
     }))
+}
+
+/// Reads a member.
+#[utoipa::path(get, path = "/v1/organisations/{org}/members/{user}", tag = "members",
+    responses((status = 200, body = Member, description = "The member",
+        headers(("etag" = String, description = "Its version")))))]
+pub(super) async fn get_member(
+    State(app): App,
+    caller: Caller,
+    Path((org, user)): Path<(String, String)>,
+) -> Result<Tagged<Member>> {
+    let (org, user): (OrgId, UserId) = (id("organisation", &org)?, id("member", &user)?);
+    let request = caller.request(pb::ListMembersRequest {
+        org_id: org.to_string(),
+    })?;
+    let found = app.keys.clone().list_members(request).await?.into_inner();
+    let user = user.to_string();
+    let found = found.members.into_iter().find(|it| it.user_id == user);
+    Ok(found.ok_or(Error::NotFound("member"))?.into())
 }
 
 /// Who is to be a member, and as what.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewMember {
-    email: String,
+    #[schema(format = Email, max_length = 254)]
+    pub(super) email: String,
     /// `owner`, `admin`, `developer` or `billing`.
-    role: String,
+    #[schema(pattern = "^(owner|admin|developer|billing)$")]
+    pub(super) role: String,
 }
 
 /// The member.
@@ -116,33 +152,55 @@ async fn visible(app: &Portal, caller: &Caller, org: OrgId) -> Result<()> {
 #[serde(deny_unknown_fields)]
 pub(super) struct NewRole {
     /// `owner`, `admin`, `developer` or `billing`.
+    #[schema(pattern = "^(owner|admin|developer|billing)$")]
     role: String,
 }
 
-/// Changes a member's role. It holds from the next request; the last owner stays.
+/// Changes a member's role. It holds from the next request; the last owner stays. With `If-Match`
+/// only the version that the caller has seen.
 #[utoipa::path(patch, path = "/v1/organisations/{org}/members/{user}", tag = "members",
-    request_body = NewRole, responses((status = 204, description = "Changed")))]
+    request_body = NewRole,
+    params(("if-match" = Option<String>, Header, description = "The ETag of a member")),
+    responses((status = 200, body = Member, description = "As it is now",
+        headers(("etag" = String, description = "Its version")))))]
 pub(super) async fn update_member(
     State(app): App,
     caller: Caller,
     Path((org, user)): Path<(String, String)>,
+    IfMatch(seen): IfMatch,
     Body(it): Body<NewRole>,
-) -> Result<StatusCode> {
+) -> Result<Tagged<Member>> {
     let (org, user): (OrgId, UserId) = (id("organisation", &org)?, id("member", &user)?);
     let request = caller.request(pb::UpdateMemberRoleRequest {
         org_id: org.to_string(),
         user_id: user.to_string(),
         role: it.role,
+        expected_version: seen,
     })?;
-    app.people.clone().update_member_role(request).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let done = app.people.clone().update_member_role(request).await?;
+    let member = done.into_inner().member;
+    Ok(member.ok_or(Error::NotFound("member"))?.into())
 }
 
-/// What ended with a membership.
+/// What became of a member's keys.
 #[derive(Serialize, ToSchema)]
 pub(super) struct RemovedMember {
     /// Test keys of the member, revoked with it.
     revoked_test_keys: u32,
+    /// Live keys of the member that go on: see `GET …/key-reviews`.
+    live_keys_to_review: u32,
+}
+
+async fn remove(app: &Portal, caller: &Caller, org: OrgId, user: UserId) -> Result<RemovedMember> {
+    let request = caller.request(pb::RemoveMemberRequest {
+        org_id: org.to_string(),
+        user_id: user.to_string(),
+    })?;
+    let done = app.keys.clone().remove_member(request).await?.into_inner();
+    Ok(RemovedMember {
+        revoked_test_keys: done.revoked_test_keys,
+        live_keys_to_review: done.live_keys_to_review,
+    })
 }
 
 /// Removes a member, or leaves. The last owner stays.
@@ -154,135 +212,56 @@ pub(super) async fn remove_member(
     Path((org, user)): Path<(String, String)>,
 ) -> Result<Json<RemovedMember>> {
     let (org, user): (OrgId, UserId) = (id("organisation", &org)?, id("member", &user)?);
-    let request = caller.request(pb::RemoveMemberRequest {
-        org_id: org.to_string(),
-        user_id: user.to_string(),
-    })?;
-    let done = app.keys.clone().remove_member(request).await?.into_inner();
-    let revoked_test_keys = done.revoked_test_keys;
-    Ok(Json(RemovedMember { revoked_test_keys }))
+    remove(&app, &caller, org, user).await.map(Json)
 }
 
-/// An invitation, without its token.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Invitation {
-    invitation_id: String,
-    org_id: String,
-    email: String,
-    /// `owner`, `admin`, `developer` or `billing`.
-    role: String,
-    /// `open`, `accepted`, `revoked` or `expired`.
-    status: String,
-    /// `operator` or `usr_…`
-    invited_by: String,
-    #[schema(format = DateTime)]
-    created_at: String,
-    #[schema(format = DateTime)]
-    expires_at: String,
-}
-
-impl From<pb::Invitation> for Invitation {
-    fn from(it: pb::Invitation) -> Self {
-        Self {
-            created_at: moment(it.created_at.as_ref()),
-            expires_at: moment(it.expires_at.as_ref()),
-            invitation_id: it.invitation_id,
-            org_id: it.org_id,
-            email: it.email,
-            role: it.role,
-            status: it.status,
-            invited_by: it.invited_by,
-        }
-    }
-}
-
-fn present(invitation: Option<pb::Invitation>) -> Result<Invitation> {
-    Ok(invitation.ok_or(Error::NotFound("invitation"))?.into())
-}
-
-/// A page of invitations, newest first.
-#[derive(Serialize, ToSchema)]
-pub(super) struct Invitations {
-    invitations: Vec<Invitation>,
-    /// Absent on the last page.
-    next_cursor: Option<String>,
-}
-
-/// Lists the invitations.
-#[utoipa::path(get, path = "/v1/organisations/{org}/invitations", tag = "members",
-    params(Page), responses((status = 200, body = Invitations, description = "One page")))]
-pub(super) async fn list_invitations(
+/// Leaves the organisation. The last owner stays.
+#[utoipa::path(post, path = "/v1/organisations/{org}/leave", tag = "members",
+    responses((status = 200, body = RemovedMember, description = "A member no more")))]
+pub(super) async fn leave(
     State(app): App,
     caller: Caller,
     Path(org): Path<String>,
-    Query(page): Query<Page>,
-) -> Result<Json<Invitations>> {
+) -> Result<Json<RemovedMember>> {
     let org: OrgId = id("organisation", &org)?;
-    let request = caller.request(pb::ListInvitationsRequest {
-        org_id: org.to_string(),
-        page_size: page.size()?,
-        page_token: page.token()?,
-    })?;
-    let found = app.people.clone().list_invitations(request).await?;
-    let found = found.into_inner();
-    Ok(Json(Invitations {
-        invitations: found.invitations.into_iter().map(Into::into).collect(),
-        next_cursor: domain::cursor(&found.next_page_token),
-    }))
+    visible(&app, &caller, org).await?;
+    let user = caller.person()?.user;
+    remove(&app, &caller, org, user).await.map(Json)
 }
 
-/// Invites somebody by e-mail: 7 days, once.
-#[utoipa::path(post, path = "/v1/organisations/{org}/invitations", tag = "members",
-    request_body = NewMember,
-    responses((status = 201, body = Invitation, description = "The mail is on its way")))]
-pub(super) async fn create_invitation(
-    State(app): App,
-    caller: Caller,
-    Path(org): Path<String>,
-    Body(it): Body<NewMember>,
-) -> Result<(StatusCode, Json<Invitation>)> {
-    let org: OrgId = id("organisation", &org)?;
-    let request = caller.request(pb::CreateInvitationRequest {
-        org_id: org.to_string(),
-        email: it.email,
-        role: it.role,
-    })?;
-    let made = app.people.clone().create_invitation(request).await?;
-    let made = present(made.into_inner().invitation)?;
-    Ok((StatusCode::CREATED, Json(made)))
-}
-
-/// A link's token.
+/// Who shall own the organisation.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct InvitationToken {
-    /// As in the mail.
-    #[schema(min_length = 1, max_length = 200)]
-    token: String,
+pub(super) struct NextOwner {
+    /// `usr_…`, a member.
+    #[schema(pattern = "^usr_[0-9a-f]{32}$")]
+    user_id: String,
 }
 
-/// A place in an organisation.
+/// Who owned it.
 #[derive(Serialize, ToSchema)]
-pub(super) struct Membership {
-    org_id: String,
-    /// `owner`, `admin`, `developer` or `billing`.
-    role: String,
+pub(super) struct Transferred {
+    /// `usr_…`; an admin now.
+    previous_owner_id: String,
 }
 
-/// Accepts an invitation for the caller, whose address must be the invited one.
-#[utoipa::path(post, path = "/v1/invitations/accept", tag = "members",
-    request_body = InvitationToken,
-    responses((status = 200, body = Membership, description = "A member now")))]
-pub(super) async fn accept_invitation(
+/// Makes another member the owner; who was it becomes an admin. For owners, who have presented a
+/// second factor within 10 minutes.
+#[utoipa::path(post, path = "/v1/organisations/{org}/transfer", tag = "members",
+    request_body = NextOwner,
+    responses((status = 200, body = Transferred, description = "Transferred")))]
+pub(super) async fn transfer(
     State(app): App,
     caller: Caller,
-    Body(it): Body<InvitationToken>,
-) -> Result<Json<Membership>> {
-    let request = caller.request(pb::AcceptInvitationRequest {
-        token: it.token,
-        user_id: caller.person()?.user.to_string(),
+    Path(org): Path<String>,
+    Body(it): Body<NextOwner>,
+) -> Result<Json<Transferred>> {
+    let org: OrgId = id("organisation", &org)?;
+    let request = caller.request(pb::TransferOwnershipRequest {
+        org_id: org.to_string(),
+        user_id: it.user_id,
     })?;
-    let done = app.people.clone().accept_invitation(request).await?;
-    let pb::AcceptInvitationResponse { org_id, role } = done.into_inner();
-    Ok(Json(Membership { org_id, role }))
+    let done = app.people.clone().transfer_ownership(request).await?;
+    let previous_owner_id = done.into_inner().previous_owner_id;
+    Ok(Json(Transferred { previous_owner_id }))
 }

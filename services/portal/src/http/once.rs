@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     body::{Body, to_bytes},
-    extract::{Request, State},
+    extract::{OptionalFromRequestParts, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -30,6 +30,39 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 #[derive(Clone)]
 pub(super) struct Redacted(pub(super) Bytes);
 
+/// A route whose service is told the `Idempotency-Key` and acts on it once, whoever asks how often.
+/// Where this process dies in between, the outcome does not stay unknown.
+#[derive(Clone, Copy)]
+pub(super) struct Repeatable;
+
+fn request_is_repeatable(request: &http::request::Parts) -> bool {
+    request.extensions.get::<Repeatable>().is_some()
+}
+
+/// The `Idempotency-Key` of a request, for services that recognise repetitions themselves.
+pub(super) struct IdempotencyKey(String);
+
+impl IdempotencyKey {
+    /// A name of the key that has a fixed length.
+    pub(super) fn digest(&self) -> [u8; 16] {
+        let hash: [u8; 32] = Sha256::digest(self.0.as_bytes()).into();
+        let (digest, _) = hash.split_at(16);
+        digest.try_into().expect("split at 16")
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut http::request::Parts, _: &S) -> Result<Option<Self>> {
+        let Some(value) = parts.headers.get(&KEY) else {
+            return Ok(None);
+        };
+        let key = domain::idempotency_key(value.to_str().unwrap_or_default())?;
+        Ok(Some(Self(key.to_owned())))
+    }
+}
+
 fn claim(caller: &Caller, key: &str, request: &http::request::Parts, body: &[u8]) -> Claim {
     let target = format!("{} {}", request.method, request.uri);
     let mut hash = Sha256::new();
@@ -37,7 +70,7 @@ fn claim(caller: &Caller, key: &str, request: &http::request::Parts, body: &[u8]
     hash.update([0]);
     hash.update(body);
     Claim {
-        scope: caller.to_string(),
+        tenant: caller.tenant(),
         key: key.to_owned(),
         target,
         request_hash: hash.finalize().into(),
@@ -67,6 +100,8 @@ pub(super) async fn once(
         .await?
     {
         Claimed::New => {}
+        // Who carries it out recognises a repetition: it may be sent until it is answered.
+        Claimed::Pending if request_is_repeatable(&head) => {}
         Claimed::Answered { status, body } => return Ok(replay(status, body)),
         Claimed::Pending => return Err(Error::IdempotencyPending),
         Claimed::Other => return Err(Error::IdempotencyMismatch),

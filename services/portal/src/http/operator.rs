@@ -1,21 +1,22 @@
-//! What only operators do: organisations, credits, services, routes.
+//! What only operators do for organisations and people.
 
 use axum::{Json, extract::State};
 use http::StatusCode;
 use proto::{keys::v1 as pb, wallet::v1 as wallet};
 use serde::{Deserialize, Serialize};
+use types::UserId;
 use utoipa::ToSchema;
 
 use super::{
     App,
     access::Caller,
-    catalogue::Service,
-    extract::{Body, Page, Path, Query},
+    extract::{Body, Page, Path, Query, id},
+    once::IdempotencyKey,
     organisations::Organisations,
 };
 use crate::{
     domain::{self, Action},
-    error::{Error, Result},
+    error::Result,
 };
 
 /// Lists all organisations.
@@ -62,12 +63,13 @@ pub(super) async fn grant_credits(
     State(app): App,
     caller: Caller,
     Path(org): Path<String>,
+    key: Option<IdempotencyKey>,
     Body(it): Body<Grant>,
 ) -> Result<(StatusCode, Json<Granted>)> {
     caller.operators_only()?;
     let org = app.scope(&caller, &org, Action::ViewWallet).await?;
-    // Whether the request is a repetition was decided before it came here.
-    let once: [u8; 16] = app.host.random();
+    // The wallet recognises a repetition too: the portal may die between its grant and our note.
+    let once = key.map_or_else(|| app.host.random(), |key| key.digest());
     let request = caller.request(wallet::GrantCreditsRequest {
         org_id: org.to_string(),
         credits: it.credits,
@@ -79,107 +81,20 @@ pub(super) async fn grant_credits(
     Ok((StatusCode::CREATED, Json(Granted { balance })))
 }
 
-/// A service as it shall be; what is absent stays, or takes its default.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ServiceWish {
-    /// Where calls go; needed for a new service.
-    upstream_url: Option<String>,
-    /// Credits a call.
-    #[schema(minimum = 0, maximum = 1_000_000)]
-    base_cost_per_call: Option<i64>,
-    /// False refuses calls.
-    active: Option<bool>,
-    display_name: Option<String>,
-    description: Option<String>,
-    /// Scope of the one route that a new service gets; absent: `<name>:call`.
-    default_scope: Option<String>,
-}
-
-fn present(service: Option<pb::Service>) -> Result<Json<Service>> {
-    Ok(Json(service.ok_or(Error::NotFound("service"))?.into()))
-}
-
-/// Creates or changes a service.
-#[utoipa::path(put, path = "/v1/operator/services/{service}", tag = "operator",
-    request_body = ServiceWish,
-    responses((status = 200, body = Service, description = "As it is now")))]
-pub(super) async fn set_service(
+/// Takes the second factor away from somebody who has lost it. Every session of the user ends, and
+/// the user is told by mail.
+#[utoipa::path(post, path = "/v1/operator/users/{user}/second-factor/reset", tag = "operator",
+    responses((status = 204, description = "The second factor is off")))]
+pub(super) async fn reset_second_factor(
     State(app): App,
     caller: Caller,
-    Path(name): Path<String>,
-    Body(it): Body<ServiceWish>,
-) -> Result<Json<Service>> {
+    Path(user): Path<String>,
+) -> Result<StatusCode> {
     caller.operators_only()?;
-    let request = caller.request(pb::SetServiceRequest {
-        name,
-        upstream_url: it.upstream_url,
-        base_cost_per_call: it.base_cost_per_call,
-        active: it.active,
-        display_name: it.display_name,
-        description: it.description,
-        default_scope: it.default_scope,
+    let user: UserId = id("user", &user)?;
+    let request = caller.request(pb::ResetSecondFactorRequest {
+        user_id: user.to_string(),
     })?;
-    let done = app.keys.clone().set_service(request).await?;
-    present(done.into_inner().service)
-}
-
-/// A route as it shall be; method and prefix name it.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct RouteWish {
-    /// `*` (default) or an HTTP method.
-    #[serde(default)]
-    method: String,
-    /// Prefix of the path behind the service; `/` (default) is all of it.
-    #[serde(default)]
-    path_prefix: String,
-    /// Scope a key needs.
-    scope: String,
-    /// Absent: the service's base cost.
-    #[schema(minimum = 0, maximum = 1_000_000)]
-    cost: Option<i64>,
-    /// `2xx` (default) or `always`: which answers are charged.
-    #[serde(default)]
-    charge_on: String,
-    /// `process` (default), `disk` or `replicated`.
-    #[serde(default)]
-    durability: String,
-    /// Bytes a request's body may have; absent: 10 MiB.
-    #[serde(default)]
-    #[schema(minimum = 0)]
-    body_bytes_max: i64,
-    /// Milliseconds to the upstream's first byte; absent: 60 s.
-    #[serde(default)]
-    #[schema(minimum = 0)]
-    timeout_ms: i64,
-}
-
-/// Creates or changes a route of a service.
-#[utoipa::path(put, path = "/v1/operator/services/{service}/routes", tag = "operator",
-    request_body = RouteWish,
-    responses((status = 200, body = Service, description = "The service as it is now")))]
-pub(super) async fn set_route(
-    State(app): App,
-    caller: Caller,
-    Path(service): Path<String>,
-    Body(it): Body<RouteWish>,
-) -> Result<Json<Service>> {
-    caller.operators_only()?;
-    let request = caller.request(pb::SetRouteRequest {
-        service,
-        route: Some(pb::Route {
-            route_id: String::new(),
-            method: it.method,
-            path_prefix: it.path_prefix,
-            scope: it.scope,
-            cost: it.cost,
-            charge_on: it.charge_on,
-            durability: it.durability,
-            body_bytes_max: it.body_bytes_max,
-            timeout_ms: it.timeout_ms,
-        }),
-    })?;
-    let done = app.keys.clone().set_route(request).await?;
-    present(done.into_inner().service)
+    app.people.clone().reset_second_factor(request).await?;
+    Ok(StatusCode::NO_CONTENT)
 }

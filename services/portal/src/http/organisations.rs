@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 
 use super::{
     App,
-    access::Caller,
+    access::{Caller, Who},
+    etag::{IfMatch, Tagged},
     extract::{Body, Page, Path, Query, id},
     wire::moment,
 };
@@ -29,6 +30,17 @@ pub(super) struct Organisation {
     owner_id: String,
     #[schema(format = DateTime)]
     created_at: String,
+    /// Grows with every change of the organisation or its policy; the ETag.
+    version: i64,
+}
+
+impl From<pb::Organisation> for Tagged<Organisation> {
+    fn from(it: pb::Organisation) -> Self {
+        Self {
+            version: it.version,
+            body: it.into(),
+        }
+    }
 }
 
 impl From<pb::Organisation> for Organisation {
@@ -39,6 +51,7 @@ impl From<pb::Organisation> for Organisation {
             name: it.name,
             slug: it.slug,
             owner_id: it.owner_id,
+            version: it.version,
         }
     }
 }
@@ -78,9 +91,10 @@ pub(super) struct NewOrganisation {
     #[schema(min_length = 1, max_length = 80)]
     name: String,
     /// Unique, 3–64 of `a-z0-9-`; absent: made from the name.
-    #[schema(min_length = 3, max_length = 64)]
+    #[schema(pattern = "^[a-z0-9-]{3,64}$")]
     slug: Option<String>,
     /// For operators, who must say it: the owner's e-mail address. A person owns what it creates.
+    #[schema(format = Email, max_length = 254)]
     owner_email: Option<String>,
 }
 
@@ -102,10 +116,10 @@ pub(super) async fn create_organisation(
     caller: Caller,
     Body(it): Body<NewOrganisation>,
 ) -> Result<(StatusCode, Json<CreatedOrganisation>)> {
-    let owner_email = match (&caller, it.owner_email) {
+    let owner_email = match (&caller.who, it.owner_email) {
         (_, Some(email)) => email,
-        (Caller::User(person), None) => person.email.clone(),
-        (Caller::Operator, None) => {
+        (Who::User(person), None) => person.email.clone(),
+        (Who::Operator, None) => {
             return Err(Error::invalid("owner_email", "is needed from operators"));
         }
     };
@@ -126,17 +140,54 @@ pub(super) async fn create_organisation(
 
 /// Reads an organisation.
 #[utoipa::path(get, path = "/v1/organisations/{org}", tag = "organisations",
-    responses((status = 200, body = Organisation, description = "The organisation")))]
+    responses((status = 200, body = Organisation, description = "The organisation",
+        headers(("etag" = String, description = "Its version")))))]
 pub(super) async fn get_organisation(
     State(app): App,
     caller: Caller,
     Path(org): Path<String>,
-) -> Result<Json<Organisation>> {
+) -> Result<Tagged<Organisation>> {
     let org: OrgId = id("organisation", &org)?;
     let request = caller.request(pb::GetOrganisationRequest {
         org_id: org.to_string(),
     })?;
     let found = app.keys.clone().get_organisation(request).await?;
     let found = found.into_inner().organisation;
-    Ok(Json(found.ok_or(Error::NotFound("organisation"))?.into()))
+    Ok(found.ok_or(Error::NotFound("organisation"))?.into())
+}
+
+/// What shall change; the rest stays.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OrganisationChange {
+    #[schema(min_length = 1, max_length = 80)]
+    name: Option<String>,
+    /// Unique, 3–64 of `a-z0-9-`.
+    #[schema(pattern = "^[a-z0-9-]{3,64}$")]
+    slug: Option<String>,
+}
+
+/// Changes name or slug. With `If-Match` only the version that the caller has seen.
+#[utoipa::path(patch, path = "/v1/organisations/{org}", tag = "organisations",
+    request_body = OrganisationChange,
+    params(("if-match" = Option<String>, Header, description = "The ETag of an organisation")),
+    responses((status = 200, body = Organisation, description = "As it is now",
+        headers(("etag" = String, description = "Its version")))))]
+pub(super) async fn update_organisation(
+    State(app): App,
+    caller: Caller,
+    Path(org): Path<String>,
+    IfMatch(seen): IfMatch,
+    Body(it): Body<OrganisationChange>,
+) -> Result<Tagged<Organisation>> {
+    let org: OrgId = id("organisation", &org)?;
+    let request = caller.request(pb::UpdateOrganisationRequest {
+        org_id: org.to_string(),
+        name: it.name,
+        slug: it.slug,
+        expected_version: seen,
+    })?;
+    let done = app.keys.clone().update_organisation(request).await?;
+    let now = done.into_inner().organisation;
+    Ok(now.ok_or(Error::NotFound("organisation"))?.into())
 }

@@ -2,12 +2,15 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
+
+use crate::pepper::PepperFiles;
+use crate::private;
 
 /// Where `tollgate dev` lives unless told otherwise.
 pub(crate) const FOLDER: &str = ".tollgate";
@@ -69,6 +72,14 @@ impl Layout {
 
     pub(super) fn secrets(&self) -> PathBuf {
         self.kept.join("secrets.json")
+    }
+
+    /// Read again by services that run.
+    pub(super) fn peppers(&self) -> PepperFiles {
+        PepperFiles {
+            current: self.kept.join("pepper"),
+            previous: self.kept.join("pepper-previous"),
+        }
     }
 
     pub(super) fn ready(&self) -> PathBuf {
@@ -170,18 +181,5 @@ async fn lock(folder: &Path) -> anyhow::Result<File> {
 
 /// Replaces a file that only its owner may read; a reader sees the old one or the new one.
 pub(super) fn write_private(path: &Path, content: &impl Serialize) -> anyhow::Result<()> {
-    let write = || -> anyhow::Result<()> {
-        let new = path.with_extension("new");
-        let mut file = File::options()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)?;
-        file.write_all(&serde_json::to_vec_pretty(content)?)?;
-        file.sync_all()?;
-        fs::rename(&new, path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    private::replace(path, &serde_json::to_vec_pretty(content)?)
 }

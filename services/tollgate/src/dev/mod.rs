@@ -113,6 +113,7 @@ pub(crate) async fn run(args: Dev, data: Option<&Path>, output: &Output) -> Resu
     let folder = data.unwrap_or(Path::new(layout::FOLDER));
     let layout = Layout::open(folder, args.ephemeral).await?;
     let secrets = Secrets::load_or_create(&layout.secrets())?;
+    Secrets::make_pepper(&layout.peppers())?;
     let plan = Plan::make(args.processes, args.gateways, args.ports)?;
     let mut signals = Signals::listen()?;
 

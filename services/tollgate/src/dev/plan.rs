@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use super::Surroundings;
 use super::secrets::Secrets;
 use crate::failure::{Failure, Result};
+use crate::pepper::PepperFiles;
 use crate::roster::ROSTER;
 use crate::seed::Upstreams;
 
@@ -151,6 +152,7 @@ impl Plan {
 /// What all processes are told.
 pub(super) struct World<'a> {
     pub(super) secrets: &'a Secrets,
+    pub(super) peppers: PepperFiles,
     pub(super) postgres_url: String,
     pub(super) redis_url: String,
     pub(super) nats_url: String,
@@ -179,7 +181,6 @@ impl World<'_> {
         secret("REDIS_URL", &self.redis_url);
         secret("TOLLGATE_SERVICE_TOKEN", &self.secrets.service_token);
         secret("TOLLGATE_OPERATOR_TOKEN", &self.secrets.operator_token);
-        secret("API_KEY_PEPPER", &self.secrets.pepper);
         // A gateway alone gets by without a database, and shall.
         let stores = child.services.iter().any(|service| *service != "gateway");
         secret("DATABASE_URL", if stores { &self.postgres_url } else { "" });
@@ -192,6 +193,17 @@ impl World<'_> {
                 "TOLLGATE_GATEWAY_PRINCIPAL_SECRET",
                 &self.secrets.principal_secret,
             );
+        }
+        let PepperFiles { current, previous } = &self.peppers;
+        let hashes = |service: &&str| ["keys", "gateway"].contains(service);
+        if child.services.iter().any(hashes) {
+            for (name, file) in [
+                ("API_KEY_PEPPER", current),
+                ("API_KEY_PEPPER_PREVIOUS", previous),
+            ] {
+                set(name, String::new());
+                set(&format!("{name}_FILE"), file.display().to_string());
+            }
         }
         set("TOLLGATE_GRPC_LISTEN", loopback(child.grpc));
         set("TOLLGATE_OPS_LISTEN", loopback(child.ops));
@@ -226,14 +238,22 @@ impl World<'_> {
                 set("TOLLGATE_GATEWAY_COUNTRY_DB", path.display().to_string());
             }
         }
+        all.extend(self.traces());
+        all
+    }
+
+    /// Where traces go, and which.
+    fn traces(&self) -> Vec<Variable> {
+        let mut all = Vec::new();
+        let mut set = |name: &str, value: &str| all.push((name.to_owned(), value.to_owned()));
         if let Some(endpoint) = &self.otlp_endpoint {
-            set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone());
-            set("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".to_owned());
+            set("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
+            set("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
             // Whoever has just made a call looks at once.
-            set("OTEL_BSP_SCHEDULE_DELAY", "200".to_owned());
+            set("OTEL_BSP_SCHEDULE_DELAY", "200");
         }
         if !self.surroundings.has("OTEL_TRACES_SAMPLER") {
-            set("OTEL_TRACES_SAMPLER", "parentbased_always_on".to_owned());
+            set("OTEL_TRACES_SAMPLER", "parentbased_always_on");
         }
         all
     }
@@ -305,7 +325,6 @@ mod tests {
     fn a_gateway_alone_is_told_where_the_others_are_and_nothing_of_the_database() {
         let plan = Plan::make(true, 1, Ports::Auto).unwrap();
         let secrets = Secrets {
-            pepper: "p".to_owned(),
             service_token: "s".to_owned(),
             operator_token: "o".to_owned(),
             principal_secret: "q".to_owned(),
@@ -314,6 +333,10 @@ mod tests {
         };
         let world = World {
             secrets: &secrets,
+            peppers: PepperFiles {
+                current: PathBuf::from("/p"),
+                previous: PathBuf::from("/q"),
+            },
             postgres_url: "postgres://secret".to_owned(),
             redis_url: "redis://r".to_owned(),
             nats_url: "nats://n".to_owned(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::pepper::PepperFiles;
 use crate::seed::Upstreams;
 
 /// Written when everything answers, kept current, removed on stop.
@@ -29,6 +30,8 @@ pub(crate) struct Ready {
     pub(crate) mail: Option<String>,
     /// Root directories of journals.
     pub(crate) journals: Vec<PathBuf>,
+    /// The files of the peppers, for `tollgate pepper rotate`.
+    pub(crate) peppers: PepperFiles,
     /// The sample upstreams.
     pub(crate) samples: Upstreams,
     pub(crate) pids: BTreeMap<String, Pids>,

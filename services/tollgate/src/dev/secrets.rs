@@ -7,12 +7,12 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use super::layout::write_private;
-use crate::pepper::random_hex;
+use crate::pepper::{PepperFiles, random_hex};
+use crate::private;
 use crate::seed::{DemoKeys, Upstreams};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct Secrets {
-    pub(super) pepper: String,
     pub(super) service_token: String,
     pub(super) operator_token: String,
     pub(super) principal_secret: String,
@@ -30,7 +30,6 @@ impl Secrets {
                 .with_context(|| format!("{} is damaged", path.display())),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let secrets = Self {
-                    pepper: random_hex(),
                     service_token: random_hex(),
                     operator_token: random_hex(),
                     principal_secret: random_hex(),
@@ -41,6 +40,15 @@ impl Secrets {
                 Ok(secrets)
             }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Makes the pepper of the folder, unless it has one. It lies in a file of its own, so that it
+    /// can be replaced while the services run.
+    pub(super) fn make_pepper(files: &PepperFiles) -> anyhow::Result<()> {
+        match files.current.exists() {
+            true => Ok(()),
+            false => private::replace(&files.current, random_hex().as_bytes()),
         }
     }
 

@@ -131,6 +131,7 @@ impl<'a> Stack<'a> {
 
         let world = World {
             secrets: &self.secrets,
+            peppers: self.layout.peppers(),
             postgres_url: self.servers.postgres.url(DATABASE),
             redis_url: self.servers.redis.url(),
             nats_url: self.servers.nats.url(),
@@ -258,6 +259,7 @@ impl<'a> Stack<'a> {
             traces: outside.traces.map(Receiver::page_url),
             mail: outside.mail.map(Sink::page_url),
             journals: self.layout.journals().map_err(Failure::from)?,
+            peppers: self.layout.peppers(),
             samples: self.plan.upstreams(),
             pids: BTreeMap::new(),
             demo: DemoAccess {

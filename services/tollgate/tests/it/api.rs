@@ -1,95 +1,18 @@
-//! The management API: an operator's road through it, and what strangers see of others.
+//! The management API: an operator's road through it, and the end of a session.
 
 use http::Method;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use testkit::{
     eventually,
-    load::{Answer, Connection, Shot},
+    load::{Answer, Shot},
 };
 
-use crate::stack::{SETTLE_LIMIT, Stack};
+use crate::{
+    client::{Client, refusal, shot, text},
+    stack::{SETTLE_LIMIT, Stack},
+};
 
 const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
-const PASSWORD: &str = "correct horse battery staple";
-
-/// Somebody at the API: an operator, a person, or nobody.
-struct Client {
-    connection: Connection,
-    token: String,
-}
-
-impl Client {
-    fn new(stack: &Stack, token: &str) -> Self {
-        let info = stack.info();
-        Self {
-            connection: Connection::to(info["api"].as_str().expect("the API")),
-            token: token.to_owned(),
-        }
-    }
-
-    /// Signs up and in.
-    async fn person(stack: &Stack, name: &str) -> Self {
-        let mut client = Self::new(stack, "");
-        let email = format!("{name}@example.com");
-        let account = json!({ "email": email, "password": PASSWORD, "name": name,
-                              "organisation_name": name });
-        let answer = client.call(Method::POST, "/v1/signup", &account).await;
-        assert_eq!(answer.status, 202, "{answer:?}");
-        let login = json!({ "email": email, "password": PASSWORD });
-        let session = client.ok(Method::POST, "/v1/login", &login).await;
-        client.token = text(&session, "token");
-        client
-    }
-
-    async fn shoot(&mut self, shot: &Shot) -> Answer {
-        let answer = self.connection.call(&self.token, shot).await;
-        answer.expect("an answer")
-    }
-
-    async fn call(&mut self, method: Method, path: &str, body: &Value) -> Answer {
-        self.shoot(&shot(method, path, body)).await
-    }
-
-    /// A call that must succeed.
-    async fn ok(&mut self, method: Method, path: &str, body: &Value) -> Value {
-        let answer = self.call(method.clone(), path, body).await;
-        assert!(answer.status.is_success(), "{method} {path}: {answer:?}");
-        answer.json()
-    }
-
-    async fn get(&mut self, path: &str) -> Value {
-        self.ok(Method::GET, path, &Value::Null).await
-    }
-}
-
-fn shot(method: Method, path: &str, body: &Value) -> Shot {
-    let body = match body {
-        Value::Null => String::new(),
-        body => body.to_string(),
-    };
-    let mut shot = Shot::post(path, &body);
-    shot.method = method;
-    shot
-}
-
-fn text(value: &Value, field: &str) -> String {
-    let text = value[field].as_str();
-    text.unwrap_or_else(|| panic!("{field} in {value}"))
-        .to_owned()
-}
-
-/// Status and code of a refusal, which must be a problem document with the request's id.
-fn refusal(answer: &Answer) -> (u16, String) {
-    assert_eq!(
-        answer.header("content-type"),
-        "application/problem+json",
-        "{answer:?}"
-    );
-    let problem = answer.json();
-    assert_eq!(problem["status"], answer.status.as_u16());
-    assert_eq!(problem["request_id"], answer.header("x-request-id"));
-    (answer.status.as_u16(), text(&problem, "code"))
-}
 
 #[tokio::test]
 async fn an_operator_sells_a_first_call() {
@@ -262,134 +185,6 @@ async fn refusals_are_problems(operator: &mut Client, org: &str) {
         .await;
     let detail = text(&wrong.json(), "detail");
     assert!(detail.contains("name"), "the field is named: {detail}");
-}
-
-/// What the document says of the routes, with somebody's ids filled in.
-struct Operation {
-    method: Method,
-    template: String,
-    body: Value,
-    is_open: bool,
-}
-
-async fn operations(stack: &Stack) -> Vec<Operation> {
-    let document = Client::new(stack, "").get("/openapi.json").await;
-    let mut found = Vec::new();
-    for (template, item) in document["paths"].as_object().expect("paths") {
-        for (method, operation) in item.as_object().expect("an item") {
-            let method = method.to_uppercase().parse().expect("a method");
-            let schema = &operation["requestBody"]["content"]["application/json"]["schema"];
-            found.push(Operation {
-                method,
-                template: template.clone(),
-                body: body(&document, schema),
-                is_open: operation["security"].as_array().is_some_and(Vec::is_empty),
-            });
-        }
-    }
-    assert!(found.len() >= 40, "{} operations", found.len());
-    found
-}
-
-/// A body that fits: an answer of 400 would say nothing of rights.
-fn body(document: &Value, schema: &Value) -> Value {
-    let Some(name) = schema["$ref"].as_str() else {
-        return Value::Null;
-    };
-    let name = name.trim_start_matches("#/components/schemas/");
-    let schema = &document["components"]["schemas"][name];
-    let mut body = Map::new();
-    for field in schema["required"].as_array().into_iter().flatten() {
-        let field = field.as_str().expect("a name");
-        let value = match field {
-            "email" => json!("somebody@example.com"),
-            "role" => json!("developer"),
-            "environment" => json!("test"),
-            "scopes" => json!(["mileage:calculate"]),
-            "scope" => json!("mileage:calculate"),
-            "overlap_seconds" | "credits" => json!(1),
-            "password" | "new_password" => json!("not the right one"),
-            _ => json!("123456"),
-        };
-        body.insert(field.to_owned(), value);
-    }
-    Value::Object(body)
-}
-
-fn filled(template: &str, ids: &[(&str, &str)]) -> String {
-    let mut path = template.to_owned();
-    for (name, value) in ids {
-        path = path.replace(&format!("{{{name}}}"), value);
-    }
-    assert!(!path.contains('{'), "{path} is filled");
-    path
-}
-
-/// Everything of the first tenant is asked for by the second one, on every route.
-#[tokio::test]
-async fn another_organisation_s_ids_are_not_there_and_nobody_gets_nothing() {
-    let stack = Stack::start(&["--ephemeral"]).await;
-    let operations = operations(&stack).await;
-
-    let mut nobody = Client::new(&stack, "");
-    let ids = [
-        ("org", stack.demo("org_id")),
-        ("user", stack.demo("user_id")),
-        ("service", "mileage".to_owned()),
-    ];
-    let call = stack
-        .call(&stack.demo("live_key"), &Shot::get(DISTANCE))
-        .await;
-    let mut operator = Client::new(&stack, &stack.demo("operator_token"));
-    let keys = format!("/v1/organisations/{}/keys", stack.demo("org_id"));
-    let keys = operator.get(&keys).await;
-    let key = text(&keys["keys"][0], "key_id");
-    let anomaly = "ano_".to_owned() + &"0".repeat(32);
-    let mut theirs: Vec<(&str, &str)> = ids.iter().map(|(n, v)| (*n, v.as_str())).collect();
-    theirs.push(("key", &key));
-    theirs.push(("request", call.header("x-request-id")));
-    theirs.push(("anomaly", &anomaly));
-
-    let mut cells = 0;
-    for operation in operations.iter().filter(|it| !it.is_open) {
-        let path = filled(&operation.template, &theirs);
-        for token in [
-            "",
-            "tgs_AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA",
-            "nonsense",
-        ] {
-            nobody.token = token.to_owned();
-            let method = operation.method.clone();
-            let answer = nobody.call(method, &path, &operation.body).await;
-            let wanted = (401, "unauthenticated".to_owned());
-            assert_eq!(refusal(&answer), wanted, "{} {path}", operation.method);
-            cells += 1;
-        }
-    }
-
-    let mut stranger = Client::person(&stack, "stranger").await;
-    let own = stranger.get("/v1/organisations").await;
-    let own = text(&own["organisations"][0], "org_id");
-    let mut mixed = vec![("org", own.as_str())];
-    mixed.extend(theirs.iter().filter(|(name, _)| *name != "org"));
-    for operation in operations.iter().filter(|it| it.template.contains('{')) {
-        let is_operator = operation.template.starts_with("/v1/operator/");
-        // Under the stranger's own organisation only what is deeper is somebody else's.
-        let is_deep = operation.template.matches('{').count() > 1;
-        let variants = [Some(&theirs), is_deep.then_some(&mixed)];
-        for ids in variants.into_iter().flatten() {
-            let path = filled(&operation.template, ids);
-            let method = operation.method.clone();
-            let answer = stranger.call(method, &path, &operation.body).await;
-            let wanted = match is_operator {
-                true => (403, "forbidden".to_owned()),
-                false => (404, "not_found".to_owned()),
-            };
-            assert_eq!(refusal(&answer), wanted, "{} {path}", operation.method);
-            cells += 1;
-        }
-    }
-    println!("cells of the sweep: {cells}");
 }
 
 /// A token is void after signing out, and after a new password.

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prost::Message as _;
+use proto::events::v1::AnomalyFlagged;
 use rustix::process::Signal;
 use testkit::{eventually, load::Outcome};
 
@@ -24,7 +26,7 @@ const LIFE_LIMIT: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(400);
 
 /// Every point, and a later passage that a life under this load comes to.
-const POINTS: [(&str, u64); 24] = [
+const POINTS: [(&str, u64); 26] = [
     ("consumer.apply_committed", 4),
     ("consumer.batch_fetched", 4),
     ("consumer.dead_letter_committed", 2),
@@ -42,7 +44,9 @@ const POINTS: [(&str, u64); 24] = [
     ("gateway.segment_unlinked", 2),
     ("gateway.upstream_answered", 9),
     ("gateway.watermark_saved", 3),
+    ("keys.anomaly_committed", 2),
     ("keys.change_committed", 2),
+    ("keys.created_published", 2),
     (MAIL_SENT, 0),
     ("keys.outbox_marked", 2),
     ("keys.outbox_published", 2),
@@ -205,9 +209,11 @@ fn loads(stack: &Stack, poor_key: &str) -> Vec<Load> {
     loads
 }
 
-/// Changes, credits and poison for the points that only they pass. Who is asked may be dead.
+/// Changes, credits, anomalies and poison for the points that only they pass. Who is asked may be
+/// dead.
 async fn stir(stack: &Stack, poor: &Customer, number: u32) {
     poison(stack, number).await;
+    flag(stack, &poor.org, number).await;
     let change = ["key", "create", "--org", &poor.org, "--user", &poor.user];
     let how = [
         "--name",
@@ -255,15 +261,28 @@ fn missing(
 
 /// Publishes what nobody can decode.
 async fn poison(stack: &Stack, number: u32) {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let nats = async_nats::connect(url).await.expect("NATS");
     let subject = format!("usage.v1.{}", uuid::Uuid::from_u128(number.into()));
     let payload = format!("no batch, for {subject}");
+    publish(stack, subject, payload.into()).await;
+}
+
+/// Publishes an anomaly, as the detector would.
+async fn flag(stack: &Stack, org: &str, number: u32) {
+    let event = AnomalyFlagged {
+        anomaly_id: format!("ano_{}", uuid::Uuid::from_u128(number.into()).simple()),
+        org_id: org.to_owned(),
+        kind: "key_burst".to_owned(),
+        ..AnomalyFlagged::default()
+    };
+    let subject = format!("anomaly.v1.flagged.{org}");
+    publish(stack, subject, event.encode_to_vec().into()).await;
+}
+
+async fn publish(stack: &Stack, subject: String, payload: bytes::Bytes) {
+    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
+    let nats = async_nats::connect(url).await.expect("NATS");
     let stream = async_nats::jetstream::new(nats);
-    let taken = stream
-        .publish(subject, payload.into())
-        .await
-        .expect("published");
+    let taken = stream.publish(subject, payload).await.expect("published");
     taken.await.expect("acknowledged");
 }
 

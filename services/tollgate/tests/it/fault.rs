@@ -6,18 +6,25 @@ mod credits;
 mod keys;
 mod mutants;
 mod shipping;
+mod stores;
+mod stream;
 
 use std::{
     collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use rustix::process::Signal;
-use testkit::load::{self, Outcome, Plan, Shot};
+use testkit::{
+    eventually,
+    load::{self, Outcome, Plan, Shot},
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::stack::{Stack, signal};
+use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// One credit.
 pub(crate) const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
@@ -44,9 +51,17 @@ pub(crate) fn render() -> Shot {
     Shot::post("/api/v1/pdf/render", r#"{"text": "Storm."}"#)
 }
 
+/// More than any load here can spend, for the demo's key.
+pub(crate) fn fund(stack: &Stack) {
+    let org = stack.demo("org_id");
+    let grant = ["wallet", "grant", "--org", &org, "--credits", "10000000"];
+    stack.cli(&[&grant[..], &["--reason", "load"]].concat());
+}
+
 /// Calls in the background.
 pub(crate) struct Load {
     stop: CancellationToken,
+    so_far: Arc<Mutex<Outcome>>,
     task: JoinHandle<Outcome>,
 }
 
@@ -74,8 +89,24 @@ impl Load {
 
     pub(crate) fn of(plan: Plan) -> Self {
         let stop = CancellationToken::new();
-        let task = tokio::spawn(load::run(plan, stop.clone()));
-        Self { stop, task }
+        let so_far = Arc::default();
+        let task = tokio::spawn(load::watched(plan, stop.clone(), Arc::clone(&so_far)));
+        Self { stop, so_far, task }
+    }
+
+    /// Waits until so many more answers are complete.
+    pub(crate) async fn more_answers(&self, more: usize) {
+        let complete = || self.so_far.lock().done.len();
+        let before = complete();
+        let grown = eventually(
+            SETTLE_LIMIT,
+            "calls are answered",
+            async || match complete() {
+                now if now >= before + more => Ok(()),
+                now => Err(format!("{now} answers, {before} before")),
+            },
+        );
+        grown.await.expect("answered");
     }
 
     /// Lets calls in flight end.
@@ -131,15 +162,7 @@ async fn nothing_is_lost_or_billed_twice_in_a_long_storm() {
 
 async fn storm(rounds: usize) {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
-    let more = [
-        "wallet",
-        "grant",
-        "--org",
-        &stack.demo("org_id"),
-        "--credits",
-        "10000000",
-    ];
-    stack.cli(&[&more[..], &["--reason", "storm"]].concat());
+    fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
     let mut kills: BTreeMap<&str, usize> = BTreeMap::new();
     for (turn, victim) in VICTIMS

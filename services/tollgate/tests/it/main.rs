@@ -9,18 +9,31 @@
     reason = "the exceptions for tests cover functions marked as tests, not what they share"
 )]
 
+mod account;
+mod anomaly;
 mod api;
 mod audit;
 mod cli;
+mod client;
 mod crash;
 mod docs;
 mod fault;
+mod isolation;
+mod key_life;
+mod letters;
 mod lifecycle;
+mod matrix;
 mod migrate;
 mod model;
 mod money;
 mod people;
+mod pepper;
+mod places;
+mod policy;
 mod quota;
+mod review;
 mod road;
 mod stack;
 mod tidy;
+mod unknown_keys;
+mod world;

@@ -173,7 +173,7 @@ fn anomalies(list: &serde_json::Value) -> Vec<serde_json::Value> {
 }
 
 /// The detector has applied everything that the rows hold.
-async fn detector_is_idle(stack: &Stack) {
+pub(crate) async fn detector_is_idle(stack: &Stack) {
     let done = eventually(SETTLE_LIMIT, "the detector has caught up", async || {
         let behind = stack
             .count(

@@ -1,11 +1,11 @@
 //! Wallets and leases under lock, and what was decided about them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use types::{Credits, LeaseId};
 
-use super::{Epoch, Lease, TEST_CREDITS, Wallet, WalletId, minus, plus};
+use super::{Epoch, Fallen, Lease, Level, TEST_CREDITS, Wallet, WalletId, minus, plus};
 
 /// Why a balance changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +67,12 @@ pub(crate) struct Changes {
     pub(crate) write_offs: BTreeMap<LeaseId, Credits>,
     /// Spend of leases given up before.
     pub(crate) late_spends: BTreeMap<LeaseId, Credits>,
+    /// How far watched wallets have fallen afterwards, where that is not as it was.
+    pub(crate) levels: BTreeMap<WalletId, Level>,
+    /// Watched wallets that credits have come into.
+    pub(crate) refilled: BTreeSet<WalletId>,
+    /// Shares that wallets have fallen to.
+    pub(crate) fallen: Vec<Fallen>,
 }
 
 impl Changes {
@@ -228,6 +234,7 @@ impl Book {
             "no wallet goes below zero: {id:?}"
         );
         let balance_after = wallet.balance;
+        self.watch(id, credits);
         let movement = self.changes.movements.entry(id).or_default();
         match kind {
             EntryKind::Grant => movement.granted = plus(movement.granted, credits),
@@ -249,6 +256,37 @@ impl Book {
             actor: line.actor.to_owned(),
             idempotency_key: line.key.map(str::to_owned),
         });
+    }
+
+    /// Notes what a change of its balance means for a wallet that is watched for running dry.
+    fn watch(&mut self, id: WalletId, credits: Credits) {
+        let wallet = self.wallet_mut(id);
+        let balance = wallet.balance;
+        let (WalletId::Live(live), Some(mut level)) = (id, wallet.level) else {
+            return;
+        };
+        let is_refill = Credits::ZERO < credits;
+        let shares = match is_refill {
+            true => {
+                level = Level::after(balance);
+                Vec::new()
+            }
+            false => level.fall(balance),
+        };
+        wallet.level = Some(level);
+        if is_refill {
+            self.changes.refilled.insert(id);
+        }
+        if is_refill || !shares.is_empty() {
+            self.changes.levels.insert(id, level);
+        }
+        let fallen = shares.into_iter().map(|percent| Fallen {
+            wallet: live,
+            percent,
+            reference: level.reference,
+            balance,
+        });
+        self.changes.fallen.extend(fallen);
     }
 
     /// Puts a changed lease back.

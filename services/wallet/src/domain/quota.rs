@@ -26,5 +26,6 @@ pub(crate) fn permits(id: Id<Bucket>, quota: Credits, used: Credits, reserved: C
         epoch: None,
         balance: minus(quota.max(plus(used, reserved)), used),
         reserved,
+        level: None,
     }
 }

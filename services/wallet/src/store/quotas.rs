@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
+use runtime::Tenant;
 use types::{Credits, Id, KeyId, OrgId, Period};
 use uuid::Uuid;
 
@@ -30,6 +31,7 @@ impl Store {
         keys: &[KeyId],
         now: Timestamp,
     ) -> Result<Vec<QuotaUse>> {
+        let mut tx = self.tenants.begin(Tenant::Org(org)).await?;
         let keys: Vec<Uuid> = keys.iter().map(|key| key.uuid()).collect();
         let rows = sqlx::query!(
             r#"
@@ -44,7 +46,7 @@ impl Store {
             &keys,
             now.to_sqlx() as _,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await?;
         let uses = rows.into_iter().map(|row| QuotaUse {
             key: KeyId::new(row.key_id),

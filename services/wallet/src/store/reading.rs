@@ -1,6 +1,7 @@
 //! Answers to questions. Nothing here locks.
 
 use jiff::Timestamp;
+use runtime::Tenant;
 use types::{Credits, JournalId, LeaseId, OrgId};
 
 use super::Store;
@@ -66,6 +67,7 @@ pub(crate) struct Settlement {
 impl Store {
     /// Reads the wallet of an organisation, if it has one.
     pub(crate) async fn wallet(&self, org: OrgId) -> Result<Option<WalletView>> {
+        let mut tx = self.tenants.begin(Tenant::Org(org)).await?;
         let row = sqlx::query!(
             r#"
             select w.balance,
@@ -82,7 +84,7 @@ impl Store {
              where w.org_id = $1"#,
             org.uuid(),
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
         Ok(row.map(|row| WalletView {
             balance: Credits::new(row.balance),
@@ -102,6 +104,7 @@ impl Store {
         before: i64,
         limit: i64,
     ) -> Result<Vec<LedgerLine>> {
+        let mut tx = self.tenants.begin(Tenant::Org(org)).await?;
         let rows = sqlx::query!(
             r#"
             select e.id,
@@ -120,7 +123,7 @@ impl Store {
             before,
             limit,
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *tx)
         .await?;
         let lines = rows.into_iter().map(|row| LedgerLine {
             id: row.id,
@@ -135,6 +138,7 @@ impl Store {
 
     /// Reads how far a lease is settled, and which entry covered `cum`.
     pub(crate) async fn settlement(&self, lease: LeaseId, cum: Credits) -> Result<Settlement> {
+        let mut tx = self.tenants.begin(Tenant::Every).await?;
         let row = sqlx::query!(
             r#"
             select l.settled_cum,
@@ -151,7 +155,7 @@ impl Store {
             lease.uuid(),
             cum.get(),
         )
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *tx)
         .await?;
         let row = row.ok_or(Error::UnknownLease { lease })?;
         Ok(Settlement {

@@ -7,7 +7,7 @@ use types::{Credits, Id, JournalId, LeaseId};
 use uuid::Uuid;
 
 use crate::{
-    domain::{Epoch, Lease, LeaseState, Wallet, WalletId, permits},
+    domain::{Epoch, Lease, LeaseState, Level, Wallet, WalletId, permits},
     store::Connection,
 };
 
@@ -145,7 +145,7 @@ pub(super) async fn lock_wallets(
 async fn lock_live(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<Vec<Wallet>> {
     let rows = sqlx::query!(
         r#"
-        select id, balance, reserved
+        select id, balance, reserved, reference_balance, low_percent
           from wallet.wallets
          where id = any($1)
          order by id
@@ -159,6 +159,11 @@ async fn lock_live(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<Ve
         epoch: None,
         balance: Credits::new(row.balance),
         reserved: Credits::new(row.reserved),
+        level: Some(Level {
+            reference: Credits::new(row.reference_balance),
+            // One of four, by a check of the table.
+            percent: u8::try_from(row.low_percent).unwrap_or(0),
+        }),
     });
     Ok(wallets.collect())
 }
@@ -180,6 +185,7 @@ async fn lock_test(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result<Ve
         epoch: epoch(Some(row.epoch), Some(row.reset_at)),
         balance: Credits::new(row.balance),
         reserved: Credits::new(row.reserved),
+        level: None,
     });
     Ok(wallets.collect())
 }

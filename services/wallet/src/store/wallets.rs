@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
+use runtime::Tenant;
 use types::{Credits, Id, OrgId, UserId};
 use uuid::Uuid;
 
@@ -32,7 +33,7 @@ impl Store {
         new_wallet: Uuid,
         now: Timestamp,
     ) -> Result<Credits> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.tenants.begin(Tenant::Org(grant.org)).await?;
         sqlx::query!(
             r#"
             insert into wallet.wallets (id, org_id, created_at, updated_at)
@@ -72,7 +73,7 @@ impl Store {
         new_wallet: Uuid,
         now: Timestamp,
     ) -> Result<Wallet> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = self.tenants.begin(Tenant::User(user)).await?;
         let mut book = Book::default();
         let id = hold_test_wallet(&mut tx, &mut book, user, new_wallet, now).await?;
         let wallet = book.wallet(id).clone();

@@ -6,7 +6,7 @@ use types::Credits;
 use uuid::Uuid;
 
 use crate::{
-    domain::{Changes, Entry, Lease, Movement, WalletId},
+    domain::{Changes, Entry, Fallen, Lease, Movement, WalletId},
     store::{Connection, rows},
 };
 
@@ -24,23 +24,30 @@ pub(crate) async fn write(
         insert_entries(connection, &changes.entries, now).await?;
     }
     let mut live = Moves::default();
+    let mut levels = Levels::default();
     let mut test = Moves::default();
     let mut quota = Moves::default();
     for (wallet, movement) in &changes.movements {
         match wallet {
-            WalletId::Live(id) => live.push(id.uuid(), movement),
+            WalletId::Live(id) => {
+                live.push(id.uuid(), movement);
+                levels.push(changes, *wallet);
+            }
             WalletId::Test(id) => test.push(id.uuid(), movement),
             WalletId::Quota(id) => quota.push(id.uuid(), movement),
         }
     }
     if !live.ids.is_empty() {
-        move_wallets(connection, &live, now).await?;
+        move_wallets(connection, &live, &levels, now).await?;
     }
     if !test.ids.is_empty() {
         move_test_wallets(connection, &test, now).await?;
     }
     if !quota.ids.is_empty() {
         move_buckets(connection, &quota, now).await?;
+    }
+    if !changes.fallen.is_empty() {
+        insert_lows(connection, &changes.fallen, now).await?;
     }
     if !changes.write_offs.is_empty() {
         insert_write_offs(connection, changes, now).await?;
@@ -181,10 +188,30 @@ impl Moves {
     }
 }
 
+/// What there is to watch a wallet by, as columns; nothing where it is as it was.
+#[derive(Default)]
+struct Levels {
+    references: Vec<Option<i64>>,
+    percents: Vec<Option<i16>>,
+    refilled: Vec<bool>,
+}
+
+impl Levels {
+    fn push(&mut self, changes: &Changes, wallet: WalletId) {
+        let level = changes.levels.get(&wallet);
+        self.references
+            .push(level.map(|level| level.reference.get()));
+        self.percents
+            .push(level.map(|level| i16::from(level.percent)));
+        self.refilled.push(changes.refilled.contains(&wallet));
+    }
+}
+
 /// Keeps I1 (the sums make the balance) and I2 (what is lent is there) by checks of the table.
 async fn move_wallets(
     connection: &mut Connection,
     moves: &Moves,
+    levels: &Levels,
     now: Timestamp,
 ) -> sqlx::Result<()> {
     sqlx::query!(
@@ -195,15 +222,22 @@ async fn move_wallets(
                total_granted = w.total_granted + u.granted,
                total_used = w.total_used + u.used,
                total_expired = w.total_expired + u.expired,
-               updated_at = $6
-          from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
-            as u (id, granted, used, expired, reserved)
+               reference_balance = coalesce(u.reference, w.reference_balance),
+               reference_at = case when u.is_refilled then $9 else w.reference_at end,
+               low_percent = coalesce(u.low_percent, w.low_percent),
+               updated_at = $9
+          from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],
+                      $6::bigint[], $7::smallint[], $8::bool[])
+            as u (id, granted, used, expired, reserved, reference, low_percent, is_refilled)
          where w.id = u.id"#,
         &moves.ids,
         &moves.granted,
         &moves.used,
         &moves.expired,
         &moves.reserved,
+        &levels.references as &[Option<i64>],
+        &levels.percents as &[Option<i16>],
+        &levels.refilled,
         now.to_sqlx() as _,
     )
     .execute(connection)
@@ -258,6 +292,38 @@ async fn move_buckets(
         &moves.ids,
         &moves.used,
         &moves.reserved,
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Announces with the change itself that wallets run dry; a relay publishes it. The wallets are
+/// locked, and say when credits came in.
+async fn insert_lows(
+    connection: &mut Connection,
+    fallen: &[Fallen],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let column = |column: fn(&Fallen) -> i64| -> Vec<i64> { fallen.iter().map(column).collect() };
+    let wallets: Vec<Uuid> = fallen.iter().map(|fallen| fallen.wallet.uuid()).collect();
+    let percents: Vec<i16> = fallen
+        .iter()
+        .map(|fallen| i16::from(fallen.percent))
+        .collect();
+    sqlx::query!(
+        r#"
+        insert into wallet.lows (wallet_id, reference_at, percent, reference, balance, at)
+        select w.id, w.reference_at, u.percent, u.reference, u.balance, $5
+          from unnest($1::uuid[], $2::smallint[], $3::bigint[], $4::bigint[])
+            as u (wallet_id, percent, reference, balance)
+          join wallet.wallets w on w.id = u.wallet_id
+            on conflict (wallet_id, reference_at, percent) do nothing"#,
+        &wallets,
+        &percents,
+        &column(|fallen| fallen.reference.get()),
+        &column(|fallen| fallen.balance.get()),
         now.to_sqlx() as _,
     )
     .execute(connection)

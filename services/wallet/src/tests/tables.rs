@@ -18,6 +18,8 @@ pub(super) struct Tables {
     pub(super) ledger: Vec<Entry>,
     pub(super) late: BTreeMap<LeaseId, i64>,
     pub(super) written_off: BTreeSet<LeaseId>,
+    /// Shares that were announced, with the balance then.
+    pub(super) fallen: Vec<Fallen>,
     /// Of a bucket of permits: the quota in force, and the highest it had.
     pub(super) quota: Option<(i64, i64)>,
 }
@@ -32,6 +34,7 @@ impl Tables {
                 epoch,
                 balance,
                 reserved,
+                level: matches!(id, WalletId::Live(_)).then(|| Level::after(balance)),
             },
             given: balance.get(),
             used: 0,
@@ -40,6 +43,7 @@ impl Tables {
             ledger: Vec::new(),
             late: BTreeMap::new(),
             written_off: BTreeSet::new(),
+            fallen: Vec::new(),
             quota: matches!(id, WalletId::Quota(_)).then(|| (balance.get(), balance.get())),
         }
     }
@@ -100,6 +104,10 @@ impl Tables {
             Some((quota, _)) => self.requota(quota),
             None => self.wallet.balance = credits(self.given - self.used - self.expired),
         }
+        if let Some(level) = changes.levels.get(&self.wallet.id) {
+            self.wallet.level = Some(*level);
+        }
+        self.fallen.extend(changes.fallen);
         for entry in &changes.entries {
             assert!(!entry.balance_after.is_negative());
         }

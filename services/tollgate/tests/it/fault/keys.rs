@@ -1,6 +1,7 @@
 //! Keys while the cache is away, empty, or full of ghosts.
 
 use rustix::process::Signal;
+use serde_json::json;
 use testkit::{
     eventually,
     load::{Connection, Shot},
@@ -37,11 +38,7 @@ async fn a_revoked_key_stays_revoked_whatever_redis_says() {
             signal(paused, Signal::STOP);
         }
         let revoked = stack.cli(&["key", "revoke", &id, "--reason", "leaked"]);
-        assert_eq!(
-            revoked["pending_gateways"],
-            serde_json::json!([]),
-            "{revoked}"
-        );
+        assert_eq!(revoked["pending_gateways"], json!([]), "{revoked}");
         match fault {
             Fault::Kill => signal(stack.pids("redis")[0], Signal::KILL),
             Fault::Flush => redis::cmd("FLUSHALL")
@@ -69,6 +66,57 @@ async fn a_revoked_key_stays_revoked_whatever_redis_says() {
     );
     assert_eq!(accepted, 0, "accepted after the revocation");
     assert_eq!(outcome.by_status.get(&401), None, "a good key was refused");
+}
+
+/// The answer to a revocation names every gateway that may still act on what it knew, also one that
+/// has been silent for a while; and none that has left in order or was started again.
+#[tokio::test]
+async fn a_revocation_names_who_may_still_believe_the_key() {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    let customer = stack.customer("Named", 100);
+    let revoke = || {
+        let (id, _) = stack.key(&customer, &LIVE);
+        let revoked = stack.cli(&["key", "revoke", &id, "--reason", "leaked"]);
+        let names = revoked["pending_gateways"].clone();
+        (names, revoked["confirmed_gateways"].clone())
+    };
+    let silent = stack.pids("gateway")[1];
+    signal(silent, Signal::STOP);
+    let for_long = eventually(
+        SETTLE_LIMIT,
+        "the gateway was silent for long",
+        async || {
+            let long = "select count(*) from keys.gateways
+                     where gateway = 'gateway-2' and seen_at < now() - interval '7 seconds'";
+            match stack.count(long).await {
+                1 => Ok(()),
+                _ => Err("it was seen a moment ago"),
+            }
+        },
+    );
+    for_long.await.expect("silent");
+    // Longer than it counts as live for shares of rates, and than it trusts its memory.
+    let (names, confirmed) = revoke();
+    assert_eq!((names, confirmed), (json!(["gateway-2"]), json!(1)));
+    signal(silent, Signal::CONT);
+
+    // Its life ends in order, the other's is killed: both have another one.
+    let lives = "select count(*) from keys.gateways where seen_at > now() - interval '20 seconds'";
+    for (gateway, how) in [(1, Signal::TERM), (0, Signal::KILL)] {
+        let ended = stack.pids("gateway")[gateway];
+        signal(ended, how);
+        let again = eventually(
+            SETTLE_LIMIT,
+            "the gateway has another life",
+            async || match (stack.pids("gateway").get(gateway), stack.count(lives).await) {
+                (Some(pid), 2) if *pid != ended => Ok(()),
+                other => Err(format!("{other:?}")),
+            },
+        );
+        again.await.expect("started again");
+        let (names, confirmed) = revoke();
+        assert_eq!((names, confirmed), (json!([]), json!(2)), "{how:?}");
+    }
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use testkit::{
     load::{Plan, Shot},
 };
 
-use super::{DISTANCE, Load, render, summary};
+use super::{DISTANCE, Load, fund, render, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// How long the bus is away in the short form.
@@ -29,16 +29,7 @@ async fn calls_go_on_while_the_bus_is_away_for_ten_minutes() {
 
 async fn lose_the_bus(away: Duration) {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
-    // More than the load can spend.
-    let grant = [
-        "wallet",
-        "grant",
-        "--org",
-        &stack.demo("org_id"),
-        "--credits",
-        "10000000",
-    ];
-    stack.cli(&[&grant[..], &["--reason", "load"]].concat());
+    fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
     rows_grow(&stack, 1).await;
     let paused = stack.pids("nats")[0];
@@ -116,15 +107,7 @@ async fn gateways_that_are_stopped_in_order_all_day_leave_nothing_open() {
 
 async fn restart_in_turn(rounds: usize) {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
-    let grant = [
-        "wallet",
-        "grant",
-        "--org",
-        &stack.demo("org_id"),
-        "--credits",
-        "10000000",
-    ];
-    stack.cli(&[&grant[..], &["--reason", "load"]].concat());
+    fund(&stack);
     let load = Load::of(Plan {
         gateways: stack.gateways(),
         key: stack.demo("live_key"),
@@ -149,8 +132,8 @@ async fn restart_in_turn(rounds: usize) {
         );
         again.await.expect("started again");
         drained.push(began.elapsed());
-        let folder = stack.data().join("journal");
-        let left = journals_below(&folder);
+        let left = journals_below(&stack.data());
+        assert!(!left.is_empty(), "the other gateway has a journal");
         for journal in &life {
             let open: i64 = sqlx::query_scalar(
                 "select count(*) from wallet.leases where journal_id = $1

@@ -1,0 +1,153 @@
+//! A key's record as the edge uses it.
+
+use std::sync::{Arc, atomic::AtomicI64};
+
+use ipnet::IpNet;
+use proto::keys::v1::KeyRecord;
+use types::{Gcra, KeyId, OrgId, QuotaKind, Rate, UserId};
+
+use crate::{
+    lease::{Account, Owner, Stated},
+    lender::Lender,
+    limits::Pace,
+    metrics::Source,
+};
+
+/// A key as the edge uses it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) key: KeyId,
+    pub(crate) org: OrgId,
+    pub(crate) user: UserId,
+    pub(crate) test: bool,
+    pub(crate) scopes: Vec<String>,
+    pub(crate) active: bool,
+    pub(crate) revoked: bool,
+    /// Unix microseconds.
+    pub(crate) expires_at: Option<i64>,
+    /// Shared by the keys of a lineage.
+    pub(crate) rate: Option<Pace>,
+    /// While an anomaly throttles the key.
+    pub(crate) throttle: Option<Pace>,
+    pub(crate) allow: Vec<IpNet>,
+    pub(crate) version: i64,
+    pub(crate) account: Arc<Account>,
+    /// Where its calls take permits, one for each quota: the day's, then the month's.
+    pub(crate) quotas: Vec<Arc<Account>>,
+    /// Minute of the last use that was reported.
+    pub(crate) touched: AtomicI64,
+    /// Monotonic nanoseconds; the record is not older.
+    pub(super) read_at: u64,
+    /// Where it was read.
+    pub(super) source: Source,
+}
+
+/// What a limiter limits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Limited {
+    /// The keys of a lineage, by the one that holds their limits.
+    Lineage(KeyId),
+    /// A key that an anomaly throttles.
+    Throttled(KeyId),
+}
+
+/// The limiters of all copies of records; about 100 bytes each, kept as long as the process lives.
+#[derive(Default)]
+pub(super) struct Limiters(papaya::HashMap<Limited, Arc<Gcra>>);
+
+impl Limiters {
+    fn pace(&self, limited: Limited, rate: Rate) -> Pace {
+        let limiters = self.0.pin();
+        let limiter = Arc::clone(limiters.get_or_insert_with(limited, Arc::default));
+        Pace { rate, limiter }
+    }
+}
+
+/// Reads a record that is not older than `read_at`.
+///
+/// # Errors
+/// A part of it makes no sense.
+pub(super) fn read(
+    record: &KeyRecord,
+    source: Source,
+    read_at: u64,
+    limiters: &Limiters,
+    lender: &Lender,
+) -> anyhow::Result<Entry> {
+    let key: KeyId = record.key_id.parse()?;
+    let org: OrgId = record.org_id.parse()?;
+    let user: UserId = record.created_by.parse()?;
+    let holder = holder_of_limits(record)?;
+    let owner = if record.test {
+        Owner::TestUser(user)
+    } else {
+        Owner::Organisation(org)
+    };
+    let expires_at = match &record.expires_at {
+        Some(at) => Some(proto::convert::from_timestamp("expires_at", at)?.as_microsecond()),
+        None => None,
+    };
+    let pace = |limited, per_second: Option<u32>, burst: u32| {
+        let rate = Rate {
+            per_second: per_second?,
+            burst: burst.max(1),
+        };
+        Some(limiters.pace(limited, rate))
+    };
+    Ok(Entry {
+        key,
+        org,
+        user,
+        test: record.test,
+        scopes: record.scopes.clone(),
+        active: record.active,
+        revoked: record.revoked,
+        expires_at,
+        rate: pace(
+            Limited::Lineage(holder),
+            record.rate_per_second,
+            record.burst,
+        ),
+        throttle: pace(Limited::Throttled(key), record.throttle_per_second, 1),
+        allow: record
+            .allow
+            .iter()
+            .map(|net| net.parse())
+            .collect::<Result<_, _>>()?,
+        version: record.version,
+        account: lender.account(owner),
+        quotas: quotas(record, org, (key, holder), lender),
+        touched: AtomicI64::new(0),
+        read_at,
+        source,
+    })
+}
+
+/// The accounts of a key's quotas, which its lineage shares.
+fn quotas(
+    record: &KeyRecord,
+    org: OrgId,
+    (by, holder): (KeyId, KeyId),
+    lender: &Lender,
+) -> Vec<Arc<Account>> {
+    let quotas = [
+        (QuotaKind::Daily, record.daily_quota),
+        (QuotaKind::Monthly, record.monthly_quota),
+    ];
+    let accounts = quotas.into_iter().filter_map(|(kind, calls)| {
+        let (calls, version) = (calls?, record.version);
+        let key = holder;
+        let account = lender.account(Owner::Quota { org, key, kind });
+        account.state(Stated { by, version, calls });
+        Some(account)
+    });
+    accounts.collect()
+}
+
+/// The key under which limits are counted: the first of a lineage.
+fn holder_of_limits(record: &KeyRecord) -> anyhow::Result<KeyId> {
+    Ok(match record.limits_key_id.as_str() {
+        "" => record.key_id.parse()?,
+        first => first.parse()?,
+    })
+}

@@ -1,0 +1,324 @@
+//! A whole edge with one key, in front of a real upstream: what flows of calls are tested with.
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::{Buf as _, Bytes};
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use prost::Message as _;
+use proto::{events::v1::Record, keys::v1 as wire};
+use runtime::{Host, Node, Settings, Variables};
+use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::mpsc,
+};
+use types::{LeaseId, NewKey, QuotaKind};
+use uuid::Uuid;
+
+use crate::{
+    Config,
+    body::{BodyError, EdgeBody},
+    catalogue::Catalogue,
+    country::Countries,
+    edge::{self, Edge, Worker},
+    journal::{Journal, Limits, Options, SEGMENT_BYTES_MIN},
+    keyring::{self, Entry},
+    lease::{Lease, Owner},
+    lender::Lender,
+    pool::Pool,
+    start,
+    strangers::Strangers,
+};
+
+pub(crate) const GRANTED: i64 = 1_000;
+pub(crate) const COST: i64 = 3;
+
+/// What one poll of an answer's body gave, and how many records there were then.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// So many bytes in all by now; the flag: the body says that this is its end.
+    Data(usize, bool),
+    Trailers,
+    End,
+    Error,
+}
+
+pub(crate) type Log = Rc<RefCell<Vec<(Seen, u64)>>>;
+
+/// An answer's body with somebody looking over its shoulder.
+struct Watched {
+    inner: EdgeBody,
+    journal: Journal,
+    bytes: usize,
+    log: Log,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(task) else {
+            return Poll::Pending;
+        };
+        let seen = match &frame {
+            None => Seen::End,
+            Some(Err(_)) => Seen::Error,
+            Some(Ok(frame)) => match frame.data_ref() {
+                None => Seen::Trailers,
+                Some(data) => {
+                    self.bytes = self.bytes.saturating_add(data.remaining());
+                    Seen::Data(self.bytes, self.inner.is_end_stream())
+                }
+            },
+        };
+        let records = self.journal.next_seq();
+        self.log.borrow_mut().push((seen, records));
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// An edge, a key in its memory, and an upstream that answers by hand.
+pub(crate) struct Rig {
+    pub(crate) worker: Rc<Worker>,
+    pub(crate) key: NewKey,
+    pub(crate) lease: Arc<Lease>,
+    /// Of the day's quota and the month's.
+    pub(crate) permits: [Arc<Lease>; 2],
+    pub(crate) log: Log,
+    upstream: TcpListener,
+    edge: TcpListener,
+    _dir: TempDir,
+}
+
+/// A gateway's host with these further variables.
+pub(crate) async fn host(more: &[(&str, &str)]) -> (Host, Config) {
+    let secret = "0123456789abcdef0123456789abcdef";
+    let pairs = [
+        ("NATS_URL", "nats://127.0.0.1:1"),
+        ("API_KEY_PEPPER", secret),
+        ("TOLLGATE_SERVICE_TOKEN", secret),
+        ("TOLLGATE_OPERATOR_TOKEN", secret),
+        ("TOLLGATE_GATEWAY_PRINCIPAL_SECRET", secret),
+        ("TOLLGATE_GATEWAY_JOURNAL_DIR", "unused"),
+        ("OTEL_SDK_DISABLED", "true"),
+        ("RUST_LOG", "warn"),
+    ];
+    let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+    let mut variables = Variables::from_pairs(pairs.iter().chain(more).map(owned));
+    let config = Config::read(&mut variables);
+    let settings = Settings::read(&mut variables, &["gateway"], &[]);
+    let mut node = Node::connect(settings, &["gateway"]).await.expect("a node");
+    (node.host("gateway").expect("a host"), config)
+}
+
+/// A service whose upstream is at `address`.
+fn catalogue(address: SocketAddr) -> Catalogue {
+    let route = wire::Route {
+        method: "*".to_owned(),
+        path_prefix: "/".to_owned(),
+        scope: "s:r".to_owned(),
+        body_bytes_max: 100,
+        timeout_ms: 5_000,
+        ..wire::Route::default()
+    };
+    let durable = wire::Route {
+        path_prefix: "/disk".to_owned(),
+        durability: "disk".to_owned(),
+        ..route.clone()
+    };
+    let service = wire::Service {
+        service_id: format!("svc_{}", Uuid::from_u128(9).simple()),
+        name: "echo".to_owned(),
+        upstream_url: format!("http://{address}"),
+        base_cost_per_call: COST,
+        active: true,
+        routes: vec![route, durable],
+        ..wire::Service::default()
+    };
+    Catalogue::from_wire(wire::Catalogue {
+        version: 1,
+        services: vec![service],
+    })
+}
+
+fn granted(id: u128) -> Arc<Lease> {
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(id))));
+    assert!(lease.extend(GRANTED, 0, 0).is_none());
+    lease
+}
+
+impl Rig {
+    pub(crate) async fn new(host: &Host, config: &Config) -> Self {
+        Self::with(host, config, |_| {}).await
+    }
+
+    /// As `new`, with another key.
+    pub(crate) async fn with(
+        host: &Host,
+        config: &Config,
+        change: impl FnOnce(&mut Entry),
+    ) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = Options {
+            segment_bytes: SEGMENT_BYTES_MIN,
+            room_bytes_min: SEGMENT_BYTES_MIN,
+            ..Options::new(dir.path())
+        };
+        let (journal, _) = Journal::open(&options, Uuid::from_u128(4), 0).expect("a journal");
+        let (lender, _) = Lender::new(host, journal.clone(), "g".to_owned()).expect("a lender");
+        let (touches, _) = mpsc::channel(1);
+        let (strangers, _) = Strangers::new(config);
+        let edge = start::edge(
+            host,
+            config,
+            journal,
+            Arc::clone(&lender),
+            strangers,
+            Countries::none(),
+            touches,
+        );
+        let edge: Arc<Edge> = edge.expect("an edge");
+        let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = upstream.local_addr().expect("bound");
+        edge.catalogue.store(Arc::new(catalogue(address)));
+
+        let mut entry = keyring::tests::entry(&["s:r"]);
+        entry.account = lender.account(entry.account.owner);
+        let lease = granted(6);
+        entry.account.replace(Arc::clone(&lease));
+        let permits = [granted(7), granted(8)];
+        for (kind, lease) in [QuotaKind::Daily, QuotaKind::Monthly].iter().zip(&permits) {
+            let (org, key, kind) = (entry.org, entry.key, *kind);
+            let account = lender.account(Owner::Quota { org, key, kind });
+            account.replace(Arc::clone(lease));
+            entry.quotas.push(account);
+        }
+        change(&mut entry);
+        let key = keyring::tests::know(&edge.keyring, entry);
+
+        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+            rustls::crypto::aws_lc_rs::default_provider(),
+        ));
+        let tls = tls
+            .with_safe_default_protocol_versions()
+            .expect("a protocol");
+        let tls = tls
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        let pool = Pool::new(Arc::new(tls));
+        Self {
+            worker: Rc::new(Worker { edge, pool }),
+            key,
+            lease,
+            permits,
+            log: Log::default(),
+            upstream,
+            edge: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
+            _dir: dir,
+        }
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.worker.edge.journal
+    }
+
+    /// Sends a request head, and returns what the client got until its connection ended.
+    pub(crate) async fn call(&self, line: &str, fields: &str, answer: &[&[u8]]) -> String {
+        self.call_as(self.key.reveal(), line, fields, answer).await
+    }
+
+    /// As `call`, with another key.
+    pub(crate) async fn call_as(
+        &self,
+        key: &str,
+        line: &str,
+        fields: &str,
+        answer: &[&[u8]],
+    ) -> String {
+        keyring::tests::inform(&self.worker.edge.keyring);
+        let client = async {
+            let address = self.edge.local_addr().expect("bound");
+            let mut stream = TcpStream::connect(address).await.expect("connected");
+            let head = format!("{line}\r\nhost: edge\r\nx-api-key: {key}\r\n{fields}\r\n");
+            stream.write_all(head.as_bytes()).await.expect("sent");
+            let mut got = Vec::new();
+            let read = stream.read_to_end(&mut got).await;
+            assert!(read.is_ok() || !got.is_empty(), "{read:?}");
+            String::from_utf8_lossy(&got).into_owned()
+        };
+        let serve = async {
+            let (stream, peer) = self.edge.accept().await.expect("accepted");
+            let service = service_fn(|request: Request<Incoming>| async move {
+                let response = edge::handle(Rc::clone(&self.worker), peer, request).await;
+                Ok::<_, Infallible>(response.map(|inner| Watched {
+                    inner,
+                    journal: self.journal().clone(),
+                    bytes: 0,
+                    log: Rc::clone(&self.log),
+                }))
+            });
+            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            drop(connection.await); // an answer that breaks off is an error here
+        };
+        let (got, (), ()) = tokio::join!(client, serve, self.answer(answer));
+        got
+    }
+
+    /// Answers one request on a new connection, piece by piece, and closes it.
+    async fn answer(&self, pieces: &[&[u8]]) {
+        if pieces.is_empty() {
+            return;
+        }
+        let (mut stream, _) = self.upstream.accept().await.expect("accepted");
+        let mut head = Vec::new();
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            assert!(stream.read_buf(&mut head).await.expect("read") > 0);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        assert!(!head.contains(self.key.reveal()), "the key stays here");
+        for piece in pieces {
+            stream.write_all(piece).await.expect("written");
+            stream.flush().await.expect("written");
+            // Until the edge has read it, so that pieces arrive as such.
+            for _ in 0..50 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    pub(crate) fn records(&self) -> Vec<Record> {
+        let end = self.journal().next_seq();
+        let batch = self.journal().reader(0).next_batch(Limits::before(end));
+        let records = batch.expect("readable").map(|batch| batch.records);
+        let decode = |bytes: Bytes| Record::decode(bytes).expect("a record");
+        records
+            .unwrap_or_default()
+            .into_iter()
+            .map(decode)
+            .collect()
+    }
+}

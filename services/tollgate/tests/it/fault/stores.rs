@@ -1,0 +1,269 @@
+//! PostgreSQL dies under load, prices change under load, limits are shared while who shares them
+//! dies, and a journal is destroyed.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use rustix::process::Signal;
+use testkit::{
+    eventually,
+    load::{Plan, Shot},
+};
+
+use super::{DISTANCE, LIVE, Load, fund, summary};
+use crate::stack::{SETTLE_LIMIT, Stack, signal};
+
+/// F14: PostgreSQL restarts without ceremony, again and again; calls go on from leases in hand.
+#[tokio::test]
+async fn calls_go_on_while_postgresql_dies() {
+    lose_postgresql(3).await;
+}
+
+#[tokio::test]
+#[ignore = "minutes; run by make faults"]
+async fn calls_go_on_while_postgresql_dies_twenty_times() {
+    lose_postgresql(20).await;
+}
+
+async fn lose_postgresql(times: usize) {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    fund(&stack);
+    let load = Load::start(&stack, &stack.demo("live_key"), 8);
+    // Leases have grown to what the load uses.
+    load.more_answers(500).await;
+    for turn in 0..times {
+        let dying = stack.pids("postgres")[0];
+        // An immediate stop, and a death without any.
+        let how = if turn % 2 == 0 {
+            Signal::QUIT
+        } else {
+            Signal::KILL
+        };
+        signal(dying, how);
+        let back = eventually(SETTLE_LIMIT, "PostgreSQL is back", async || {
+            match stack.pids("postgres").first() {
+                Some(pid) if *pid != dying => {}
+                _ => return Err("not started".to_owned()),
+            }
+            let alive = sqlx::query_scalar::<_, i64>("select count(*) from wallet.inbox");
+            match alive.fetch_one(stack.pool()).await {
+                Ok(_) => Ok(()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        back.await.expect("back");
+        load.more_answers(200).await;
+    }
+    let outcome = load.finish().await;
+    let report = stack.audit_with(&[&outcome]);
+    let served = outcome.by_status.iter();
+    let served: u64 = served
+        .filter(|(status, _)| [200, 422].contains(*status))
+        .map(|(_, calls)| calls)
+        .sum();
+    println!(
+        "PostgreSQL died {times} times: {} of {} calls served, {}; {report}",
+        served,
+        outcome.sent,
+        summary(&outcome),
+    );
+    // Without a lease there is no credit to spend: refused as unavailable, never as unfunded.
+    let is_honest = |status: &u16| [200, 422, 503].contains(status);
+    assert!(
+        outcome.by_status.keys().all(is_honest) && outcome.broken == 0,
+        "{}",
+        summary(&outcome)
+    );
+}
+
+/// F22: prices change under load; each call is charged by the version it was admitted under.
+#[tokio::test]
+async fn a_call_costs_what_it_cost_when_it_was_admitted() {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    fund(&stack);
+    let load = Load::of(Plan {
+        gateways: stack.gateways(),
+        key: stack.demo("live_key"),
+        shots: vec![Shot::get(DISTANCE)],
+        workers: 8,
+        pause: Duration::from_millis(2),
+    });
+    load.more_answers(100).await;
+    let (first,): (i64,) =
+        sqlx::query_as("select price_version from keys.services where name = 'mileage'")
+            .fetch_one(stack.pool())
+            .await
+            .expect("a version");
+    let mut prices: BTreeMap<i64, i64> = BTreeMap::from([(first, 1)]);
+    let began = Instant::now();
+    for step in 1..=60_i64 {
+        let cost = step % 7 + 1;
+        stack.cli(&["service", "set", "mileage", "--cost", &cost.to_string()]);
+        prices.insert(first + step, cost);
+        if step % 15 == 0 {
+            load.more_answers(20).await;
+        }
+    }
+    let took = began.elapsed();
+    let outcome = load.finish().await;
+    let report = stack.audit_with(&[&outcome]);
+    let charged: Vec<(i64, i64, i64)> = sqlx::query_as(
+        "select price_version, credits_used, count(*) from usage_ingest.api_usage_logs
+          where service = 'mileage' and status_code = 200 group by 1, 2 order by 1, 2",
+    )
+    .fetch_all(stack.pool())
+    .await
+    .expect("rows");
+    println!(
+        "60 prices in {took:?}: {}, {} versions were charged; {report}",
+        summary(&outcome),
+        charged.len(),
+    );
+    for (version, cost, calls) in &charged {
+        let listed = prices.get(version);
+        assert_eq!(
+            listed,
+            Some(cost),
+            "{calls} calls under version {version}: {charged:?}"
+        );
+    }
+    assert!(charged.len() > 5, "many prices were met: {charged:?}");
+}
+
+/// F24: a day's quota and a rate on four gateways, while who shares the rate out is killed.
+#[tokio::test]
+async fn limits_hold_on_four_gateways_while_their_sharer_dies() {
+    const QUOTA: usize = 300;
+    const RATE: usize = 40;
+    const BURST: usize = 20;
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "4"]).await;
+    fund(&stack);
+    let customer = stack.customer("Limited", 100_000);
+    let quota = [&LIVE[..], &["--daily-quota", "300"]].concat();
+    let (_, capped) = stack.key(&customer, &quota);
+    let rate = [&LIVE[..], &["--rate", "40", "--burst", "20"]].concat();
+    let (_, paced) = stack.key(&customer, &rate);
+    let plan = |key: String| Plan {
+        gateways: stack.gateways(),
+        key,
+        shots: vec![Shot::get(DISTANCE)],
+        workers: 8,
+        pause: Duration::from_millis(5),
+    };
+    let began = Instant::now();
+    let (capped, paced) = (Load::of(plan(capped)), Load::of(plan(paced)));
+    paced.more_answers(300).await;
+    signal(stack.pids("keys")[0], Signal::KILL);
+    paced.more_answers(500).await;
+    signal(stack.pids("gateway")[1], Signal::KILL);
+    paced.more_answers(500).await;
+    capped.more_answers(500).await;
+    let paced = paced.finish().await;
+    let seconds = began.elapsed().as_secs_f64();
+    let capped = capped.finish().await;
+    let report = stack.audit_with(&[&capped, &paced]);
+    let admitted = |outcome: &testkit::load::Outcome| {
+        usize::try_from(outcome.by_status.get(&200).copied().unwrap_or(0)).expect("small")
+    };
+    println!(
+        "limits: {} of {QUOTA} a day, {} calls in {seconds:.1} s at {RATE} a second; {}; {}; \
+         {report}",
+        admitted(&capped),
+        admitted(&paced),
+        summary(&capped),
+        summary(&paced),
+    );
+    assert!(admitted(&capped) <= QUOTA, "{}", summary(&capped));
+    // The gateway that was killed had permits in hand: they count as used until it is back.
+    assert!(admitted(&capped) >= QUOTA / 2, "{}", summary(&capped));
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let most = (RATE as f64) * seconds * 1.05 + BURST as f64;
+    #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+    let seen = admitted(&paced) as f64;
+    assert!(seen <= most, "{seen} admitted, at most {most}");
+    assert!(admitted(&paced) > RATE, "{}", summary(&paced));
+}
+
+/// F25: a gateway dies and its journal is destroyed. What it lent is lent again after the
+/// write-off; no customer pays more than was answered.
+#[tokio::test]
+async fn a_destroyed_journal_costs_the_customer_nothing() {
+    let variables = [
+        ("TOLLGATE_WALLET_ORPHAN_SECONDS", "4"),
+        ("TOLLGATE_WALLET_WRITE_OFF_HOURS", "0"),
+    ];
+    let arguments = ["--ephemeral", "--processes", "--gateways", "2"];
+    let stack = Stack::start_with(&arguments, &variables).await;
+    let customer = stack.customer("Unlucky", 1_000_000);
+    let (_, key) = stack.key(&customer, &LIVE);
+    let load = Load::over(stack.gateways()[..1].to_vec(), &key, 8);
+    load.more_answers(400).await;
+    let journal: uuid::Uuid = sqlx::query_scalar(
+        "select id from wallet.journals where gateway = 'gateway-1' and retired_at is null",
+    )
+    .fetch_one(stack.pool())
+    .await
+    .expect("a journal");
+    let place = find(&stack.data(), &format!("jrn_{}", journal.simple()));
+    let victim = stack.pids("gateway")[0];
+    // Its next life must not find the folder.
+    signal(victim, Signal::STOP);
+    std::fs::remove_dir_all(&place).expect("destroyed");
+    signal(victim, Signal::KILL);
+    let outcome = load.finish().await;
+    let written_off = eventually(SETTLE_LIMIT, "its leases are written off", async || {
+        let open: i64 = sqlx::query_scalar(
+            "select count(*) from wallet.leases where journal_id = $1
+                and state not in ('closed', 'written_off')",
+        )
+        .bind(journal)
+        .fetch_one(stack.pool())
+        .await
+        .expect("a count");
+        if open == 0 {
+            Ok(())
+        } else {
+            Err(format!("{open} open"))
+        }
+    });
+    written_off.await.expect("written off");
+    let report = stack.audit();
+    let answered: i64 = outcome.done.iter().map(|done| done.cost).sum();
+    let (balance, used): (i64, i64) = sqlx::query_as(
+        "select w.balance, w.total_used from wallet.wallets w
+           join wallet.leases l on l.wallet_id = w.id and l.journal_id = $1 limit 1",
+    )
+    .bind(journal)
+    .fetch_one(stack.pool())
+    .await
+    .expect("a wallet");
+    println!(
+        "journal destroyed: {answered} credits answered for, {used} used; {}; {report}",
+        summary(&outcome),
+    );
+    let broken = i64::try_from(outcome.broken).expect("small");
+    assert!(
+        used <= answered + broken,
+        "{used} used, {answered} answered"
+    );
+    assert_eq!(balance + used, 1_000_000, "the rest came back");
+    // Its heart beats once a second: so much of its spend may be unknown.
+    assert!(used * 2 > answered, "{used} used, {answered} answered");
+}
+
+fn find(folder: &std::path::Path, name: &str) -> std::path::PathBuf {
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy() == name {
+                return entry.path();
+            }
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            }
+        }
+    }
+    panic!("no {name} below {}", folder.display());
+}
