@@ -37,8 +37,8 @@ const USES_MAX: usize = 1000;
 const READS_MAX: u32 = 3;
 
 impl Keys {
-    /// Finds the key of a hash. One that is hashed with the gateway's pepper before moves first, and
-    /// is read after that: whatever changes it from then on is announced under the new hash.
+    /// Finds the key of a hash. One that is hashed with the gateway's pepper before moves first,
+    /// and is read after that: whatever changes it from then on is announced under the new hash.
     async fn find(&self, sought: &Sought) -> Result<Option<ApiKey>> {
         let previous = sought.previous.map(|(hash, _)| hash);
         for _ in 0..READS_MAX {

@@ -5,7 +5,10 @@ mod bus;
 mod look;
 mod wallets;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use http::Method;
 use prost::Message as _;
@@ -24,6 +27,10 @@ use tonic::Code;
 use self::{
     bus::{STRANGER, announcements, bus, messages, sighted},
     look::{api, calls, detector, execute, listed, may_write, noted, of_kind, one, sprays, uuid},
+    wallets::{
+        a_wallet_falls_without_any_call, a_wallet_that_falls_fast_names_who_has_spent_it,
+        what_is_not_known_is_not_waited_for_longer,
+    },
 };
 use crate::{
     fault::chat,
@@ -368,10 +375,17 @@ async fn metrics_count_what_was_announced_and_what_is_open(stack: &Stack) {
     counted.await.expect("counted");
 }
 
+/// All figures but those of wallets: gateways give back meanwhile what they do not need.
+async fn digests(stack: &Stack) -> BTreeMap<&'static str, String> {
+    let mut digests = stack.digests().await;
+    digests.retain(|name, _| !name.ends_with("wallets"));
+    digests
+}
+
 /// Everything is read again from the first message: calls, keys, wallets, sightings.
 async fn repeating_every_event_changes_nothing(stack: &Stack) {
     stack.audit();
-    let (before, announced) = (stack.digests().await, announcements(stack).await);
+    let (before, announced) = (digests(stack).await, announcements(stack).await);
     assert!(announced.values().all(|times| *times <= 2), "{announced:?}");
     stack.replay_usage().await;
     let bus = bus(stack).await;
@@ -389,7 +403,7 @@ async fn repeating_every_event_changes_nothing(stack: &Stack) {
         });
         again.await.expect("read again");
     }
-    assert_eq!(stack.digests().await, before);
+    assert_eq!(digests(stack).await, before);
     // What would have been announced is announced by now.
     tokio::time::timeout(SETTLE_LIMIT, async {
         while stack
