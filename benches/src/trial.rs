@@ -30,7 +30,7 @@ const IN_USE_WITHIN: Duration = Duration::from_secs(30);
 /// A change that no gateway has noticed after so long never will be.
 const NOTICED_WITHIN: Duration = Duration::from_secs(30);
 /// The end of a key's life is moved so close: it must lie in the future when it is read.
-const EXPIRES_IN: Duration = Duration::from_millis(500);
+const EXPIRES_IN: Duration = Duration::from_secs(2);
 
 /// What happens to a key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -22,7 +22,7 @@ use crate::{
     crash_point,
     host::{Host, Stop},
     inbox::{self, Ranges},
-    streams,
+    postgres, streams,
     trace::{self, Kind},
 };
 
@@ -257,7 +257,7 @@ async fn transaction<A: Apply>(
 ) -> Result<BTreeMap<JournalId, u64>, ApplyError> {
     let started = host.clock().system_time();
     let journals: Vec<JournalId> = parcels.iter().map(|parcel| parcel.journal).collect();
-    let mut transaction = host.postgres().begin().await?;
+    let mut transaction = postgres::begin(&host.postgres()).await?;
     let mut inbox = inbox::lock(&mut transaction, A::SCHEMA, &journals).await?;
     let mut fresh: Vec<Delivery> = Vec::with_capacity(parcels.len());
     let mut origins = Vec::with_capacity(parcels.len());

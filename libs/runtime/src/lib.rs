@@ -34,6 +34,6 @@ pub use follow::{Follow, FollowError};
 pub use grpc::{Actor, actor, client_address};
 pub use host::{Host, Starting, Stop};
 pub use node::{Node, Settings};
-pub use postgres::{Tenant, Tenants};
+pub use postgres::{Tenant, Tenants, begin};
 pub use secrets::{Generation, Succession};
 pub use time::{Clock, Ids};

@@ -76,13 +76,29 @@ impl Tenants {
         reason = "libraries are built without a database, and this names no table"
     )]
     pub async fn begin(&self, tenant: Tenant) -> sqlx::Result<Transaction<'static, Postgres>> {
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = begin(&self.pool).await?;
         sqlx::query("select set_config('tollgate.scope', $1, true)")
             .bind(tenant.to_string())
             .execute(&mut *transaction)
             .await?;
         Ok(transaction)
     }
+}
+
+/// Begins a transaction, to its end. `Pool::begin` that is given up half-way (a caller hangs up)
+/// leaves its connection in a transaction that nobody ends: what is written there next by whomever
+/// looks written, and is lost.
+///
+/// # Errors
+/// PostgreSQL cannot be reached.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a task of its own gets to its end, which is bounded; given up, it rolls back"
+)]
+pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin().await });
+    begun.await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }
 
 /// The two pools of a service. They connect when first used.

@@ -53,7 +53,7 @@ impl Store {
 
     /// Begins a transaction of the service's own; dropped without a commit, it has not been.
     pub(crate) async fn begin(&self) -> sqlx::Result<Transaction<'static, Postgres>> {
-        self.pool.begin().await
+        runtime::begin(&self.pool).await
     }
 
     /// Deletes what no rule looks at any more: so much older than the newest. A gateway whose clock

@@ -85,7 +85,11 @@ impl Store {
     /// Begins a transaction of the service itself: by nobody yet, about everybody, or one that
     /// makes what its actor sees only afterwards.
     pub(crate) async fn work(&self, actor: impl ToString, at: Timestamp) -> Result<Tx> {
-        Ok(Tx::new(self.pool.begin().await?, actor.to_string(), at))
+        Ok(Tx::new(
+            runtime::begin(&self.pool).await?,
+            actor.to_string(),
+            at,
+        ))
     }
 
     /// A transaction that sees what a scope lets it.

@@ -35,5 +35,6 @@ mod review;
 mod road;
 mod stack;
 mod tidy;
+mod transactions;
 mod unknown_keys;
 mod world;

@@ -82,7 +82,7 @@ impl Store {
         since: Timestamp,
         now: Timestamp,
     ) -> Result<Option<WrittenOff>> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = runtime::begin(&self.pool).await?;
         let mut book = lock_book(&mut tx, &BTreeSet::from([lease])).await?;
         let is_overdue = sqlx::query_scalar!(
             r#"

@@ -71,7 +71,7 @@ impl Store {
         now: Timestamp,
     ) -> Result<Lent> {
         let (new_wallet, new_lease) = new_ids;
-        let mut tx = self.pool.begin().await?;
+        let mut tx = runtime::begin(&self.pool).await?;
         register(&mut tx, ask, now).await?;
         let live_gateways = live_gateways(&mut tx, now).await?;
         let mut book = Book::default();
@@ -118,7 +118,7 @@ impl Store {
         reports: &[Report],
         now: Timestamp,
     ) -> Result<Heard> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = runtime::begin(&self.pool).await?;
         let alive = sqlx::query!(
             r#"
             insert into wallet.journals as j (id, gateway, heartbeat_at)
@@ -163,7 +163,7 @@ impl Store {
         reports: &[Report],
         now: Timestamp,
     ) -> Result<Vec<Breach>> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = runtime::begin(&self.pool).await?;
         let (book, breaches) = merge(&mut tx, reports).await?;
         write(&mut tx, &book.into_changes(), now).await?;
         tx.commit().await?;
@@ -174,7 +174,7 @@ impl Store {
     /// their final counts only. The lock excludes every [`Store::acquire`] of the journal, so none
     /// can lend after this has answered.
     pub(crate) async fn retire(&self, journal: JournalId, now: Timestamp) -> Result<Vec<Lease>> {
-        let mut tx = self.pool.begin().await?;
+        let mut tx = runtime::begin(&self.pool).await?;
         sqlx::query!(
             r#"
             insert into wallet.journals (id, gateway, heartbeat_at)
