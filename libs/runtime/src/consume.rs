@@ -6,7 +6,7 @@
 //!   watermark waits at the gap, so the journal keeps it.
 //! - A silent subscription is rebuilt: a missed heartbeat is an error here.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream::{
     AckKind, Message,
@@ -23,6 +23,7 @@ use crate::{
     host::{Host, Stop},
     inbox::{self, Ranges},
     postgres, streams,
+    supervise::supervise,
     trace::{self, Kind},
 };
 
@@ -111,33 +112,8 @@ struct Parcel {
 }
 
 pub(crate) async fn run<A: Apply>(host: Host, consumer: A, stop: Stop) {
-    let consumer = Arc::new(consumer);
-    let mut retry = RETRY_MIN;
-    while !stop.is_requested() {
-        let began = host.clock().monotonic_nanos();
-        let ended = tokio::select! {
-            ended = subscription(&host, consumer.as_ref(), &stop) => ended,
-            () = stop.requested() => return,
-        };
-        if let Err(error) = ended {
-            tracing::warn!(
-                consumer = host.name(),
-                error = format!("{error:#}"),
-                "the subscription to the usage stream was lost, starting another"
-            );
-        }
-        // A subscription that lived long begins again at once.
-        let lived = host.clock().monotonic_nanos().saturating_sub(began);
-        retry = if lived > 10_000_000_000 {
-            RETRY_MIN
-        } else {
-            (retry * 2).min(RETRY_MAX)
-        };
-        tokio::select! {
-            () = tokio::time::sleep(retry) => {}
-            () = stop.requested() => return,
-        }
-    }
+    let subscribe = || subscription(&host, &consumer, &stop);
+    supervise(&host, host.name(), RETRY_MIN..=RETRY_MAX, &stop, subscribe).await;
 }
 
 async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyhow::Result<()> {

@@ -25,6 +25,7 @@ use crate::{
     host::{Host, Stop},
     inbox,
     streams::{self, Layout},
+    supervise::supervise,
     trace::{self, Kind, Span, TRACEPARENT},
 };
 
@@ -43,8 +44,6 @@ const PULL_HEARTBEAT: Duration = Duration::from_secs(3);
 /// time.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// A subscription that lived so long begins again at once.
-const LIVED_LONG_NANOS: u64 = 10_000_000_000;
 
 /// Why an event was not applied.
 #[derive(Debug, thiserror::Error)]
@@ -85,31 +84,8 @@ pub trait Follow: Send + Sync + 'static {
 }
 
 pub(crate) async fn run<F: Follow>(host: Host, follower: F, stop: Stop) {
-    let mut retry = RETRY_MIN;
-    while !stop.is_requested() {
-        let began = host.clock().monotonic_nanos();
-        let ended = tokio::select! {
-            ended = subscription(&host, &follower) => ended,
-            () = stop.requested() => return,
-        };
-        if let Err(error) = ended {
-            tracing::warn!(
-                consumer = F::NAME,
-                error = format!("{error:#}"),
-                "the subscription to events was lost, starting another"
-            );
-        }
-        let lived = host.clock().monotonic_nanos().saturating_sub(began);
-        retry = if lived > LIVED_LONG_NANOS {
-            RETRY_MIN
-        } else {
-            (retry * 2).min(RETRY_MAX)
-        };
-        tokio::select! {
-            () = tokio::time::sleep(retry) => {}
-            () = stop.requested() => return,
-        }
-    }
+    let subscribe = || subscription(&host, &follower);
+    supervise(&host, F::NAME, RETRY_MIN..=RETRY_MAX, &stop, subscribe).await;
 }
 
 async fn subscription<F: Follow>(host: &Host, follower: &F) -> anyhow::Result<()> {

@@ -22,6 +22,7 @@ mod ops;
 mod postgres;
 mod secrets;
 pub mod streams;
+mod supervise;
 mod time;
 pub mod trace;
 

@@ -33,12 +33,11 @@ use self::{
     },
 };
 use crate::{
-    fault::chat,
+    fault::{DISTANCE, chat},
     money::detector_is_idle,
     stack::{Customer, SETTLE_LIMIT, Stack},
 };
 
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
 const LIVE: [&str; 6] = [
     "--environment",
     "production",
