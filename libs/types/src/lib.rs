@@ -21,6 +21,7 @@ mod key;
 mod limit;
 mod names;
 mod pepper;
+mod price;
 mod quota;
 
 #[cfg(test)]
@@ -42,4 +43,8 @@ pub use names::{
     Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,
 };
 pub use pepper::{KeyHashes, Peppers};
+pub use price::{
+    CALL_COST_MAX, Charge, Price, PriceError, UNIT_NAME_BYTES_MAX, UNIT_PRICES_MAX, UnitPrice,
+    Unreported, is_unit_name,
+};
 pub use quota::{Period, QuotaKind};
