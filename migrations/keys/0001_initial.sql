@@ -173,6 +173,15 @@ create table keys.routes (
                     check (durability in ('process', 'disk', 'replicated')),
     body_bytes_max  bigint not null default 10485760 check (body_bytes_max >= 0),
     timeout_ms      bigint not null default 60000 check (timeout_ms between 1 and 3600000),
+    -- Prices of units on top of the cost: [{"unit", "credits", "per", "pointer", "bytes_per_unit"}].
+    unit_prices     jsonb not null default '[]' check (jsonb_typeof(unit_prices) = 'array'),
+    max_cost        bigint not null default 0 check (max_cost between 0 and 1000000),
+    unreported      text not null default 'max_cost'
+                    check (unreported in ('max_cost', 'estimate', 'base')),
+    on_client_abort text not null default 'answered'
+                    check (on_client_abort in ('free', 'answered', 'forwarded')),
+    on_server_abort text not null default 'free' check (on_server_abort in ('free', 'answered')),
+    constraint routes_priced_check check ((unit_prices = '[]') = (max_cost = 0)),
     constraint routes_place_key unique (service_id, method, path_prefix)
 );
 

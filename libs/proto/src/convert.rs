@@ -5,7 +5,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tonic::{Code as Grpc, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use types::{Code, Id, Kind};
+use types::{Code, Id, Kind, UnitPrice};
+
+use crate::keys::v1 as keys;
 
 /// Rows of a page when the caller does not say.
 const PAGE_DEFAULT: u32 = 100;
@@ -53,6 +55,31 @@ pub fn timestamp(at: Timestamp) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: at.as_second(),
         nanos: at.subsec_nanosecond(),
+    }
+}
+
+impl From<&UnitPrice> for keys::UnitPrice {
+    fn from(it: &UnitPrice) -> Self {
+        Self {
+            unit: it.unit.clone(),
+            credits: it.credits,
+            per: it.per,
+            pointer: it.pointer.clone(),
+            bytes_per_unit: it.bytes_per_unit,
+        }
+    }
+}
+
+/// Unchecked: `types::Price` is what checks.
+impl From<keys::UnitPrice> for UnitPrice {
+    fn from(it: keys::UnitPrice) -> Self {
+        Self {
+            unit: it.unit,
+            credits: it.credits,
+            per: it.per,
+            pointer: it.pointer,
+            bytes_per_unit: it.bytes_per_unit,
+        }
     }
 }
 

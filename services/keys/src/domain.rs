@@ -14,6 +14,7 @@ pub(crate) mod pace;
 pub(crate) mod password;
 pub(crate) mod pepper;
 pub(crate) mod policy;
+pub(crate) mod price;
 pub(crate) mod rights;
 pub(crate) mod second_factor;
 pub(crate) mod throttle;

@@ -54,8 +54,10 @@ pub(crate) struct Set {
 pub(crate) enum Route {
     /// Create or change the route of a service with this method and prefix
     #[command(
-        after_help = "Example:\n  tollgate route set ai --method POST --prefix /images \
-        --scope ai:write --cost 10"
+        after_help = "Examples:\n  tollgate route set ai --method POST --prefix /images \
+        --scope ai:write --cost 10\n  tollgate route set ai --method POST --prefix /chat \
+        --scope ai:write --cost 1 --max-cost 50 \\\n      \
+        --unit tokens=3/1000,pointer=/usage/total_tokens,bytes=4 --unreported estimate"
     )]
     Set(SetRoute),
 }
@@ -89,6 +91,22 @@ pub(crate) struct SetRoute {
     /// Milliseconds to the first byte of the answer; 0: the default
     #[arg(long, value_name = "N", default_value_t = 0)]
     timeout_ms: i64,
+    /// Price of a unit that the upstream reports: UNIT=CREDITS[/PER][,pointer=/JSON/POINTER]
+    /// [,bytes=BYTES_PER_UNIT]; may be repeated
+    #[arg(long = "unit", value_name = "PRICE", value_parser = unit_price)]
+    units: Vec<wire::UnitPrice>,
+    /// With unit prices: credits held while a call runs, and the most that it costs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    max_cost: i64,
+    /// With unit prices, what a call costs that reports none: max_cost, estimate or base
+    #[arg(long, default_value = "", hide_default_value = true)]
+    unreported: String,
+    /// When a call is charged whose client goes away: free, answered or forwarded
+    #[arg(long, default_value = "answered")]
+    on_client_abort: String,
+    /// When a call is charged whose answer breaks off: free or answered
+    #[arg(long, default_value = "free")]
+    on_server_abort: String,
     /// Change only this version of the service
     #[arg(long, value_name = "N")]
     if_version: Option<i64>,
@@ -150,6 +168,11 @@ pub(crate) async fn run_route(command: Route, system: &System, output: &Output) 
         durability: wish.durability,
         body_bytes_max: wish.body_bytes_max,
         timeout_ms: wish.timeout_ms,
+        unit_prices: wish.units,
+        max_cost: wish.max_cost,
+        unreported: wish.unreported,
+        on_client_abort: wish.on_client_abort,
+        on_server_abort: wish.on_server_abort,
     };
     let request = wire::SetRouteRequest {
         service: wish.service,
@@ -166,6 +189,45 @@ pub(crate) async fn run_route(command: Route, system: &System, output: &Output) 
     Ok(())
 }
 
+fn show_price(price: &wire::UnitPrice) -> Value {
+    json!({
+        "unit": price.unit,
+        "credits": price.credits,
+        "per": price.per,
+        "pointer": price.pointer,
+        "bytes_per_unit": price.bytes_per_unit,
+    })
+}
+
+/// Reads `tokens=3/1000,pointer=/usage/total_tokens,bytes=4`. What the parts may be is the
+/// service's to say.
+fn unit_price(text: &str) -> std::result::Result<wire::UnitPrice, String> {
+    let mut parts = text.split(',');
+    let (unit, price) = parts
+        .next()
+        .and_then(|part| part.split_once('='))
+        .ok_or("write UNIT=CREDITS or UNIT=CREDITS/PER, such as tokens=3/1000")?;
+    let number = |text: &str| {
+        text.parse::<i64>()
+            .map_err(|error| format!("`{text}` is no whole number: {error}"))
+    };
+    let (credits, per) = price.split_once('/').unwrap_or((price, "1"));
+    let mut read = wire::UnitPrice {
+        unit: unit.to_owned(),
+        credits: number(credits)?,
+        per: number(per)?,
+        ..wire::UnitPrice::default()
+    };
+    for part in parts {
+        match part.split_once('=') {
+            Some(("pointer", pointer)) => pointer.clone_into(&mut read.pointer),
+            Some(("bytes", bytes)) => read.bytes_per_unit = number(bytes)?,
+            _ => return Err(format!("`{part}` is neither pointer=… nor bytes=…")),
+        }
+    }
+    Ok(read)
+}
+
 fn show(service: &wire::Service) -> Value {
     let routes = service.routes.iter().map(|route| {
         json!({
@@ -178,6 +240,11 @@ fn show(service: &wire::Service) -> Value {
             "durability": route.durability,
             "body_bytes_max": route.body_bytes_max,
             "timeout_ms": route.timeout_ms,
+            "unit_prices": route.unit_prices.iter().map(show_price).collect::<Vec<_>>(),
+            "max_cost": route.max_cost,
+            "unreported": route.unreported,
+            "on_client_abort": route.on_client_abort,
+            "on_server_abort": route.on_server_abort,
         })
     });
     json!({

@@ -17,21 +17,26 @@ pub struct Record {
     /// Credits this call costs. Always >= 0.
     #[prost(int64, tag = "5")]
     pub cost: i64,
-    /// The lease's total spend including this record. Never decreases within a lease.
+    /// The lease's total spend including this record. Never decreases within a lease. OPEN, PROGRESS:
+    /// the total so far, without the call.
     #[prost(int64, tag = "6")]
     pub cum: i64,
     /// GRANT: total credits granted to the lease so far, before returns.
     #[prost(int64, tag = "7")]
     pub granted: i64,
-    /// OPEN: credits held for the call.
+    /// OPEN, PROGRESS: credits held for the call; of the lease `lease_id`.
     #[prost(int64, tag = "8")]
     pub held: i64,
-    /// CALL, VOID, OPEN, PROGRESS: the call.
+    /// CALL, OPEN, PROGRESS: the call.
     #[prost(message, optional, tag = "9")]
     pub call: ::core::option::Option<Call>,
-    /// CALL: one permit of each quota of the key, when the call was forwarded; at most 2.
+    /// CALL: one permit of each quota of the key, when the call was forwarded; at most 2. OPEN and
+    /// PROGRESS: the same leases, and their totals without the call.
     #[prost(message, repeated, tag = "10")]
     pub permits: ::prost::alloc::vec::Vec<Permit>,
+    /// OPEN, PROGRESS: credits that the call costs if its gateway dies now; 0 to `held`.
+    #[prost(int64, tag = "11")]
+    pub due: i64,
 }
 /// A permit of a key's quota, used by a call: it costs 1 of a lease of permits.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -112,6 +117,12 @@ pub struct Call {
     /// Bytes of the answer's body.
     #[prost(uint64, tag = "22")]
     pub response_bytes: u64,
+    /// Credits of the price above what was held for the call: nobody is charged for them.
+    #[prost(int64, tag = "23")]
+    pub overrun: i64,
+    /// True when a priced unit was not reported, and the cost is what the route says for that case.
+    #[prost(bool, tag = "24")]
+    pub estimated: bool,
 }
 /// A quantity reported by the upstream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -266,11 +277,11 @@ pub enum RecordKind {
     Grant = 1,
     /// A call whose cost is known only afterwards has started; `held` is set.
     Open = 2,
-    /// A long stream is under way; `units` so far.
+    /// A call that was opened has come so far: after 64 KiB of its answer, or a second.
     Progress = 3,
     /// A completed call: the usage event.
     Call = 4,
-    /// A call that was opened and is not charged.
+    /// Not written any more: a call that was opened and is not charged is a CALL of cost 0.
     Void = 5,
     /// The final count of a lease: `cum` is its final total.
     Close = 6,
@@ -321,6 +332,8 @@ pub enum Disposition {
     Refused = 4,
     /// The upstream could not be reached or did not answer in time.
     UpstreamFailed = 5,
+    /// The gateway ended before the answer did. After a death its successor writes the record.
+    GatewayAborted = 6,
 }
 impl Disposition {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -335,6 +348,7 @@ impl Disposition {
             Self::UpstreamAborted => "DISPOSITION_UPSTREAM_ABORTED",
             Self::Refused => "DISPOSITION_REFUSED",
             Self::UpstreamFailed => "DISPOSITION_UPSTREAM_FAILED",
+            Self::GatewayAborted => "DISPOSITION_GATEWAY_ABORTED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -346,6 +360,7 @@ impl Disposition {
             "DISPOSITION_UPSTREAM_ABORTED" => Some(Self::UpstreamAborted),
             "DISPOSITION_REFUSED" => Some(Self::Refused),
             "DISPOSITION_UPSTREAM_FAILED" => Some(Self::UpstreamFailed),
+            "DISPOSITION_GATEWAY_ABORTED" => Some(Self::GatewayAborted),
             _ => None,
         }
     }

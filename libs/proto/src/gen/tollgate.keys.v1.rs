@@ -187,7 +187,7 @@ pub struct Service {
     pub version: i64,
 }
 /// What part of a service needs which scope and costs how much.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Route {
     /// `rte_…`
     #[prost(string, tag = "1")]
@@ -216,6 +216,45 @@ pub struct Route {
     /// Milliseconds to the upstream's first byte.
     #[prost(int64, tag = "9")]
     pub timeout_ms: i64,
+    /// Prices of units that the upstream reports, on top of the cost; at most 8. None: every call
+    /// costs the same.
+    #[prost(message, repeated, tag = "10")]
+    pub unit_prices: ::prost::alloc::vec::Vec<UnitPrice>,
+    /// With unit prices: credits held while a call runs, and the most that it costs. Else 0.
+    #[prost(int64, tag = "11")]
+    pub max_cost: i64,
+    /// With unit prices, what a call costs whose units nobody reported: `max_cost` (default),
+    /// `estimate` (from the bytes of its answer) or `base` (only the cost). Else empty.
+    #[prost(string, tag = "12")]
+    pub unreported: ::prost::alloc::string::String,
+    /// When a call is charged whose client goes away: `free` (never), `answered` (default: once the
+    /// upstream has answered with a status that is charged) or `forwarded` (also before).
+    #[prost(string, tag = "13")]
+    pub on_client_abort: ::prost::alloc::string::String,
+    /// When a call is charged whose answer the upstream or the gateway breaks off: `free` (default)
+    /// or `answered`.
+    #[prost(string, tag = "14")]
+    pub on_server_abort: ::prost::alloc::string::String,
+}
+/// The price of a unit: `credits` for each `per` of it. The sum of a call is rounded up once.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UnitPrice {
+    /// As the upstream reports it, such as `tokens`: 1–32 of `A-Za-z0-9_-`.
+    #[prost(string, tag = "1")]
+    pub unit: ::prost::alloc::string::String,
+    /// Credits for `per` units, 1–1,000,000.
+    #[prost(int64, tag = "2")]
+    pub credits: i64,
+    /// 1–1,000,000,000; 0 means 1.
+    #[prost(int64, tag = "3")]
+    pub per: i64,
+    /// Where an answer tells the count, besides the header or trailer `tollgate-usage`: a JSON pointer
+    /// (RFC 6901) into a JSON answer, or into the last event of a stream that has it. May be empty.
+    #[prost(string, tag = "4")]
+    pub pointer: ::prost::alloc::string::String,
+    /// Bytes of an answer that stand for one unit in an estimate; 0: none.
+    #[prost(int64, tag = "5")]
+    pub bytes_per_unit: i64,
 }
 /// Creates an organisation.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -974,7 +1013,7 @@ pub struct ListServicesResponse {
     pub scopes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Creates or changes the route (service, method, path_prefix).
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SetRouteRequest {
     /// Name of the service.
     #[prost(string, tag = "1")]

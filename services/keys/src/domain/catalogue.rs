@@ -1,13 +1,12 @@
 //! Services, routes and prices.
 
 use serde_json::{Value, json};
-use types::{NameError, RouteId, Scope, ServiceId, ServiceName};
+use types::{CALL_COST_MAX, NameError, RouteId, Scope, ServiceId, ServiceName};
 use url::Url;
 
+use super::price::{self, Pricing};
 use crate::error::{Error, Result};
 
-/// Credits a call may cost.
-const COST_MAX: i64 = 1_000_000;
 const DISPLAY_NAME_CHARS_MAX: usize = 80;
 const DESCRIPTION_CHARS_MAX: usize = 500;
 const PATH_PREFIX_BYTES_MAX: usize = 512;
@@ -56,6 +55,7 @@ pub(crate) struct RouteSettings {
     pub(crate) durability: String,
     pub(crate) body_bytes_max: i64,
     pub(crate) timeout_ms: i64,
+    pub(crate) pricing: Pricing,
 }
 
 /// A stored route.
@@ -87,13 +87,14 @@ pub(crate) struct RouteWish {
     pub(crate) durability: String,
     pub(crate) body_bytes_max: i64,
     pub(crate) timeout_ms: i64,
+    pub(crate) pricing: Pricing,
 }
 
 fn cost(field: &'static str, credits: i64) -> Result<i64> {
-    if !(0..=COST_MAX).contains(&credits) {
+    if !(0..=CALL_COST_MAX).contains(&credits) {
         return Err(Error::invalid(
             field,
-            format!("must be from 0 to {COST_MAX} credits"),
+            format!("must be from 0 to {CALL_COST_MAX} credits"),
         ));
     }
     Ok(credits)
@@ -233,7 +234,7 @@ pub(crate) fn default_scope(service: &ServiceName, wish: Option<&str>) -> Result
 }
 
 /// One of a few words; the first is the default.
-fn word(field: &'static str, text: &str, words: &[&str]) -> Result<String> {
+pub(super) fn word(field: &'static str, text: &str, words: &[&str]) -> Result<String> {
     if text.is_empty() {
         return Ok(words.first().copied().unwrap_or_default().to_owned());
     }
@@ -281,6 +282,7 @@ impl RouteWish {
                 TIMEOUT_MS_DEFAULT,
                 TIMEOUT_MS_MAX,
             )?,
+            pricing: self.pricing.clone().check(self.cost)?,
         };
         Ok((place(&self.method, &self.path_prefix)?, settings))
     }
@@ -297,7 +299,7 @@ impl RouteWish {
 /// Whether a call may cost something else than before. A new route counts: its calls were priced
 /// by a shorter prefix until now.
 pub(crate) fn reprices(before: Option<&RouteSettings>, after: &RouteSettings) -> bool {
-    before.is_none_or(|before| before.cost != after.cost)
+    before.is_none_or(|before| (before.cost, &before.pricing) != (after.cost, &after.pricing))
 }
 
 impl ServiceSettings {
@@ -325,6 +327,11 @@ impl RouteSettings {
             "durability": self.durability,
             "body_bytes_max": self.body_bytes_max,
             "timeout_ms": self.timeout_ms,
+            "unit_prices": price::to_json(&self.pricing.unit_prices),
+            "max_cost": self.pricing.max_cost,
+            "unreported": self.pricing.unreported,
+            "on_client_abort": self.pricing.on_client_abort,
+            "on_server_abort": self.pricing.on_server_abort,
         })
     }
 }

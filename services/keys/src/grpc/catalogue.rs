@@ -11,6 +11,7 @@ use crate::{
     domain::{
         catalogue::{RouteWish, ServiceWish, default_scope, reprices, service_name},
         difference, expect_version,
+        price::Pricing,
     },
     error::{Error, Result},
     store::Tx,
@@ -128,6 +129,13 @@ impl Keys {
             durability: route.durability,
             body_bytes_max: route.body_bytes_max,
             timeout_ms: route.timeout_ms,
+            pricing: Pricing {
+                unit_prices: route.unit_prices.into_iter().map(Into::into).collect(),
+                max_cost: route.max_cost,
+                unreported: route.unreported,
+                on_client_abort: route.on_client_abort,
+                on_server_abort: route.on_server_abort,
+            },
         };
         let (place, settings) = wish.check(&name)?;
         let mut tx = self.store.begin(actor, self.host.clock().now()).await?;

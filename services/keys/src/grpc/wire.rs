@@ -105,6 +105,20 @@ fn route(route: &Route) -> pb::Route {
         durability: route.settings.durability.clone(),
         body_bytes_max: route.settings.body_bytes_max,
         timeout_ms: route.settings.timeout_ms,
+        unit_prices: route
+            .settings
+            .pricing
+            .unit_prices
+            .iter()
+            .map(Into::into)
+            .collect(),
+        max_cost: route.settings.pricing.max_cost,
+        unreported: match route.settings.pricing.max_cost {
+            0 => String::new(),
+            _ => route.settings.pricing.unreported.clone(),
+        },
+        on_client_abort: route.settings.pricing.on_client_abort.clone(),
+        on_server_abort: route.settings.pricing.on_server_abort.clone(),
     }
 }
 

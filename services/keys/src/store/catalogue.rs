@@ -1,13 +1,17 @@
 //! Services, routes and scopes.
 
 use jiff_sqlx::ToSqlx;
+use serde_json::Value;
 use sqlx::PgConnection;
 use types::{RouteId, Scope, ServiceId, ServiceName};
 use uuid::Uuid;
 
 use super::{Store, Tx, corrupt};
 use crate::{
-    domain::catalogue::{Place, Route, RouteSettings, Service, ServiceSettings},
+    domain::{
+        catalogue::{Place, Route, RouteSettings, Service, ServiceSettings},
+        price::{self, Pricing},
+    },
     error::Result,
 };
 
@@ -36,6 +40,11 @@ struct RouteRow {
     durability: String,
     body_bytes_max: i64,
     timeout_ms: i64,
+    unit_prices: Value,
+    max_cost: i64,
+    unreported: String,
+    on_client_abort: String,
+    on_server_abort: String,
 }
 
 fn service(row: ServiceRow) -> Result<Service> {
@@ -74,6 +83,14 @@ fn route(row: RouteRow) -> Result<Route> {
             durability: row.durability,
             body_bytes_max: row.body_bytes_max,
             timeout_ms: row.timeout_ms,
+            pricing: Pricing {
+                unit_prices: price::from_json(row.unit_prices)
+                    .map_err(|error| corrupt("unit_prices", error))?,
+                max_cost: row.max_cost,
+                unreported: row.unreported,
+                on_client_abort: row.on_client_abort,
+                on_server_abort: row.on_server_abort,
+            },
         },
     })
 }
@@ -97,7 +114,8 @@ async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Resu
         RouteRow,
         r#"
         select id, service_id, method, path_prefix, scope, cost, charge_on, durability,
-               body_bytes_max, timeout_ms
+               body_bytes_max, timeout_ms, unit_prices, max_cost, unreported, on_client_abort,
+               on_server_abort
           from keys.routes
          where service_id = any($1)
          order by path_prefix, method"#,
@@ -244,12 +262,17 @@ impl Tx {
             r#"
             insert into keys.routes (
                 id, service_id, method, path_prefix, scope, cost, charge_on, durability,
-                body_bytes_max, timeout_ms)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                body_bytes_max, timeout_ms, unit_prices, max_cost, unreported, on_client_abort,
+                on_server_abort)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             on conflict (service_id, method, path_prefix) do update
                set scope = excluded.scope, cost = excluded.cost,
                    charge_on = excluded.charge_on, durability = excluded.durability,
-                   body_bytes_max = excluded.body_bytes_max, timeout_ms = excluded.timeout_ms
+                   body_bytes_max = excluded.body_bytes_max, timeout_ms = excluded.timeout_ms,
+                   unit_prices = excluded.unit_prices, max_cost = excluded.max_cost,
+                   unreported = excluded.unreported,
+                   on_client_abort = excluded.on_client_abort,
+                   on_server_abort = excluded.on_server_abort
             returning id"#,
             new.uuid(),
             service.uuid(),
@@ -261,6 +284,11 @@ impl Tx {
             settings.durability,
             settings.body_bytes_max,
             settings.timeout_ms,
+            price::to_json(&settings.pricing.unit_prices),
+            settings.pricing.max_cost,
+            settings.pricing.unreported,
+            settings.pricing.on_client_abort,
+            settings.pricing.on_server_abort,
         );
         Ok(RouteId::new(upsert.fetch_one(&mut *self.inner).await?))
     }

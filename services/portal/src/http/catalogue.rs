@@ -5,7 +5,7 @@ use proto::keys::v1 as pb;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{App, extract::Client};
+use super::{App, extract::Client, services::Pricing};
 use crate::error::Result;
 
 /// A service.
@@ -40,13 +40,15 @@ pub(super) struct Route {
     cost: i64,
     /// `2xx` or `always`: which answers are charged.
     charge_on: String,
+    pricing: Pricing,
 }
 
 /// Where calls go is the operator's business and not said.
 impl From<pb::Service> for Service {
     fn from(it: pb::Service) -> Self {
         let base = it.base_cost_per_call;
-        let routes = it.routes.into_iter().map(|route| Route {
+        let routes = it.routes.into_iter().map(|mut route| Route {
+            pricing: Pricing::take(&mut route),
             cost: route.cost.unwrap_or(base),
             method: route.method,
             path_prefix: route.path_prefix,

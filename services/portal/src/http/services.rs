@@ -76,11 +76,104 @@ pub(super) struct FullRoute {
     body_bytes_max: i64,
     /// Milliseconds to the upstream's first byte.
     timeout_ms: i64,
+    pricing: Pricing,
+}
+
+/// What a route's calls cost beside a fixed number of credits, and when they are charged that did
+/// not come to their end.
+#[derive(Serialize, Deserialize, ToSchema, Default)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Pricing {
+    /// Prices of units that the upstream reports, on top of the cost; at most 8. None: every call
+    /// costs the same.
+    #[schema(max_items = 8)]
+    pub(super) unit_prices: Vec<UnitPrice>,
+    /// With unit prices: credits held while a call runs, and the most that it costs; else 0.
+    #[schema(minimum = 0, maximum = 1_000_000)]
+    pub(super) max_cost: i64,
+    /// With unit prices, what a call costs whose units nobody reported: `max_cost` (default),
+    /// `estimate` (from the bytes of its answer) or `base` (only the cost).
+    #[schema(pattern = "^(max_cost|estimate|base)?$")]
+    pub(super) unreported: String,
+    /// When a call is charged whose client goes away: `answered` (default: once the upstream has
+    /// answered with a status that is charged), `forwarded` (also before) or `free`.
+    #[schema(pattern = "^(free|answered|forwarded)?$")]
+    pub(super) on_client_abort: String,
+    /// When a call is charged whose answer the upstream or the gateway breaks off: `free` (default)
+    /// or `answered`.
+    #[schema(pattern = "^(free|answered)?$")]
+    pub(super) on_server_abort: String,
+}
+
+/// The price of a unit: `credits` for each `per` of it. The sum of a call is rounded up once.
+#[derive(Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UnitPrice {
+    /// As the upstream reports it, such as `tokens`.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,32}$")]
+    unit: String,
+    /// Credits for `per` units.
+    #[schema(minimum = 1, maximum = 1_000_000)]
+    credits: i64,
+    /// Absent: 1.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 1_000_000_000)]
+    per: i64,
+    /// Where an answer tells the count, besides the header or trailer `tollgate-usage`: a JSON
+    /// pointer (RFC 6901) into a JSON answer, or into the last event of a stream that has it.
+    #[serde(default)]
+    #[schema(max_length = 200)]
+    pointer: String,
+    /// Bytes of an answer that stand for one unit in an estimate; 0: none.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 1_000_000_000)]
+    bytes_per_unit: i64,
+}
+
+impl From<pb::UnitPrice> for UnitPrice {
+    fn from(it: pb::UnitPrice) -> Self {
+        Self {
+            unit: it.unit,
+            credits: it.credits,
+            per: it.per,
+            pointer: it.pointer,
+            bytes_per_unit: it.bytes_per_unit,
+        }
+    }
+}
+
+impl From<UnitPrice> for pb::UnitPrice {
+    fn from(it: UnitPrice) -> Self {
+        Self {
+            unit: it.unit,
+            credits: it.credits,
+            per: it.per,
+            pointer: it.pointer,
+            bytes_per_unit: it.bytes_per_unit,
+        }
+    }
+}
+
+impl Pricing {
+    /// Of a route, which keeps the rest.
+    pub(super) fn take(route: &mut pb::Route) -> Self {
+        Self {
+            unit_prices: std::mem::take(&mut route.unit_prices)
+                .into_iter()
+                .map(Into::into)
+                .collect(),
+            max_cost: route.max_cost,
+            unreported: std::mem::take(&mut route.unreported),
+            on_client_abort: std::mem::take(&mut route.on_client_abort),
+            on_server_abort: std::mem::take(&mut route.on_server_abort),
+        }
+    }
 }
 
 impl From<pb::Route> for FullRoute {
-    fn from(it: pb::Route) -> Self {
+    fn from(mut it: pb::Route) -> Self {
         Self {
+            pricing: Pricing::take(&mut it),
             route_id: it.route_id,
             method: it.method,
             path_prefix: it.path_prefix,
@@ -224,6 +317,10 @@ pub(super) struct RouteWish {
     #[serde(default)]
     #[schema(minimum = 0, maximum = 3_600_000)]
     timeout_ms: i64,
+    /// Absent: every call costs the same, and is charged once it is answered unless the answer
+    /// breaks off.
+    #[serde(default)]
+    pricing: Pricing,
 }
 
 /// Creates or changes a route of a service. With `If-Match` only the version of the service that
@@ -253,6 +350,11 @@ pub(super) async fn set_route(
             durability: it.durability,
             body_bytes_max: it.body_bytes_max,
             timeout_ms: it.timeout_ms,
+            unit_prices: it.pricing.unit_prices.into_iter().map(Into::into).collect(),
+            max_cost: it.pricing.max_cost,
+            unreported: it.pricing.unreported,
+            on_client_abort: it.pricing.on_client_abort,
+            on_server_abort: it.pricing.on_server_abort,
         }),
         expected_version: seen,
     })?;

@@ -34,7 +34,8 @@ pub(super) struct Call {
     status_code: u32,
     response_time_ms: i64,
     credits_used: i64,
-    /// Units that the service reported.
+    /// Units that the service reported; `tollgate:estimated` when one that has a price was not, and
+    /// `tollgate:overrun` for credits above the route's `max_cost`, which nobody paid.
     #[schema(value_type = Object)]
     details: Value,
     ip_address: String,
@@ -46,7 +47,8 @@ pub(super) struct Call {
     timestamp: String,
     /// `production` or `test`.
     environment: String,
-    /// `completed`, `client_aborted`, `upstream_aborted`, `refused` or `upstream_failed`.
+    /// `completed`, `client_aborted`, `upstream_aborted`, `refused`, `upstream_failed` or
+    /// `gateway_aborted`.
     disposition: String,
     /// Why it was refused.
     code: Option<String>,
