@@ -60,7 +60,7 @@ pub(crate) async fn admit<'a>(
         return Err(deny(ticket, refused, limits));
     }
     match take(edge, &entry, route, &ticket.facts().span).await {
-        Ok((permits, hold)) => ticket.holds(hold, permits, route.durability),
+        Ok((permits, hold)) => ticket.holds(hold, permits, route),
         Err((refused, spent)) => {
             give_back_places(&entry, limits);
             return Err(deny(ticket, refused, Limits { spent, ..limits }));
@@ -176,10 +176,11 @@ async fn take(
             Err(refusal) => return Err(without_permit(edge, account, refusal)),
         }
     }
-    if route.cost == 0 {
+    let most = route.terms.hold();
+    if most == 0 {
         return Ok((permits, None));
     }
-    match hold(edge, &entry.account, route.cost, span).await {
+    match hold(edge, &entry.account, most, span).await {
         Ok(credits) => Ok((permits, Some(credits))),
         Err(refusal) => Err((refusal.into(), None)),
     }

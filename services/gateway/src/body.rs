@@ -7,20 +7,22 @@
 
 use std::{
     cell::Cell,
+    collections::VecDeque,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
 };
 
 use bytes::{Buf, Bytes};
-use http::Version;
+use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use proto::events::v1::Disposition;
 
 use crate::{
+    edge::COST,
     headers,
-    meter::{Proof, Ticket},
+    meter::{Finished, Proof, Ticket},
     pool::Lent,
 };
 
@@ -38,6 +40,8 @@ pub(crate) enum EdgeBody {
 /// An upstream's answer on its way to the client.
 pub(crate) struct Metered {
     inner: Incoming,
+    /// Frames that were read already.
+    read: VecDeque<Frame<Bytes>>,
     ticket: Option<Ticket>,
     /// Goes back to the pool when the answer is complete.
     lent: Option<Lent>,
@@ -47,6 +51,8 @@ pub(crate) struct Metered {
     ends_with_connection: bool,
     /// Then: the frame that is sent once another one is there.
     ahead: Option<Frame<Bytes>>,
+    /// The head could not say what the call costs: the trailers do.
+    tells_cost: bool,
     /// The end of the answer, held back until its record is as durable as the route demands.
     held_back: Option<HeldBack>,
 }
@@ -65,19 +71,61 @@ impl EdgeBody {
         Self::Full(None)
     }
 
-    /// An answer to a client that speaks `version`.
-    pub(crate) fn metered(inner: Incoming, ticket: Ticket, lent: Lent, version: Version) -> Self {
-        let left = inner.size_hint().exact();
+    /// An answer on its way.
+    pub(crate) fn metered(answer: Answer, ticket: Ticket, lent: Lent) -> Self {
+        let Answer {
+            body: inner,
+            read,
+            left,
+            version,
+            tells_cost,
+        } = answer;
         Self::Metered(Box::new(Metered {
             inner,
+            read,
             ticket: Some(ticket),
             lent: Some(lent),
             ends_with_connection: left.is_none() && version < Version::HTTP_11,
             left,
             ahead: None,
+            tells_cost,
             held_back: None,
         }))
     }
+}
+
+/// An upstream's answer, of which some may have been read.
+pub(crate) struct Answer {
+    pub(crate) body: Incoming,
+    pub(crate) read: VecDeque<Frame<Bytes>>,
+    /// Announced length of all of it, when there is one.
+    pub(crate) left: Option<u64>,
+    /// What the client speaks.
+    pub(crate) version: Version,
+    /// Its trailers shall say what the call costs.
+    pub(crate) tells_cost: bool,
+}
+
+/// Reads an answer to its end, or until it is longer than `bytes_max`. Returns what was read, and
+/// whether that is all of it.
+///
+/// # Errors
+/// The upstream breaks off.
+pub(crate) async fn gather(
+    body: &mut Incoming,
+    bytes_max: usize,
+) -> Result<(VecDeque<Frame<Bytes>>, bool), hyper::Error> {
+    let mut read = VecDeque::new();
+    let mut bytes = 0_usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame?;
+        bytes = bytes.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+        read.push_back(frame);
+        if bytes > bytes_max {
+            return Ok((read, false));
+        }
+    }
+    Ok((read, true))
 }
 
 impl Metered {
@@ -94,7 +142,13 @@ impl Metered {
         let Some(ticket) = self.ticket.take() else {
             return Poll::Ready(last.map(Ok));
         };
-        match ticket.finish(Disposition::Completed) {
+        let Finished { proof, cost } = ticket.finish();
+        let last = if self.tells_cost {
+            Some(with_cost(last, cost))
+        } else {
+            last
+        };
+        match proof {
             Proof::Given => Poll::Ready(last.map(Ok)),
             awaited @ Proof::Awaited(..) => {
                 self.held_back = Some(HeldBack {
@@ -106,10 +160,11 @@ impl Metered {
         }
     }
 
-    fn count(&mut self, bytes: u64) {
+    fn count(&mut self, data: &[u8]) {
         if let Some(ticket) = &mut self.ticket {
-            ticket.sent(bytes);
+            ticket.sent(data);
         }
+        let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
         if let Some(left) = &mut self.left {
             *left = left.saturating_sub(bytes);
         }
@@ -140,7 +195,11 @@ impl Metered {
             return self.poll_held_back(task);
         }
         loop {
-            let frame = match Pin::new(&mut self.inner).poll_frame(task) {
+            let polled = match self.read.pop_front() {
+                Some(frame) => Poll::Ready(Some(Ok(frame))),
+                None => Pin::new(&mut self.inner).poll_frame(task),
+            };
+            let frame = match polled {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
                     let last = self.ahead.take();
@@ -155,12 +214,18 @@ impl Metered {
                 }
                 Poll::Ready(Some(Ok(frame))) => frame,
             };
-            let bytes = frame.data_ref().map_or(0, Buf::remaining);
-            self.count(u64::try_from(bytes).unwrap_or(u64::MAX));
+            if let Some(data) = frame.data_ref() {
+                self.count(data);
+            }
             let last = match frame.into_trailers() {
-                // HTTP/1.0 has none.
-                Ok(_) if self.ends_with_connection => self.ahead.take(),
                 Ok(mut trailers) => {
+                    if let Some(ticket) = &mut self.ticket {
+                        ticket.read_trailers(&trailers);
+                    }
+                    if self.ends_with_connection {
+                        let last = self.ahead.take(); // HTTP/1.0 has no trailers
+                        return self.complete(last, task);
+                    }
                     headers::strip_response(&mut trailers);
                     Some(Frame::trailers(trailers))
                 }
@@ -193,7 +258,12 @@ impl Body for EdgeBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
-            Self::Metered(metered) => metered.held_back.is_none() && metered.inner.is_end_stream(),
+            Self::Metered(metered) => {
+                metered.held_back.is_none()
+                    && metered.read.is_empty()
+                    && !metered.tells_cost
+                    && metered.inner.is_end_stream()
+            }
         }
     }
 
@@ -204,9 +274,25 @@ impl Body for EdgeBody {
                     .as_ref()
                     .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             ),
-            Self::Metered(metered) => metered.inner.size_hint(),
+            Self::Metered(metered) => match metered.left {
+                Some(left) => SizeHint::with_exact(left),
+                None => SizeHint::default(),
+            },
         }
     }
+}
+
+/// The end of an answer with what the call cost.
+fn with_cost(last: Option<Frame<Bytes>>, cost: i64) -> Frame<Bytes> {
+    let mut trailers = match last.map(Frame::into_trailers) {
+        Some(Ok(trailers)) => trailers,
+        // Only a body of a known length, or one that ends with its connection, ends with data; they
+        // have no trailers.
+        Some(Err(data)) => return data,
+        None => HeaderMap::new(),
+    };
+    trailers.insert(COST, HeaderValue::from(cost));
+    Frame::trailers(trailers)
 }
 
 /// What became of a request's body.

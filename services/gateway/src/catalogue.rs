@@ -6,16 +6,7 @@ use http::{Method, uri::Authority};
 use proto::keys::v1 as wire;
 use types::ServiceId;
 
-use crate::path;
-
-/// Which answers are charged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ChargeOn {
-    /// Statuses 200–299.
-    Success,
-    /// Every answer of the upstream.
-    Always,
-}
+use crate::{charge::Terms, path};
 
 /// What must be true of a call's record before its last byte leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,8 +48,7 @@ pub(crate) struct Route {
     method: Option<Method>,
     prefix: String,
     pub(crate) scope: String,
-    pub(crate) cost: i64,
-    pub(crate) charge_on: ChargeOn,
+    pub(crate) terms: Terms,
     pub(crate) durability: Durability,
     pub(crate) body_bytes_max: u64,
     pub(crate) timeout: Duration,
@@ -156,10 +146,10 @@ impl Service {
 }
 
 impl Route {
-    fn from_wire(wire: wire::Route, base_cost: i64) -> anyhow::Result<Self> {
+    fn from_wire(mut wire: wire::Route, base_cost: i64) -> anyhow::Result<Self> {
         let cost = wire.cost.unwrap_or(base_cost);
-        anyhow::ensure!(cost >= 0, "a cost is negative");
         Ok(Self {
+            terms: Terms::from_wire(&mut wire, cost)?,
             method: match wire.method.as_str() {
                 "*" => None,
                 method => Some(method.parse()?),
@@ -167,12 +157,6 @@ impl Route {
             // As `path::matches` reads it, so that the longer of two is the longer match.
             prefix: wire.path_prefix.trim_end_matches('/').to_owned(),
             scope: wire.scope,
-            cost,
-            charge_on: if wire.charge_on == "always" {
-                ChargeOn::Always
-            } else {
-                ChargeOn::Success
-            },
             durability: match wire.durability.as_str() {
                 "disk" => Durability::Disk,
                 "replicated" => Durability::Replicated,
@@ -181,14 +165,5 @@ impl Route {
             body_bytes_max: u64::try_from(wire.body_bytes_max)?,
             timeout: Duration::from_millis(u64::try_from(wire.timeout_ms)?),
         })
-    }
-
-    /// What a call costs whose upstream answered with `status`.
-    pub(crate) fn charge(&self, status: u16) -> i64 {
-        match self.charge_on {
-            ChargeOn::Always => self.cost,
-            ChargeOn::Success if (200..300).contains(&status) => self.cost,
-            ChargeOn::Success => 0,
-        }
     }
 }

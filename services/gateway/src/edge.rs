@@ -69,6 +69,8 @@ pub(crate) struct Edge {
     /// Where look-ups and acquisitions run: never on a thread that carries calls.
     pub(crate) control: Handle,
     pub(crate) draining: AtomicBool,
+    /// The calls still in flight are being cut off.
+    pub(crate) is_cut: AtomicBool,
     pub(crate) in_flight: AtomicU64,
     /// Wakes the shipper.
     pub(crate) shipping: Arc<Notify>,

@@ -244,6 +244,16 @@ impl Hold {
         self.lease.id
     }
 
+    /// How many are set aside.
+    pub(crate) fn credits(&self) -> i64 {
+        self.credits
+    }
+
+    /// The lease's total so far. Exact under the journal's lock.
+    pub(crate) fn total(&self) -> i64 {
+        self.lease.cum()
+    }
+
     /// Adds a call's cost to the lease's total. Only under the journal's lock, with the record.
     pub(crate) fn spend(&self, cost: i64) -> i64 {
         assert!(

@@ -16,6 +16,7 @@ mod address;
 mod admit;
 mod body;
 mod catalogue;
+mod charge;
 mod config;
 mod country;
 mod credential;
@@ -31,6 +32,7 @@ mod limits;
 mod listen;
 mod meter;
 mod metrics;
+mod opened;
 mod path;
 mod pool;
 mod principal;
@@ -43,6 +45,7 @@ mod strangers;
 mod sync;
 #[cfg(test)]
 mod tests;
+mod units;
 
 pub use config::Config;
 pub use start::start;

@@ -3,32 +3,41 @@
 //! However a call ends (answered, refused, broken off, cancelled, panicked), its ticket is either
 //! finished or dropped, and both write the record. Room for it was set aside before.
 
-use std::{net::IpAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use http::{HeaderMap, Method, StatusCode};
-use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind, Unit};
+use http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
+use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind};
 use runtime::{crash_point, trace::Span};
 use tokio::sync::watch;
-use types::{Rate, Refusal, RequestId, ServiceId};
+use types::{Charge, Rate, Refusal, RequestId, ServiceId};
 
 use crate::{
     body::Upload,
     catalogue::{Durability, Route, Service},
+    charge::{Reached, Terms},
     country::Country,
     edge::{Edge, InFlight},
-    journal::Reservation,
+    journal::{Kept, Reservation},
     keyring::Entry,
     lease::Hold,
-    record::{self, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX, UNIT_NAME_BYTES_MAX, UNITS_MAX},
+    record::{self, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX},
+    units::{Events, Units},
 };
 
-/// Header by which an upstream reports units: `pages=5, tokens=1500`.
-pub(crate) const USAGE: &str = "tollgate-usage";
 /// Status of a call whose client went away before there was an answer.
 const CLIENT_CLOSED: u16 = 499;
 
 /// Permits of one quota that a call uses, whatever it costs.
 pub(crate) const PERMITS: i64 = 1;
+
+/// An open call writes how far it has come after so many bytes of its answer, or so long.
+const PROGRESS_BYTES: u64 = 64 * 1024;
+const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 
 /// Failed calls that are logged.
 const COMPLAINTS: Rate = Rate {
@@ -88,14 +97,40 @@ pub(crate) struct Ticket {
     service: String,
     price_version: i64,
     durability: Durability,
+    terms: Terms,
+    reached: Reached,
     status: u16,
     code: &'static str,
-    cost: i64,
-    units: Vec<Unit>,
+    units: Units,
+    /// A stream whose events may report units.
+    events: Option<Box<Events>>,
+    /// The client knows what the call costs: nothing changes it any more.
+    is_announced: bool,
+    /// A call whose cost is known only afterwards.
+    open: Option<Open>,
     upload: Option<Rc<Upload>>,
+    /// Sent to the client.
     response_bytes: u64,
+    /// Read ahead of that.
+    read_bytes: u64,
     upstream_began: u64,
     upstream_nanos: u64,
+}
+
+/// What a successor needs of a call that has no record yet, and when it was written last.
+struct Open {
+    /// Keeps it in the journal.
+    #[expect(dead_code, reason = "held for its drop")]
+    kept: Kept,
+    at: u64,
+    bytes: u64,
+}
+
+/// How a call has ended.
+pub(crate) struct Finished {
+    pub(crate) proof: Proof,
+    /// Credits.
+    pub(crate) cost: i64,
 }
 
 impl Ticket {
@@ -116,12 +151,17 @@ impl Ticket {
             service: String::new(),
             price_version: 0,
             durability: Durability::Process,
+            terms: Terms::NONE,
+            reached: Reached::Nothing,
             status: CLIENT_CLOSED,
             code: "",
-            cost: 0,
-            units: Vec::new(),
+            units: Units::default(),
+            events: None,
+            is_announced: false,
+            open: None,
             upload: None,
             response_bytes: 0,
+            read_bytes: 0,
             upstream_began: 0,
             upstream_nanos: 0,
         }
@@ -143,50 +183,178 @@ impl Ticket {
     }
 
     /// Takes the credits for the call and its permits.
-    pub(crate) fn holds(&mut self, hold: Option<Hold>, permits: Vec<Hold>, durability: Durability) {
+    pub(crate) fn holds(&mut self, hold: Option<Hold>, permits: Vec<Hold>, route: &Route) {
         self.hold = hold;
         self.permits = permits;
-        self.durability = durability;
+        self.durability = route.durability;
+        self.terms = route.terms.clone();
     }
 
-    /// The upstream is being asked.
-    pub(crate) fn forwarding(&mut self, upload: Rc<Upload>) {
+    /// The upstream is about to be asked. A call whose cost is known only afterwards is noted
+    /// before: if this process dies, its successor ends the call.
+    ///
+    /// # Errors
+    /// There is no room for the note.
+    pub(crate) fn forwarding(&mut self, upload: Rc<Upload>) -> Result<(), Refusal> {
         self.upload = Some(upload);
         self.upstream_began = self.edge.clock.monotonic_nanos();
+        if self.is_priced() {
+            let reservation = self.edge.journal.reserve();
+            let reservation = reservation.ok_or(Refusal::MeteringUnavailable)?;
+            self.note_progress(RecordKind::Open, reservation);
+            crash_point!("gateway.call_opened");
+        }
+        self.reached = Reached::Upstream;
+        Ok(())
     }
 
-    /// The upstream has answered: what the call costs is known now. Returns the cost.
-    pub(crate) fn answered(&mut self, route: &Route, status: StatusCode, head: &HeaderMap) -> i64 {
+    /// The upstream has answered.
+    pub(crate) fn answered(&mut self, status: StatusCode, head: &HeaderMap) {
         let now = self.edge.clock.monotonic_nanos();
         self.upstream_nanos = now.saturating_sub(self.upstream_began);
         self.status = status.as_u16();
-        self.cost = route.charge(self.status);
-        self.units = units(head);
+        self.reached = Reached::Answer(self.status);
+        self.units.read_fields(head);
+        if self.reads(head, |media| media == "text/event-stream") {
+            self.events = Some(Box::default());
+        }
         crash_point!("gateway.upstream_answered");
-        self.cost
     }
 
-    /// Counts bytes of the answer.
-    pub(crate) fn sent(&mut self, bytes: u64) {
+    /// What the call costs when it comes to its end, once that is certain. From then on it is
+    /// settled: what the upstream reports later changes nothing.
+    pub(crate) fn announce(&mut self, is_whole: bool) -> Option<i64> {
+        let charge = self.charge(Disposition::Completed);
+        let is_due = charge.cost > 0 || charge.estimated;
+        self.is_announced = is_whole || !is_due || !charge.estimated;
+        self.is_announced.then_some(charge.cost)
+    }
+
+    /// Whether the cost is known only afterwards.
+    pub(crate) fn is_priced(&self) -> bool {
+        self.terms.price.is_some()
+    }
+
+    /// Whether the route's prices have pointers.
+    pub(crate) fn has_pointers(&self) -> bool {
+        let price = self.terms.price.as_ref();
+        price.is_some_and(|price| price.units().iter().any(|unit| !unit.pointer.is_empty()))
+    }
+
+    /// Whether the answer is a JSON document that may report units.
+    pub(crate) fn reads_json(&self, head: &HeaderMap) -> bool {
+        self.reads(head, |media| {
+            media == "application/json" || media.ends_with("+json")
+        })
+    }
+
+    fn reads(&self, head: &HeaderMap, is_right: impl FnOnce(&str) -> bool) -> bool {
+        let media = head.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media = media
+            .and_then(|text| text.split(';').next())
+            .unwrap_or_default();
+        self.has_pointers()
+            && self.charge(Disposition::Completed).estimated
+            && is_right(&media.trim().to_ascii_lowercase())
+    }
+
+    /// Reads units of a whole JSON answer.
+    pub(crate) fn read_json(&mut self, text: &[u8]) {
+        self.read_bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        if let Some(price) = &self.terms.price {
+            self.units.read_json(price, text);
+        }
+    }
+
+    /// Reads units of an answer's trailers.
+    pub(crate) fn read_trailers(&mut self, trailers: &HeaderMap) {
+        if !self.is_announced {
+            self.units.read_fields(trailers);
+        }
+    }
+
+    /// Counts bytes of the answer, and looks into them.
+    pub(crate) fn sent(&mut self, data: &[u8]) {
+        let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
         self.response_bytes = self.response_bytes.saturating_add(bytes);
+        if let (Some(events), Some(price)) = (&mut self.events, &self.terms.price) {
+            events.read(data, price, &mut self.units);
+        }
+        if let Some(open) = &self.open {
+            let now = self.edge.clock.monotonic_nanos();
+            let waited = Duration::from_nanos(now.saturating_sub(open.at)) >= PROGRESS_PERIOD;
+            let grown = self.response_bytes.saturating_sub(open.bytes) >= PROGRESS_BYTES;
+            if waited || grown {
+                // Without room the note before has to do.
+                if let Some(reservation) = self.edge.journal.reserve() {
+                    self.note_progress(RecordKind::Progress, reservation);
+                    crash_point!("gateway.progress_written");
+                }
+            }
+        }
+    }
+
+    /// Writes what a successor would charge if this process died now.
+    fn note_progress(&mut self, kind: RecordKind, reservation: Reservation) {
+        let Some(hold) = &self.hold else {
+            return;
+        };
+        let now = self.edge.clock.monotonic_nanos();
+        let charge = self.charge(Disposition::GatewayAborted);
+        let total = now.saturating_sub(self.facts.started);
+        let mut record = Record {
+            kind: kind.into(),
+            at_unix_micros: self.edge.clock.now().as_microsecond(),
+            lease_id: hold.lease_id().bytes().to_vec(),
+            held: hold.credits(),
+            due: charge.cost,
+            call: Some(self.call(Disposition::GatewayAborted, total, charge)),
+            permits: self.permits.iter().map(permit).collect(),
+            ..Record::default()
+        };
+        let journal = &self.edge.journal;
+        let (_, kept) = reservation.append(|slot| {
+            record.seq = slot.seq;
+            // What was spent before may be trimmed when a successor counts.
+            record.cum = hold.total();
+            for (permit, hold) in record.permits.iter_mut().zip(&self.permits) {
+                permit.cum = hold.total();
+            }
+            // Before anybody can have applied it.
+            (record::encode(&record, slot.buf), journal.keep(slot.seq))
+        });
+        self.open = Some(Open {
+            kept,
+            at: now,
+            bytes: self.response_bytes,
+        });
+        self.edge.shipping.notify_one();
+    }
+
+    fn charge(&self, end: Disposition) -> Charge {
+        let bytes = self.response_bytes.max(self.read_bytes);
+        self.terms.charge(end, self.reached, &self.units, bytes)
     }
 
     /// Ends a call that a check refused, or whose upstream failed.
     pub(crate) fn refuse(mut self, refusal: Refusal, disposition: Disposition) {
         self.status = refusal.status();
         self.code = refusal.as_str();
-        self.cost = 0;
         self.record(disposition);
     }
 
-    /// Ends a call. The last byte may leave when what this returns says so.
-    pub(crate) fn finish(mut self, disposition: Disposition) -> Proof {
-        let seq = self.record(disposition).unwrap_or(0);
-        match self.durability {
+    /// Ends a call that is complete. The last byte may leave when what this returns says so.
+    pub(crate) fn finish(mut self) -> Finished {
+        if let (Some(mut events), Some(price)) = (self.events.take(), &self.terms.price) {
+            events.end(price, &mut self.units);
+        }
+        let (seq, cost) = self.record(Disposition::Completed).unwrap_or_default();
+        let proof = match self.durability {
             Durability::Process => Proof::Given,
             Durability::Disk => Proof::Awaited(self.edge.synced.subscribe(), seq),
             Durability::Replicated => Proof::Awaited(self.edge.shipped.subscribe(), seq),
-        }
+        };
+        Finished { proof, cost }
     }
 
     /// Ends a call whose upstream broke off in mid-answer.
@@ -194,8 +362,8 @@ impl Ticket {
         self.record(Disposition::UpstreamAborted);
     }
 
-    /// Writes the record, once.
-    fn record(&mut self, disposition: Disposition) -> Option<u64> {
+    /// Writes the record, once. Returns its number and the call's cost.
+    fn record(&mut self, disposition: Disposition) -> Option<(u64, i64)> {
         let reservation = self.reservation.take()?;
         let hold = self.hold.take();
         let mut permits = std::mem::take(&mut self.permits);
@@ -205,12 +373,16 @@ impl Ticket {
         let now = self.edge.clock.monotonic_nanos();
         let total = now.saturating_sub(self.facts.started);
         // Without a hold nothing can be charged: the route is free, or the call was refused.
-        let cost = if hold.is_some() { self.cost } else { 0 };
+        let charge = match &hold {
+            Some(_) => self.charge(disposition),
+            None => Charge::default(),
+        };
+        let cost = charge.cost;
         let mut record = Record {
             kind: RecordKind::Call.into(),
             at_unix_micros: self.edge.clock.now().as_microsecond(),
             cost,
-            call: Some(self.call(disposition, total)),
+            call: Some(self.call(disposition, total, charge)),
             permits: permits.iter().map(permit).collect(),
             ..Record::default()
         };
@@ -236,12 +408,13 @@ impl Ticket {
         for hold in permits {
             hold.settle(PERMITS);
         }
+        self.open = None;
         self.edge.shipping.notify_one();
-        self.note(disposition, total);
-        Some(seq)
+        self.note(disposition, total, charge);
+        Some((seq, cost))
     }
 
-    fn call(&self, disposition: Disposition, total_nanos: u64) -> Call {
+    fn call(&self, disposition: Disposition, total_nanos: u64, charge: Charge) -> Call {
         let ip = match self.facts.client {
             IpAddr::V4(v4) => v4.octets().to_vec(),
             IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -269,14 +442,16 @@ impl Ticket {
             code: self.code.to_owned(),
             traceparent: self.facts.span.traceparent(),
             price_version: self.price_version,
-            units: self.units.clone(),
+            units: self.units.to_wire(),
             request_bytes: self.upload.as_ref().map_or(0, |upload| upload.bytes.get()),
             response_bytes: self.response_bytes,
+            overrun: charge.overrun,
+            estimated: charge.estimated,
         }
     }
 
     /// Metrics and the end of the span.
-    fn note(&self, disposition: Disposition, total: u64) {
+    fn note(&self, disposition: Disposition, total: u64, charge: Charge) {
         let mut digits = [0; 3];
         let code = if self.code.is_empty() {
             status_text(self.status, &mut digits)
@@ -289,10 +464,14 @@ impl Ticket {
             began => began.saturating_sub(self.facts.started),
         };
         self.edge.metrics.call(&self.service, code, added);
+        self.edge
+            .metrics
+            .overrun
+            .inc_by(charge.overrun.unsigned_abs());
         let span = &self.facts.span;
         if span.is_some() {
             span.set("http.response.status_code", i64::from(self.status));
-            span.set("tollgate.cost", self.cost);
+            span.set("tollgate.cost", charge.cost);
             span.set("tollgate.org_id", self.entry.org.to_string());
             span.set("tollgate.service", self.service.clone());
             span.set("tollgate.disposition", disposition.as_str_name());
@@ -331,8 +510,14 @@ fn permit(hold: &Hold) -> Permit {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // Reached only by a call that was cut off: the client is gone, or a handler died.
-        self.record(Disposition::ClientAborted);
+        // Reached only by a call that was cut off: the client is gone, a handler died, or this
+        // gateway has waited for it long enough.
+        let disposition = if self.edge.is_cut.load(Ordering::Acquire) || std::thread::panicking() {
+            Disposition::GatewayAborted
+        } else {
+            Disposition::ClientAborted
+        };
+        self.record(disposition);
     }
 }
 
@@ -343,26 +528,4 @@ fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
         rest /= 10;
     }
     std::str::from_utf8(digits).unwrap_or("000")
-}
-
-/// Reads the units an upstream reports. Untrusted: what is malformed or too much is left out.
-pub(crate) fn units(head: &HeaderMap) -> Vec<Unit> {
-    let Some(value) = head.get(USAGE).and_then(|value| value.to_str().ok()) else {
-        return Vec::new();
-    };
-    let parse = |pair: &str| {
-        let (name, count) = pair.split_once('=')?;
-        let name = name.trim();
-        let right = !name.is_empty()
-            && name.len() <= UNIT_NAME_BYTES_MAX
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
-        let count: u64 = count.trim().parse().ok()?;
-        (right && i64::try_from(count).is_ok()).then(|| Unit {
-            name: name.to_owned(),
-            count,
-        })
-    };
-    value.split(',').take(UNITS_MAX).filter_map(parse).collect()
 }

@@ -1,12 +1,14 @@
 //! Carries an admitted call to its upstream and the answer back.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::VecDeque, rc::Rc, time::Duration};
 
+use bytes::Bytes;
 use http::{
-    HeaderValue, Method, Request, Response, Uri, Version,
-    header::{CONTENT_LENGTH, HOST, VIA},
+    HeaderMap, HeaderValue, Method, Request, Response, Uri, Version,
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, TE, TRAILER, VIA},
+    response::Parts,
 };
-use http_body::Body as _;
+use http_body::{Body as _, Frame};
 use hyper::body::Incoming;
 use proto::events::v1::Disposition;
 use runtime::trace::{Kind, Span, TRACEPARENT};
@@ -14,7 +16,7 @@ use types::Refusal;
 
 use crate::{
     admit::Admitted,
-    body::{EdgeBody, Uploaded},
+    body::{self, Answer, EdgeBody, Uploaded},
     catalogue::Service,
     edge::{COST, REQUEST_ID, Worker},
     headers,
@@ -22,6 +24,7 @@ use crate::{
     pool::Lent,
     principal::PRINCIPAL,
     refuse::Refused,
+    units::JSON_BYTES_MAX,
 };
 
 /// Attempts to send a request: each after the first only because a reused connection turned out
@@ -40,7 +43,10 @@ pub(crate) async fn forward(
         route,
         rest,
     } = admitted;
-    let version = request.version();
+    let client = Client {
+        version: request.version(),
+        takes_trailers: takes_trailers(request.version(), request.headers()),
+    };
     let announced = request.body().size_hint().exact();
     if announced.is_some_and(|bytes| bytes > route.body_bytes_max) {
         ticket.refuse(Refusal::BodyTooLarge, Disposition::Refused);
@@ -56,7 +62,10 @@ pub(crate) async fn forward(
         let (body, upload) = Uploaded::new(body, route.body_bytes_max);
         (Request::from_parts(parts, body), upload)
     };
-    ticket.forwarding(Rc::clone(&upload));
+    if let Err(refusal) = ticket.forwarding(Rc::clone(&upload)) {
+        ticket.refuse(refusal, Disposition::Refused);
+        return Err(refusal.into());
+    }
     let sent = send(worker, service, request, route.timeout).await;
     let (lent, response) = match sent {
         Ok(answered) => answered,
@@ -87,8 +96,26 @@ pub(crate) async fn forward(
         ticket.refuse(Refusal::UpstreamUnreachable, Disposition::UpstreamFailed);
         return Err(Refusal::UpstreamUnreachable.into());
     }
-    let cost = ticket.answered(route, response.status(), response.headers());
-    incoming(response, ticket, lent, cost, version).await
+    ticket.answered(response.status(), response.headers());
+    incoming(response, ticket, lent, client).await
+}
+
+/// What matters of a client for its answer.
+#[derive(Clone, Copy)]
+struct Client {
+    version: Version,
+    takes_trailers: bool,
+}
+
+/// HTTP/1.1 sends trailers only to who asks for them.
+fn takes_trailers(version: Version, headers: &HeaderMap) -> bool {
+    let mut codings = headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    version >= Version::HTTP_2
+        || version == Version::HTTP_11
+            && codings.any(|text| text.split(',').any(|coding| coding.trim() == "trailers"))
 }
 
 fn upstream_span(worker: &Worker, ticket: &Ticket, service: &Service) -> Span {
@@ -143,6 +170,14 @@ fn outgoing(
     let facts = ticket.facts();
     let headers = &mut parts.headers;
     headers::strip_request(headers);
+    if ticket.is_priced() {
+        // Units may come in trailers, whatever the client takes.
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if ticket.has_pointers() {
+        // What is compressed cannot be looked into.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
     headers.insert(
         HOST,
         HeaderValue::try_from(service.authority.as_str()).ok()?,
@@ -248,30 +283,77 @@ async fn send(
 /// The answer as the client gets it.
 async fn incoming(
     response: Response<Incoming>,
-    ticket: Ticket,
+    mut ticket: Ticket,
     lent: Lent,
-    cost: i64,
-    version: Version,
+    client: Client,
 ) -> Result<Response<EdgeBody>, Refused> {
-    let (mut parts, body) = response.into_parts();
+    let (mut parts, mut body) = response.into_parts();
+    let left = body.size_hint().exact();
+    let is_empty = body.is_end_stream();
+    let mut is_read = is_empty;
+    let mut read = VecDeque::new();
+    if ticket.reads_json(&parts.headers) {
+        let (frames, is_whole) = match body::gather(&mut body, JSON_BYTES_MAX).await {
+            Ok(gathered) => gathered,
+            Err(error) => {
+                tracing::debug!(%error, "an answer broke off");
+                let refusal = Refusal::UpstreamUnreachable;
+                ticket.refuse(refusal, Disposition::UpstreamFailed);
+                return Err(refusal.into());
+            }
+        };
+        if is_whole {
+            read_document(&mut ticket, &frames);
+        }
+        (read, is_read) = (frames, is_whole);
+    }
+    let cost = ticket.announce(is_read);
+    let tells_cost = cost.is_none() && client.takes_trailers && left.is_none();
+    head(&mut parts, left, cost, tells_cost);
+    if !is_empty {
+        let answer = Answer {
+            body,
+            read,
+            left,
+            version: client.version,
+            tells_cost,
+        };
+        let body = EdgeBody::metered(answer, ticket, lent);
+        return Ok(Response::from_parts(parts, body));
+    }
+    lent.give_back();
+    if !ticket.finish().proof.wait().await {
+        return Err(Refusal::MeteringUnavailable.into());
+    }
+    Ok(Response::from_parts(parts, EdgeBody::empty()))
+}
+
+/// Reads the units of a JSON answer that is there as a whole.
+fn read_document(ticket: &mut Ticket, frames: &VecDeque<Frame<Bytes>>) {
+    let data = frames.iter().filter_map(Frame::data_ref);
+    let text: Vec<u8> = data.flat_map(|data| data.iter().copied()).collect();
+    ticket.read_json(&text);
+    for trailers in frames.iter().filter_map(Frame::trailers_ref) {
+        ticket.read_trailers(trailers);
+    }
+}
+
+/// The head of an answer: nothing of the connection it came by, and what we say of it.
+fn head(parts: &mut Parts, left: Option<u64>, cost: Option<i64>, tells_cost: bool) {
     headers::strip_response(&mut parts.headers);
-    if body.size_hint().exact().is_none() {
+    if left.is_none() {
         // Beside a transfer coding a length says nothing; the client would take it for the end.
         parts.headers.remove(CONTENT_LENGTH);
     }
-    parts.headers.insert(COST, HeaderValue::from(cost));
+    if let Some(cost) = cost {
+        parts.headers.insert(COST, HeaderValue::from(cost));
+    }
+    if tells_cost {
+        parts.headers.append(TRAILER, HeaderValue::from_name(COST));
+    }
     parts
         .headers
         .append(VIA, HeaderValue::from_static("1.1 tollgate"));
     parts.version = Version::default();
     parts.extensions = http::Extensions::new();
-    if !body.is_end_stream() {
-        let body = EdgeBody::metered(body, ticket, lent, version);
-        return Ok(Response::from_parts(parts, body));
-    }
-    lent.give_back();
-    if !ticket.finish(Disposition::Completed).wait().await {
-        return Err(Refusal::MeteringUnavailable.into());
-    }
-    Ok(Response::from_parts(parts, EdgeBody::empty()))
 }

@@ -11,10 +11,6 @@ pub(crate) const ENDPOINT_BYTES_MAX: usize = 512;
 pub(crate) const USER_AGENT_BYTES_MAX: usize = 256;
 /// Longest method kept, bytes.
 pub(crate) const METHOD_BYTES_MAX: usize = 16;
-/// Most units kept of one call.
-pub(crate) const UNITS_MAX: usize = 16;
-/// Longest name of a unit, bytes.
-pub(crate) const UNIT_NAME_BYTES_MAX: usize = 32;
 
 /// Writes a record into a slot and returns its length.
 ///

@@ -26,6 +26,7 @@ use types::{JournalId, LeaseId};
 
 use crate::{
     journal::{Batch, Journal, Limits, Reader, Recovered},
+    opened::Opened,
     record,
 };
 
@@ -322,10 +323,13 @@ async fn finish(
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let id = JournalId::new(journal.id());
-    let totals = totals(host, journal).await?;
+    let (mut totals, opened) = totals(host, journal).await?;
     let open = retire(channel, id, stop).await?;
     let now = host.clock().now();
-    let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
+    for record in opened.end(&mut totals, now.as_microsecond())? {
+        append(host, journal, record).await?;
+        crash_point!("gateway.open_call_ended");
+    }
     // What the wallet has closed or written off needs no final count: nothing of it is reserved,
     // and a count below what was written off would be a dead letter.
     for (lease, settled_cum) in open {
@@ -335,21 +339,14 @@ async fn finish(
         }
         // Lent, but the reply never came: nothing was spent. Or all its calls are applied, and
         // their records gone: what is settled is what was spent.
-        let mut close = Record {
+        let close = Record {
             kind: RecordKind::Close.into(),
             at_unix_micros: now.as_microsecond(),
             lease_id: lease.bytes().to_vec(),
             cum: total.map_or(0, |total| total.cum).max(settled_cum),
             ..Record::default()
         };
-        let journal = journal.clone();
-        host.blocking(move || {
-            journal.append_synced(now_ms, |slot| {
-                close.seq = slot.seq;
-                (record::encode(&close, slot.buf), ())
-            })
-        })
-        .await??;
+        append(host, journal, close).await?;
         crash_point!("gateway.close_written");
     }
     crash_point!("gateway.recovery_scanned");
@@ -369,24 +366,49 @@ async fn finish(
     anyhow::bail!("stopped before everything was applied")
 }
 
-#[derive(Default)]
+/// Appends a record that completes the journal, and syncs it.
+async fn append(host: &Host, journal: &Journal, mut record: Record) -> anyhow::Result<()> {
+    let journal = journal.clone();
+    let now_ms = u64::try_from(host.clock().now().as_millisecond()).unwrap_or(0);
+    let append = move || {
+        journal.append_synced(now_ms, |slot| {
+            record.seq = slot.seq;
+            (record::encode(&record, slot.buf), ())
+        })
+    };
+    host.blocking(append).await??;
+    Ok(())
+}
+
+/// What a journal says of one lease.
+#[derive(Debug, Default)]
 pub(crate) struct Total {
     pub(crate) cum: i64,
     closed: bool,
 }
 
-/// What a journal says of its leases.
+impl Total {
+    /// Adds a call that had no record; returns the total with it.
+    pub(crate) fn spend(&mut self, cost: i64) -> i64 {
+        self.cum = self.cum.saturating_add(cost);
+        self.cum
+    }
+}
+
+/// What a journal says of its leases, and of the calls that it does not end.
 pub(crate) async fn totals(
     host: &Host,
     journal: &Journal,
-) -> anyhow::Result<BTreeMap<LeaseId, Total>> {
+) -> anyhow::Result<(BTreeMap<LeaseId, Total>, Opened)> {
     let mut reader: Reader = journal.reader(0);
     let end = journal.next_seq();
     host.blocking(move || {
         let mut totals: BTreeMap<LeaseId, Total> = BTreeMap::new();
+        let mut opened = Opened::default();
         while let Some(batch) = reader.next_batch(Limits::before(end))? {
             for bytes in batch.records {
                 let record = Record::decode(bytes)?;
+                opened.read(&record)?;
                 for permit in &record.permits {
                     let lease = LeaseId::from_slice(&permit.lease_id)?;
                     let total = totals.entry(lease).or_default();
@@ -401,7 +423,7 @@ pub(crate) async fn totals(
                 total.closed |= record.kind == i32::from(RecordKind::Close);
             }
         }
-        Ok(totals)
+        Ok((totals, opened))
     })
     .await?
 }

@@ -141,6 +141,7 @@ pub(crate) fn edge(
         trusted_hops: config.trusted_hops,
         control: tokio::runtime::Handle::current(),
         draining: AtomicBool::new(false),
+        is_cut: AtomicBool::new(false),
         in_flight: AtomicU64::new(0),
         shipping: Arc::new(Notify::new()),
         synced: watch::Sender::new(0),
@@ -361,6 +362,7 @@ async fn run(
     {
         let calls = edge.in_flight.load(Ordering::Acquire);
         tracing::warn!(calls, "calls were still in flight and are cut off");
+        edge.is_cut.store(true, Ordering::Release);
         cut.cancel();
         if !matches!(joined.await, Ok(true)) {
             tracing::error!("a thread of the edge has panicked");

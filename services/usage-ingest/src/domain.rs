@@ -21,6 +21,7 @@ pub(crate) enum Disposition {
     UpstreamAborted,
     Refused,
     UpstreamFailed,
+    GatewayAborted,
 }
 
 impl Disposition {
@@ -31,6 +32,7 @@ impl Disposition {
             Self::UpstreamAborted => "upstream_aborted",
             Self::Refused => "refused",
             Self::UpstreamFailed => "upstream_failed",
+            Self::GatewayAborted => "gateway_aborted",
         }
     }
 }

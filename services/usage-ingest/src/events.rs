@@ -102,7 +102,7 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         response_time_ms: number("duration_micros", call.duration_micros / 1000)?,
         upstream_time_ms: number("upstream_micros", call.upstream_micros / 1000)?,
         credits: record.cost,
-        details: details(&call.units),
+        details: details(call),
         ip: address(&call.ip)?,
         country: country(call),
         user_agent: domain::storable(&call.user_agent),
@@ -175,9 +175,16 @@ fn country(call: &Call) -> String {
 }
 
 /// Units as a JSON object; what is reported under one name twice counts together.
-fn details(units: &[Unit]) -> Value {
+/// The units of a call, and what there is to say of its price. No unit has a colon in its name.
+fn details(call: &Call) -> Value {
     let mut object = Map::new();
-    for Unit { name, count } in units {
+    if call.overrun > 0 {
+        object.insert("tollgate:overrun".to_owned(), call.overrun.into());
+    }
+    if call.estimated {
+        object.insert("tollgate:estimated".to_owned(), true.into());
+    }
+    for Unit { name, count } in &call.units {
         let name = domain::storable(name);
         let before = object.get(&name).and_then(Value::as_u64).unwrap_or(0);
         object.insert(name, before.saturating_add(*count).into());
@@ -192,6 +199,7 @@ fn disposition(call: &Call) -> Result<Disposition, String> {
         v1::Disposition::UpstreamAborted => Ok(Disposition::UpstreamAborted),
         v1::Disposition::Refused => Ok(Disposition::Refused),
         v1::Disposition::UpstreamFailed => Ok(Disposition::UpstreamFailed),
+        v1::Disposition::GatewayAborted => Ok(Disposition::GatewayAborted),
         v1::Disposition::Unspecified => Err(format!("disposition: {}", call.disposition)),
     }
 }

@@ -235,6 +235,22 @@ fn units_of_one_name_count_together() {
 }
 
 #[test]
+fn a_row_tells_what_a_price_assumed_and_what_nobody_paid() {
+    let record = changed(|_, call| {
+        call.units = Vec::new();
+        call.overrun = 7;
+        call.estimated = true;
+        call.set_disposition(Disposition::GatewayAborted);
+    });
+    let row = row(journal(), &record).unwrap().unwrap();
+    assert_eq!(
+        row.details,
+        json!({"tollgate:overrun": 7, "tollgate:estimated": true})
+    );
+    assert_eq!(row.disposition.as_str(), "gateway_aborted");
+}
+
+#[test]
 fn a_late_call_brings_no_erased_personal_data_back() {
     let young = row(journal(), &record()).unwrap().unwrap();
     let kept = young

@@ -1,6 +1,6 @@
 //! The append path: numbering, writing and committing under one lock, and the room for it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,7 +65,7 @@ pub(super) struct Upkeep {
     pub(super) is_removed: bool,
 }
 
-/// One journal. Locks are taken in the order upkeep, sync, appender, runs.
+/// One journal. Locks are taken in the order upkeep, sync, appender, runs; `kept` is the last.
 pub(super) struct Log {
     pub(super) root: Arc<Root>,
     pub(super) id: Uuid,
@@ -83,6 +83,8 @@ pub(super) struct Log {
     pub(super) synced: AtomicU64,
     pub(super) watermark: AtomicU64,
     pub(super) failed: AtomicBool,
+    /// Records that somebody still needs, applied or not.
+    kept: Mutex<BTreeSet<u64>>,
 }
 
 impl Log {
@@ -118,6 +120,20 @@ impl Log {
             synced: AtomicU64::new(state.next_seq),
             watermark: AtomicU64::new(state.watermark),
             failed: AtomicBool::new(false),
+            kept: Mutex::default(),
+        }
+    }
+
+    /// The first record that somebody still needs.
+    pub(super) fn first_kept(&self) -> Option<u64> {
+        self.kept.lock().first().copied()
+    }
+
+    pub(super) fn keep(log: &Arc<Self>, seq: u64) -> Kept {
+        log.kept.lock().insert(seq);
+        Kept {
+            log: Arc::clone(log),
+            seq,
         }
     }
 
@@ -297,6 +313,19 @@ impl Drop for Reservation {
         if !self.is_used {
             self.log.room.fetch_add(1, Ordering::AcqRel);
         }
+    }
+}
+
+/// Keeps a record, and all behind it, in the journal. Dropping it lets go of them.
+#[must_use = "a dropped guard keeps nothing"]
+pub struct Kept {
+    log: Arc<Log>,
+    seq: u64,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.log.kept.lock().remove(&self.seq);
     }
 }
 

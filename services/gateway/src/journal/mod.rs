@@ -102,7 +102,7 @@ use uuid::Uuid;
 
 pub use self::disk::{Disk, SystemDisk};
 pub use self::error::Error;
-pub use self::log::{Reservation, Slot};
+pub use self::log::{Kept, Reservation, Slot};
 pub use self::reader::{Batch, Limits, Reader};
 pub use self::recover::{Cause, Damage, Recovered};
 
@@ -283,8 +283,15 @@ impl Journal {
         Ok(self.stats())
     }
 
+    /// Keeps record `seq` and all behind it from being trimmed while what this returns lives. To be
+    /// called while the record is written, or nobody knows whether it is still there.
+    pub fn keep(&self, seq: u64) -> Kept {
+        Log::keep(&self.log, seq)
+    }
+
     /// Notes that all consumers have applied every record below `watermark`, and unlinks the
-    /// segments this makes superfluous; the watermark is made durable before. Blocks.
+    /// segments this makes superfluous; the watermark is made durable before. Stops at a record
+    /// that is kept. Blocks.
     pub fn trim(&self, watermark: u64) -> Result<()> {
         self.log.trim(watermark)
     }

@@ -197,6 +197,7 @@ impl Log {
         }
         let upkeep = self.upkeep.lock();
         not_removed(&upkeep)?;
+        let watermark = watermark.min(self.first_kept().unwrap_or(u64::MAX));
         // Consumers report in any order; the watermark only rises.
         let watermark = self
             .watermark

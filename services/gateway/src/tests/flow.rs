@@ -149,6 +149,7 @@ const CASES: &[Case] = &[
         name: "an upstream that breaks off",
         answer: &[b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabc"],
         ends: "abc",
+        cost: 0,
         disposition: Disposition::UpstreamAborted,
         ..PLAIN
     },
@@ -199,7 +200,7 @@ fn check_permits(rig: &Rig, case: &Case, record: &Record) {
 
 /// What a successor would take for final counts, had this process died now.
 async fn check_totals(host: &Host, rig: &Rig, case: &Case) {
-    let totals = ship::totals(host, rig.journal()).await.expect("readable");
+    let (totals, _) = ship::totals(host, rig.journal()).await.expect("readable");
     for lease in rig.permits.iter().chain([&rig.lease]) {
         let total = totals.get(&lease.id).map_or(0, |total| total.cum);
         assert_eq!(total, lease.cum(), "{}", case.name);

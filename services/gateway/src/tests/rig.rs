@@ -44,6 +44,8 @@ use crate::{
 
 pub(crate) const GRANTED: i64 = 1_000;
 pub(crate) const COST: i64 = 3;
+/// Of the priced route.
+pub(crate) const MAX_COST: i64 = 50;
 
 /// What one poll of an answer's body gave, and how many records there were then.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -150,13 +152,28 @@ fn catalogue(address: SocketAddr) -> Catalogue {
         durability: "disk".to_owned(),
         ..route.clone()
     };
+    let priced = wire::Route {
+        path_prefix: "/priced".to_owned(),
+        cost: Some(2),
+        unit_prices: vec![wire::UnitPrice {
+            unit: "tokens".to_owned(),
+            credits: 1,
+            per: 10,
+            pointer: "/usage/total_tokens".to_owned(),
+            bytes_per_unit: 4,
+        }],
+        max_cost: MAX_COST,
+        unreported: "estimate".to_owned(),
+        on_server_abort: "answered".to_owned(),
+        ..route.clone()
+    };
     let service = wire::Service {
         service_id: format!("svc_{}", Uuid::from_u128(9).simple()),
         name: "echo".to_owned(),
         upstream_url: format!("http://{address}"),
         base_cost_per_call: COST,
         active: true,
-        routes: vec![route, durable],
+        routes: vec![route, durable, priced],
         ..wire::Service::default()
     };
     Catalogue::from_wire(wire::Catalogue {

@@ -18,18 +18,19 @@ use proto::{
 };
 use secrecy::SecretString;
 use sha2::Sha256;
-use types::{Environment, NewKey, Refusal, RequestId};
+use types::{Environment, NewKey, Refusal, RequestId, UNIT_NAME_BYTES_MAX};
 use uuid::Uuid;
 
 use crate::{
-    catalogue::{Catalogue, ChargeOn, Durability, Route},
+    catalogue::{Catalogue, Durability, Route},
+    charge::{ChargeOn, Reached},
     credential, domain, headers,
     journal::RECORD_BYTES_MAX,
     keyring::tests::entry,
-    meter,
     principal::Signer,
-    record::{self, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX, UNIT_NAME_BYTES_MAX, UNITS_MAX},
+    record::{self, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX},
     refuse::Refused,
+    units::{UNITS_MAX, Units},
 };
 
 fn header_map(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -204,8 +205,11 @@ fn the_longest_prefix_wins_and_a_method_before_any() {
     assert_eq!(service.authority.as_str(), "[::1]:8443");
     assert_eq!(service.base_path, "/base");
     let route = service.route(&Method::GET, "/").expect("there is one");
-    assert_eq!((route.cost, route.durability), (3, Durability::Process));
-    assert_eq!(route.charge_on, ChargeOn::Success);
+    assert_eq!(
+        (route.terms.cost, route.durability),
+        (3, Durability::Process)
+    );
+    assert_eq!(route.terms.charge_on, ChargeOn::Success);
     for left_out in ["scheme", "url", "cost"] {
         assert!(catalogue.service(left_out).is_none(), "{left_out}");
     }
@@ -231,7 +235,10 @@ fn charges_follow_the_status() {
     let service = catalogue.service("good").expect("it makes sense");
     let charge = |path: &str, status| {
         let route: Option<&Route> = service.route(&Method::GET, path);
-        route.expect("there is one").charge(status)
+        let terms = &route.expect("there is one").terms;
+        let reached = Reached::Answer(status);
+        let charge = terms.charge(Disposition::Completed, reached, &Units::default(), 0);
+        charge.cost
     };
     for (status, success) in [(199, 0), (200, 3), (299, 3), (300, 0), (404, 0), (500, 0)] {
         assert_eq!(charge("/", status), success, "{status}");
@@ -356,6 +363,8 @@ fn longest() -> Record {
         ],
         request_bytes: u64::MAX,
         response_bytes: u64::MAX,
+        overrun: i64::MIN,
+        estimated: true,
     };
     Record {
         seq: u64::MAX,
@@ -374,6 +383,7 @@ fn longest() -> Record {
             };
             2
         ],
+        due: i64::MIN,
     }
 }
 
@@ -389,53 +399,7 @@ fn the_longest_record_fits() {
     );
 }
 
-fn report(value: &str) -> Vec<(String, u64)> {
-    let headers = header_map(&[(meter::USAGE, value)]);
-    let units = meter::units(&headers).into_iter();
-    units.map(|unit| (unit.name, unit.count)).collect()
-}
-
-#[test]
-fn units_are_read_and_nonsense_is_left_out() {
-    let units = |pairs: &[(&str, u64)]| -> Vec<(String, u64)> {
-        let owned = |(name, count): &(&str, u64)| ((*name).to_owned(), *count);
-        pairs.iter().map(owned).collect()
-    };
-    assert_eq!(
-        report("pages=5, tokens=1500"),
-        units(&[("pages", 5), ("tokens", 1500)])
-    );
-    assert_eq!(
-        report(" a = 0 ,b=-1,c=1.5,d,=4,e=1=2,f=+7"),
-        units(&[("a", 0), ("f", 7)])
-    );
-    assert_eq!(
-        report("a=9223372036854775807"),
-        units(&[("a", 9_223_372_036_854_775_807)])
-    );
-    assert_eq!(report("a=9223372036854775808"), units(&[]));
-    let long = "n".repeat(UNIT_NAME_BYTES_MAX + 1);
-    assert_eq!(report(&format!("{long}=1, ok=1")), units(&[("ok", 1)]));
-    assert_eq!(report(&"a=1,".repeat(100)).len(), UNITS_MAX);
-}
-
 proptest! {
-    #[test]
-    fn units_never_panic_and_keep_their_limits(
-        bytes in prop::collection::vec(any::<u8>(), 0..300),
-    ) {
-        let mut headers = HeaderMap::new();
-        if let Ok(value) = HeaderValue::from_bytes(&bytes) {
-            headers.insert(meter::USAGE, value);
-        }
-        let units = meter::units(&headers);
-        prop_assert!(units.len() <= UNITS_MAX);
-        for unit in units {
-            prop_assert!((1..=UNIT_NAME_BYTES_MAX).contains(&unit.name.len()));
-            prop_assert!(i64::try_from(unit.count).is_ok());
-        }
-    }
-
     #[test]
     fn a_cut_text_is_the_longest_beginning_that_fits(text in ".{0,40}", bytes_max in 0..60_usize) {
         let cut = record::cut(&text, bytes_max);

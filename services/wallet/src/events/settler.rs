@@ -76,7 +76,11 @@ impl Apply for Settler {
 
 fn batch(delivery: &Delivery) -> Result<Batch, String> {
     let mut spends = Vec::with_capacity(delivery.records.len());
-    for record in &delivery.records {
+    for record in delivery
+        .records
+        .iter()
+        .filter(|record| counts(record.kind()))
+    {
         spends.extend(spend(record)?);
         for permit in &record.permits {
             spends.push(use_of(record, permit)?);
@@ -87,6 +91,11 @@ fn batch(delivery: &Delivery) -> Result<Batch, String> {
         journal: delivery.journal,
         claims,
     })
+}
+
+/// Whether a record counts. A note on a call that goes on does not: its CALL will.
+fn counts(kind: RecordKind) -> bool {
+    !matches!(kind, RecordKind::Open | RecordKind::Progress)
 }
 
 /// What a record charges; nothing for most kinds, and for calls outside any lease.

@@ -1,0 +1,317 @@
+//! Calls whose cost is known only afterwards, through the whole edge. The route charges 2 credits
+//! and one for ten tokens, a token is 4 bytes where nobody counts them, and 50 are held.
+
+use proto::events::v1::{Disposition, Record, RecordKind};
+
+use super::rig::{self, GRANTED, MAX_COST, Rig};
+use crate::{opened::Opened, ship, units::JSON_BYTES_MAX};
+
+struct Case {
+    name: &'static str,
+    fields: &'static str,
+    answer: Vec<Vec<u8>>,
+    /// In the head of the answer: what it costs.
+    tells: Option<i64>,
+    /// What the client's bytes end with.
+    ends: &'static str,
+    cost: i64,
+    overrun: i64,
+    estimated: bool,
+    disposition: Disposition,
+}
+
+fn case(name: &'static str, answer: &[&str], cost: i64) -> Case {
+    Case {
+        name,
+        fields: "connection: close\r\n",
+        answer: answer
+            .iter()
+            .map(|piece| piece.as_bytes().to_vec())
+            .collect(),
+        tells: Some(cost),
+        ends: "",
+        cost,
+        overrun: 0,
+        estimated: false,
+        disposition: Disposition::Completed,
+    }
+}
+
+fn head(fields: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\n{fields}\r\n")
+}
+
+/// One chunk, as it is transferred.
+fn chunk(text: &str) -> String {
+    format!("{:x}\r\n{text}\r\n", text.len())
+}
+
+const JSON: &str = "content-type: application/json; charset=utf-8\r\n";
+const CHUNKED: &str = "transfer-encoding: chunked\r\n";
+const EVENTS: &str = "content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n";
+const TRAILERS: &str = "connection: close, te\r\nte: trailers\r\n";
+
+fn cases() -> Vec<Case> {
+    let event = |tokens| {
+        let text = format!("data: {{\"usage\": {{\"total_tokens\": {tokens}}}}}\n\n");
+        chunk(&text)
+    };
+    let (last, done) = (event(205), chunk("data: [DONE]\n\n"));
+    let json = "{\"usage\": {\"total_tokens\": 31}}";
+    let long = format!(
+        "{{\"usage\": {{\"total_tokens\": 1}}, \"x\": \"{}\"}}",
+        "x".repeat(JSON_BYTES_MAX)
+    );
+    vec![
+        case(
+            "a header tells",
+            &[
+                &head("tollgate-usage: tokens=101\r\ncontent-length: 2\r\n"),
+                "ok",
+            ],
+            2 + 11,
+        ),
+        case(
+            "a header tells, and the body is not asked",
+            &[
+                &head(&format!(
+                    "tollgate-usage: tokens=0\r\n{JSON}content-length: 31\r\n"
+                )),
+                json,
+            ],
+            2,
+        ),
+        case(
+            "a document tells",
+            &[
+                &head(&format!("{JSON}{CHUNKED}")),
+                &chunk(json),
+                "0\r\n\r\n",
+            ],
+            2 + 4,
+        ),
+        Case {
+            ends: json,
+            ..case(
+                "a document tells",
+                &[&head(&format!("{JSON}content-length: 31\r\n")), json],
+                6,
+            )
+        },
+        Case {
+            estimated: true,
+            ..case(
+                "a document does not tell",
+                &[
+                    &head(&format!("{JSON}content-length: 9\r\n")),
+                    "{\"a\": 12}",
+                ],
+                2 + 1,
+            )
+        },
+        Case {
+            estimated: true,
+            cost: MAX_COST,
+            // 1,048,614 bytes, 262,154 tokens.
+            overrun: 2 + 26_216 - MAX_COST,
+            tells: None,
+            ..case(
+                "a document that is too long is not looked into",
+                &[
+                    &head(&format!("{JSON}{CHUNKED}")),
+                    &chunk(&long),
+                    "0\r\n\r\n",
+                ],
+                0,
+            )
+        },
+        case(
+            "not charged",
+            &["HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"],
+            0,
+        ),
+        Case {
+            estimated: true,
+            ..case("nothing to look into", &[&head("content-length: 0\r\n")], 2)
+        },
+        Case {
+            tells: None,
+            fields: TRAILERS,
+            ends: "0\r\ntollgate-cost: 23\r\n\r\n",
+            ..case(
+                "the last event tells",
+                &[&head(EVENTS), &event(1), &last, &done, "0\r\n\r\n"],
+                2 + 21,
+            )
+        },
+        Case {
+            tells: None,
+            ends: "[DONE]\n\n\r\n0\r\n\r\n",
+            ..case(
+                "to who wants no trailers",
+                &[&head(EVENTS), &last, &done, "0\r\n\r\n"],
+                23,
+            )
+        },
+        Case {
+            tells: None,
+            fields: TRAILERS,
+            ends: "0\r\nx-sum: 1\r\ntollgate-cost: 3\r\n\r\n",
+            ..case(
+                "a trailer has the last word",
+                &[
+                    &head(&format!("trailer: x-sum\r\n{EVENTS}")),
+                    &last,
+                    "0\r\nx-sum: 1\r\ntollgate-usage: tokens=7\r\n\r\n",
+                ],
+                3,
+            )
+        },
+        Case {
+            tells: None,
+            overrun: 2 + 100_000 - MAX_COST,
+            ..case(
+                "too much",
+                &[&head(EVENTS), &event(1_000_000), "0\r\n\r\n"],
+                MAX_COST,
+            )
+        },
+        Case {
+            tells: None,
+            disposition: Disposition::UpstreamAborted,
+            ..case(
+                "a stream that breaks off behind a report",
+                &[&head(EVENTS), &last],
+                23,
+            )
+        },
+        Case {
+            tells: None,
+            estimated: true,
+            disposition: Disposition::UpstreamAborted,
+            ..case(
+                "a stream that breaks off before",
+                &[&head(EVENTS), &chunk("data: x\n\n")],
+                3,
+            )
+        },
+        Case {
+            tells: None,
+            disposition: Disposition::UpstreamFailed,
+            ..case(
+                "a document that breaks off",
+                &[&head(&format!("{JSON}content-length: 31\r\n")), "{"],
+                0,
+            )
+        },
+    ]
+}
+
+fn check(rig: &Rig, case: &Case, got: &str) {
+    let name = case.name;
+    let told = case
+        .tells
+        .map(|cost| format!("\r\ntollgate-cost: {cost}\r\n"));
+    let head = got.split("\r\n\r\n").next().unwrap_or_default();
+    match &told {
+        Some(told) => assert!(format!("{head}\r\n").contains(told), "{name}: {got}"),
+        None => assert!(!head.contains("tollgate-cost: "), "{name}: {got}"),
+    }
+    assert!(got.ends_with(case.ends), "{name}: {got}");
+    let records = rig.records();
+    let kinds: Vec<RecordKind> = records.iter().map(Record::kind).collect();
+    assert_eq!(kinds.first(), Some(&RecordKind::Open), "{name}");
+    assert_eq!(kinds.last(), Some(&RecordKind::Call), "{name}");
+    for note in records
+        .iter()
+        .filter(|record| record.kind() != RecordKind::Call)
+    {
+        assert_eq!((note.held, note.cost), (MAX_COST, 0), "{name}");
+        assert!((0..=note.held).contains(&note.due), "{name}");
+    }
+    let last = records.last().expect("a record");
+    let call = last.call.as_ref().expect("a call");
+    assert_eq!(call.disposition(), case.disposition, "{name}");
+    assert_eq!(
+        (last.cost, call.overrun, call.estimated),
+        (case.cost, case.overrun, case.estimated),
+        "{name}"
+    );
+    assert_eq!(last.cum, case.cost, "{name}");
+    assert_eq!(rig.lease.cum(), case.cost, "{name}");
+    rig.lease.drain();
+    assert!(rig.lease.is_spent(), "{name}: nothing is held any more");
+    assert_eq!(rig.lease.give_back(), GRANTED - case.cost, "{name}");
+}
+
+#[tokio::test]
+async fn a_call_costs_what_its_upstream_reports_and_never_more_than_is_held() {
+    let (host, config) = rig::host(&[]).await;
+    let local = tokio::task::LocalSet::new();
+    let all = local.run_until(async {
+        for case in cases() {
+            let rig = Rig::new(&host, &config).await;
+            let answer: Vec<&[u8]> = case.answer.iter().map(Vec::as_slice).collect();
+            let line = "GET /api/v1/echo/priced HTTP/1.1";
+            let called = rig.call(line, case.fields, &answer);
+            let bounded = tokio::time::timeout(std::time::Duration::from_secs(20), called);
+            let got = bounded
+                .await
+                .unwrap_or_else(|_| panic!("{} takes for ever", case.name));
+            check(&rig, &case, &got);
+            let (_, opened) = ship::totals(&host, rig.journal()).await.expect("readable");
+            assert!(!opened.any(), "{}: every call has ended", case.name);
+        }
+    });
+    all.await;
+}
+
+/// At each record of a journal the process could have died. What a successor would charge grows
+/// with what was delivered, and is never above the hold.
+#[tokio::test]
+async fn a_successor_ends_a_call_by_what_its_last_note_says() {
+    let (host, config) = rig::host(&[]).await;
+    let local = tokio::task::LocalSet::new();
+    let all = local.run_until(async {
+        let rig = Rig::new(&host, &config).await;
+        let events = chunk(&format!("data: {}\n\n", "x".repeat(40 * 1024)));
+        let head = head(EVENTS);
+        let mut answer: Vec<&[u8]> = vec![head.as_bytes()];
+        answer.extend([events.as_bytes(); 4]);
+        answer.push(b"0\r\n\r\n");
+        rig.call(
+            "GET /api/v1/echo/priced HTTP/1.1",
+            "connection: close\r\n",
+            &answer,
+        )
+        .await;
+        let records = rig.records();
+        assert!(records.len() >= 4, "64 KiB are a note: {}", records.len());
+        let mut before = 0;
+        for dead_at in 1..=records.len() {
+            let mut opened = Opened::default();
+            for record in records.iter().take(dead_at) {
+                opened.read(record).expect("a call");
+            }
+            let mut totals = std::collections::BTreeMap::new();
+            let ended = opened.end(&mut totals, 7).expect("leases");
+            if dead_at == records.len() {
+                assert!(ended.is_empty(), "it has ended");
+                continue;
+            }
+            let [end] = &ended[..] else {
+                panic!("one call, {} records", ended.len());
+            };
+            let call = end.call.as_ref().expect("a call");
+            assert_eq!(call.disposition(), Disposition::GatewayAborted);
+            assert_eq!((end.kind(), end.at_unix_micros), (RecordKind::Call, 7));
+            assert!((before..=MAX_COST).contains(&end.cost), "{}", end.cost);
+            assert_eq!(end.cum, end.cost, "the lease has no other call");
+            assert_eq!(end.permits.len(), 2);
+            assert!(end.permits.iter().all(|permit| permit.cum == 1));
+            before = end.cost;
+        }
+        assert_eq!(before, MAX_COST, "160 KiB are more than is held for");
+    });
+    all.await;
+}
