@@ -77,7 +77,7 @@ impl Shot {
 pub struct Answer {
     /// HTTP status.
     pub status: StatusCode,
-    /// All headers.
+    /// All headers, and trailers.
     pub headers: http::HeaderMap,
     /// The whole body.
     pub body: Bytes,
@@ -183,8 +183,11 @@ impl Connection {
         let request = request.body(Full::new(shot.body.clone()))?;
         let sender = self.open().await?;
         sender.ready().await?;
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = body.collect().await?.to_bytes();
+        let (mut head, body) = sender.send_request(request).await?.into_parts();
+        let body = body.collect().await?;
+        let trailers = body.trailers().cloned();
+        head.headers.extend(trailers.unwrap_or_default());
+        let body = body.to_bytes();
         Ok(Answer {
             status: head.status,
             headers: head.headers,

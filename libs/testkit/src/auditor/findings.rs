@@ -67,6 +67,9 @@ pub struct Report {
     pub journals: usize,
     /// Records found in them.
     pub records_on_disk: u64,
+    /// Calls in them that were begun and have no record of their end: they go on, or the gateway
+    /// has died and its journal is not recovered yet.
+    pub open_calls: usize,
     /// Answers of clients that were compared.
     pub transcript: usize,
     /// Milliseconds until this look was over.

@@ -121,6 +121,7 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     report.credits = rows.credits();
     report.journals = journals.count();
     report.records_on_disk = replay.records;
+    report.open_calls = replay.open_calls;
     report.transcript = sources.transcript.len();
     Ok(report)
 }

@@ -32,12 +32,18 @@ pub struct Record {
     /// Credits granted to the lease so far.
     #[prost(int64, tag = "7")]
     pub granted: i64,
+    /// Credits held for a call that goes on.
+    #[prost(int64, tag = "8")]
+    pub held: i64,
     /// The call.
     #[prost(message, optional, tag = "9")]
     pub call: Option<Call>,
     /// Permits it used.
     #[prost(message, repeated, tag = "10")]
     pub permits: Vec<Permit>,
+    /// Credits that a call costs whose gateway dies now.
+    #[prost(int64, tag = "11")]
+    pub due: i64,
 }
 
 /// One permit of a quota.
@@ -63,11 +69,18 @@ pub struct Call {
     /// Status the client was given.
     #[prost(uint32, tag = "10")]
     pub status: u32,
+    /// How it ended.
+    #[prost(int32, tag = "16")]
+    pub disposition: i32,
 }
 
 const GRANT: i32 = 1;
+const OPEN: i32 = 2;
+const PROGRESS: i32 = 3;
 const CALL: i32 = 4;
 const CLOSE: i32 = 6;
+/// The gateway died, or stopped, before the answer was complete.
+const GATEWAY_ABORTED: i32 = 6;
 
 impl Record {
     /// Reads a payload.
@@ -83,8 +96,8 @@ impl Record {
     pub fn kind_name(&self) -> &'static str {
         match self.kind {
             GRANT => "GRANT",
-            2 => "OPEN",
-            3 => "PROGRESS",
+            OPEN => "OPEN",
+            PROGRESS => "PROGRESS",
             CALL => "CALL",
             5 => "VOID",
             CLOSE => "CLOSE",
@@ -121,6 +134,8 @@ pub(super) struct Replay {
     /// Journal, and the number after its last record.
     pub(super) ends: BTreeMap<Uuid, u64>,
     pub(super) records: u64,
+    /// Calls that no record ends: they go on, or their gateway is dead and not recovered.
+    pub(super) open_calls: usize,
 }
 
 /// A lease as its owner wrote it.
@@ -149,6 +164,7 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
         }
         replay.ends.insert(journal.id, journal.end);
         let mut leases = BTreeMap::new();
+        let mut open = BTreeMap::new();
         for (seq, payload) in &journal.records {
             replay.records += 1;
             let record = match Record::read(payload) {
@@ -167,13 +183,64 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
                     cost,
                 });
             }
-            check(&record, &format!("{name}/{seq}"), &mut leases, findings);
+            let place = format!("{name}/{seq}");
+            check_open(&record, &place, &mut open, findings);
+            check(&record, &place, &mut leases, findings);
         }
+        replay.open_calls += open.len();
     }
     replay
 }
 
+/// What was noted of a call that goes on.
+struct Note {
+    held: i64,
+    due: i64,
+}
+
+/// A call that was opened ends once, for at most what was held; when its gateway died, for what the
+/// last note of it says.
+fn check_open(
+    record: &Record,
+    place: &str,
+    open: &mut BTreeMap<Uuid, Note>,
+    findings: &mut Findings,
+) {
+    let Some(request) = record.request() else {
+        return;
+    };
+    let (held, due) = (record.held, record.due);
+    match record.kind {
+        OPEN | PROGRESS => {
+            if !(0..=held).contains(&due) {
+                let text = format!("{place}: {due} are due of {held} held");
+                findings.add(Kind::Sum, text);
+            }
+            open.insert(request, Note { held, due });
+        }
+        CALL => {
+            let Some(note) = open.remove(&request) else {
+                return;
+            };
+            let over = i128::from(record.cost) - i128::from(note.held);
+            if over > 0 {
+                let text = format!("{place}: a call costs {over} more than was held for it");
+                findings.add(Kind::Overspent(over), text);
+            }
+            let died = record.call.as_ref().map(|call| call.disposition) == Some(GATEWAY_ABORTED);
+            if died && record.cost < note.due {
+                let text = format!("{place}: {} of {} that were due", record.cost, note.due);
+                findings.add(Kind::Sum, text);
+            }
+        }
+        _ => {}
+    }
+}
+
 fn check(record: &Record, name: &str, leases: &mut BTreeMap<Uuid, Lease>, findings: &mut Findings) {
+    if matches!(record.kind, OPEN | PROGRESS) {
+        return; // nothing is spent by it
+    }
     for permit in &record.permits {
         match Uuid::from_slice(&permit.lease_id) {
             Ok(id) if record.kind == CALL => {

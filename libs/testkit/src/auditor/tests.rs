@@ -85,6 +85,7 @@ fn call(cost: i64, cum: i64) -> Vec<u8> {
         request_id: vec![7; 16],
         service: "pdf".to_owned(),
         status: 200,
+        disposition: 1,
     };
     encode(Record {
         kind: 4,

@@ -10,15 +10,18 @@ use std::{
 use prost::Message as _;
 use proto::events::v1::AnomalyFlagged;
 use rustix::process::Signal;
-use testkit::{eventually, load::Outcome};
+use testkit::{
+    eventually,
+    load::{Outcome, Plan},
+};
 
 use crate::{
-    fault::{LIVE, Load, summary},
+    fault::{LIVE, Load, priced, summary},
     stack::{CONSUMERS, Customer, SETTLE_LIMIT, Stack, signal},
 };
 
 /// All points are passed within so long.
-const DEATHS_LIMIT: Duration = Duration::from_secs(120);
+const DEATHS_LIMIT: Duration = Duration::from_secs(180);
 const LONG_DEATHS_LIMIT: Duration = Duration::from_secs(1_800);
 /// A life comes to its point within so long, or another one tries.
 const LIFE_LIMIT: Duration = Duration::from_secs(8);
@@ -26,18 +29,22 @@ const LIFE_LIMIT: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(400);
 
 /// Every point, and a later passage that a life under this load comes to.
-const POINTS: [(&str, u64); 26] = [
+const POINTS: [(&str, u64); 29] = [
     ("consumer.apply_committed", 4),
     ("consumer.batch_fetched", 4),
     ("consumer.dead_letter_committed", 2),
     ("consumer.watermark_published", 4),
     ("gateway.appended", 9),
     ("gateway.batch_acknowledged", 5),
+    ("gateway.call_opened", 3),
     ("gateway.close_written", 2),
     ("gateway.grant_written", 2),
     ("gateway.journal_synced", 7),
     ("gateway.lease_reply_received", 2),
     ("gateway.recall_answered", 2),
+    // Of one journal: the calls that its gateway had begun.
+    ("gateway.open_call_ended", 2),
+    ("gateway.progress_written", 2),
     // Of one journal: its files are scanned, its leases closed.
     ("gateway.recovery_scanned", 2),
     ("gateway.segment_created", 2),
@@ -147,6 +154,7 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
         &[("TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES", "65536")],
     )
     .await;
+    priced::price_tokens(&stack);
     let poor = stack.customer("Poor", 10);
     let (_, poor_key) = stack.key(&poor, &LIVE);
     let loads = loads(&stack, &poor_key);
@@ -205,6 +213,13 @@ fn loads(stack: &Stack, poor_key: &str) -> Vec<Load> {
         for (key, workers) in [(live.as_str(), 3), (&test, 1), (poor_key, 1)] {
             loads.push(Load::over(vec![gateway.clone()], key, workers));
         }
+        loads.push(Load::of(Plan {
+            gateways: vec![gateway],
+            key: live.clone(),
+            shots: vec![priced::stream()],
+            workers: 3,
+            pause: ROUND,
+        }));
     }
     loads
 }

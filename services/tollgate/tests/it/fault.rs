@@ -5,6 +5,7 @@
 mod credits;
 mod keys;
 mod mutants;
+pub(crate) mod priced;
 mod shipping;
 mod stores;
 mod stream;
