@@ -249,13 +249,12 @@ impl Ticket {
     }
 
     fn reads(&self, head: &HeaderMap, is_right: impl FnOnce(&str) -> bool) -> bool {
+        if !self.has_pointers() || !self.charge(Disposition::Completed).estimated {
+            return false;
+        }
         let media = head.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media = media
-            .and_then(|text| text.split(';').next())
-            .unwrap_or_default();
-        self.has_pointers()
-            && self.charge(Disposition::Completed).estimated
-            && is_right(&media.trim().to_ascii_lowercase())
+        let media = media.and_then(|text| text.split(';').next());
+        is_right(&media.unwrap_or_default().trim().to_ascii_lowercase())
     }
 
     /// Reads units of a whole JSON answer.
