@@ -3,7 +3,8 @@
 //! - Acknowledged only after the commit, so a death in between repeats and never loses.
 //! - Applied records are subtracted inside the transaction, so a repetition changes nothing.
 //! - A batch that breaks a rule goes whole to the dead letters; the others go on. Its journal's
-//!   watermark waits at the gap, so the journal keeps it.
+//!   watermark waits there, so the journal keeps it.
+//! - What a journal's owner declares unreadable counts as applied, and is noted as a gap for good.
 //! - A silent subscription is rebuilt: a missed heartbeat is an error here.
 
 use std::{collections::BTreeMap, time::Duration};
@@ -11,6 +12,7 @@ use std::{collections::BTreeMap, time::Duration};
 use async_nats::jetstream::{
     AckKind, Message,
     consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::Stream,
 };
 use futures_util::{FutureExt, StreamExt};
 use opentelemetry::trace::TraceContextExt;
@@ -21,8 +23,11 @@ use types::JournalId;
 use crate::{
     crash_point,
     host::{Host, Stop},
-    inbox::{self, Ranges},
-    postgres, streams,
+    inbox::{self, Lost, Ranges},
+    origin::{self, Moved, Server, Since},
+    postgres,
+    standby::Trail,
+    streams,
     supervise::supervise,
     trace::{self, Kind},
 };
@@ -42,6 +47,8 @@ const ACK_PENDING_MAX: i64 = 2_000;
 /// The server hands a message out again when nothing is heard for so long: what a killed instance
 /// had in hand. Repetitions are cheap, so it is short.
 const ACK_WAIT: Duration = Duration::from_secs(5);
+/// What waits is delivered again after so long.
+const LATER: Duration = Duration::from_secs(1);
 /// Journals whose watermarks are told again when a subscription begins, the youngest.
 const JOURNALS_TOLD_MAX: i64 = 1_000;
 /// A pull request lives so long; half of it without a heartbeat means that it is lost.
@@ -69,6 +76,14 @@ pub enum ApplyError {
         /// Its position in the slice.
         delivery: usize,
         /// What rule, in words for an operator.
+        reason: String,
+    },
+    /// What a delivery needs is not there yet: it is delivered again, the rest goes on.
+    #[error("delivery {delivery} waits: {reason}")]
+    Later {
+        /// Its position in the slice.
+        delivery: usize,
+        /// For what.
         reason: String,
     },
     /// Anything else: everything is tried again.
@@ -118,9 +133,23 @@ pub(crate) async fn run<A: Apply>(host: Host, consumer: A, stop: Stop) {
 
 async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyhow::Result<()> {
     let stream = streams::usage(&host.jetstream()).await?;
+    let mut connection = host.postgres().acquire().await?;
+    let server = origin::present(&mut connection).await?;
+    let moved = origin::moved(&mut connection, A::SCHEMA, &server).await?;
+    let deliver_policy = match &moved {
+        Some(since) => {
+            read_again(host, &stream, since).await?;
+            since.policy()
+        }
+        // Where it began is no news to one that is there.
+        None => match stream.consumer_info(host.name()).await {
+            Ok(known) => known.config.deliver_policy,
+            Err(_) => DeliverPolicy::All,
+        },
+    };
     let config = pull::Config {
         durable_name: Some(host.name().to_owned()),
-        deliver_policy: DeliverPolicy::All,
+        deliver_policy,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_deliver: -1,
@@ -129,7 +158,15 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
     };
     // Made, or brought up to date when an older version has made it.
     let pull = stream.create_consumer(config).await?;
-    tell_watermarks(host, A::SCHEMA).await?;
+    if moved.is_some() {
+        origin::settle(&mut connection, A::SCHEMA, &server).await?;
+    }
+    drop(connection);
+    let mut trail = Trail::new(server);
+    trail.look(host).await?;
+    tell_watermarks(host, A::SCHEMA, &mut trail).await?;
+    let mut looks = tokio::time::interval(Trail::PERIOD);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut messages = pull
         .stream()
         .max_messages_per_batch(MESSAGES_MAX)
@@ -140,6 +177,10 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
     loop {
         let first = tokio::select! {
             first = messages.next() => first,
+            _ = looks.tick() => {
+                trail.look(host).await?;
+                continue;
+            }
             () = stop.requested() => return Ok(()),
         };
         let Some(first) = first else { return Ok(()) };
@@ -151,7 +192,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
                 _ => break,
             }
         }
-        batch(host, consumer, fetched, stop).await?;
+        batch(host, consumer, fetched, &mut trail, stop).await?;
     }
 }
 
@@ -160,6 +201,7 @@ async fn batch<A: Apply>(
     host: &Host,
     consumer: &A,
     fetched: Vec<Message>,
+    trail: &mut Trail,
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let mut parcels = Vec::with_capacity(fetched.len());
@@ -180,9 +222,9 @@ async fn batch<A: Apply>(
     }
     let mut retry = RETRY_MIN;
     while !parcels.is_empty() {
-        match transaction(host, consumer, &parcels).await {
+        match transaction(host, consumer, &parcels, trail.server()).await {
             Ok(watermarks) => {
-                acknowledge(host, &parcels, watermarks).await?;
+                acknowledge(host, &parcels, watermarks, trail).await?;
                 return Ok(());
             }
             Err(ApplyError::Poison { delivery, reason }) => {
@@ -190,6 +232,14 @@ async fn batch<A: Apply>(
                 let (message, seq) = (&parcel.message, parcel.stream_seq);
                 bury(host, A::SCHEMA, message, seq, &reason, stop).await?;
             }
+            Err(ApplyError::Later { delivery, reason }) => {
+                let parcel = parcels.remove(delivery);
+                tracing::info!(consumer = host.name(), reason, "a usage batch waits");
+                let again = AckKind::Nak(Some(LATER));
+                let told = parcel.message.ack_with(again).await;
+                told.map_err(|error| anyhow::anyhow!(error))?;
+            }
+            Err(ApplyError::Failed(error)) if error.is::<Moved>() => return Err(error),
             Err(ApplyError::Failed(error)) => {
                 tracing::warn!(
                     consumer = host.name(),
@@ -230,16 +280,22 @@ async fn transaction<A: Apply>(
     host: &Host,
     consumer: &A,
     parcels: &[Parcel],
+    server: &Server,
 ) -> Result<BTreeMap<JournalId, u64>, ApplyError> {
     let started = host.clock().system_time();
     let journals: Vec<JournalId> = parcels.iter().map(|parcel| parcel.journal).collect();
     let mut transaction = postgres::begin(&host.postgres()).await?;
-    let mut inbox = inbox::lock(&mut transaction, A::SCHEMA, &journals).await?;
+    let (timeline, mut inbox) = inbox::lock(&mut transaction, A::SCHEMA, &journals).await?;
+    if timeline != server.timeline {
+        return Err(ApplyError::Failed(anyhow::Error::new(Moved)));
+    }
     let mut fresh: Vec<Delivery> = Vec::with_capacity(parcels.len());
     let mut origins = Vec::with_capacity(parcels.len());
+    let mut lost: Vec<Lost> = Vec::new();
     for (index, parcel) in parcels.iter().enumerate() {
         let ranges = inbox.entry(parcel.journal).or_default();
         let records = unseen(ranges, &parcel.batch);
+        lost.extend(unreadable(parcel.journal, ranges, &parcel.batch));
         if !records.is_empty() {
             fresh.push(Delivery {
                 journal: parcel.journal,
@@ -252,18 +308,28 @@ async fn transaction<A: Apply>(
     if !fresh.is_empty() {
         match consumer.apply(&mut transaction, &fresh).await {
             Ok(()) => {}
+            // The caller knows messages, not deliveries.
             Err(ApplyError::Poison { delivery, reason }) => {
-                // The caller knows messages, not deliveries.
                 let delivery = origins.get(delivery).copied().unwrap_or(0);
                 return Err(ApplyError::Poison { delivery, reason });
             }
+            Err(ApplyError::Later { delivery, reason }) => {
+                let delivery = origins.get(delivery).copied().unwrap_or(0);
+                return Err(ApplyError::Later { delivery, reason });
+            }
             Err(failed) => return Err(failed),
         }
+    }
+    if !lost.is_empty() {
+        inbox::note_gaps(&mut transaction, A::SCHEMA, &lost).await?;
+    }
+    if !fresh.is_empty() || !lost.is_empty() {
         inbox::save(&mut transaction, A::SCHEMA, &inbox).await?;
     }
     transaction.commit().await?;
     crash_point!("consumer.apply_committed");
     consumer.applied(&fresh);
+    lament(host, &lost);
     trace_batch::<A>(host, &fresh, started);
     lag(host, &fresh);
     Ok(inbox
@@ -281,12 +347,45 @@ fn unseen(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<Record> {
         .collect()
 }
 
+/// What of the gaps of a batch this consumer has not applied.
+fn unreadable(journal: JournalId, ranges: &mut Ranges, batch: &UsageBatch) -> Vec<Lost> {
+    let mut lost = Vec::new();
+    for gap in &batch.gaps {
+        let parts = ranges.cover(gap.from, gap.below).into_iter();
+        lost.extend(parts.map(|(from, below)| Lost {
+            journal,
+            from,
+            below,
+            cause: gap.cause(),
+        }));
+    }
+    lost
+}
+
+/// Says loudly that records are gone.
+fn lament(host: &Host, lost: &[Lost]) {
+    for gap in lost {
+        let records = gap.below.saturating_sub(gap.from);
+        tracing::error!(
+            consumer = host.name(),
+            journal.id = %gap.journal,
+            from = gap.from,
+            below = gap.below,
+            records,
+            cause = inbox::cause(gap.cause),
+            "records of a journal are lost for good and were noted as a gap"
+        );
+        host.shared.usage.gap_records(host.name(), records);
+    }
+}
+
 /// Acknowledges and tells the gateways how far their journals are applied. A lost watermark is
 /// repeated when the gateway ships again.
 async fn acknowledge(
     host: &Host,
     parcels: &[Parcel],
     watermarks: BTreeMap<JournalId, u64>,
+    trail: &mut Trail,
 ) -> anyhow::Result<()> {
     for parcel in parcels {
         parcel
@@ -295,25 +394,38 @@ async fn acknowledge(
             .await
             .map_err(|error| anyhow::anyhow!(error))?;
     }
-    for (journal, watermark) in watermarks {
-        tell(host, journal, watermark).await?;
-    }
+    trail.tell(host, watermarks).await?;
     crash_point!("consumer.watermark_published");
     Ok(())
 }
 
 /// Repeats what an earlier instance may have died before telling.
-async fn tell_watermarks(host: &Host, schema: &'static str) -> anyhow::Result<()> {
+async fn tell_watermarks(
+    host: &Host,
+    schema: &'static str,
+    trail: &mut Trail,
+) -> anyhow::Result<()> {
     let mut connection = host.postgres().acquire().await?;
     let known = inbox::watermarks(&mut connection, schema, JOURNALS_TOLD_MAX).await?;
     drop(connection);
-    for (journal, watermark) in known {
-        tell(host, journal, watermark).await?;
+    trail.tell(host, known.into_iter().collect()).await
+}
+
+/// What the stream still has of the time that the database may have lost. What is applied is
+/// subtracted as ever.
+async fn read_again(host: &Host, stream: &Stream, since: &Since) -> anyhow::Result<()> {
+    tracing::error!(
+        consumer = host.name(),
+        %since,
+        "PostgreSQL was failed over or restored: the usage stream is read again"
+    );
+    if stream.consumer_info(host.name()).await.is_ok() {
+        stream.delete_consumer(host.name()).await?;
     }
     Ok(())
 }
 
-async fn tell(host: &Host, journal: JournalId, watermark: u64) -> anyhow::Result<()> {
+pub(crate) async fn tell(host: &Host, journal: JournalId, watermark: u64) -> anyhow::Result<()> {
     let applied = Applied {
         journal_id: journal.bytes().to_vec(),
         consumer: host.name().to_owned(),

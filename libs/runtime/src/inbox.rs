@@ -12,9 +12,16 @@
 
 use std::collections::BTreeMap;
 
-use proto::events::v1::UsageBatch;
+use proto::events::v1::{Gap, GapCause, UsageBatch};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use types::JournalId;
+
+/// Gaps of one batch. A journal's owner sends one before the records it lies before.
+const GAPS_MAX: usize = 64;
+/// Records of one gap; a journal with that many would be larger than any high-water mark.
+const GAP_RECORDS_MAX: u64 = 1 << 32;
+/// Numbers are `int8` in the inbox.
+const SEQ_MAX: u64 = 1 << 62;
 
 /// Half-open ranges of sequence numbers, sorted and disjoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +70,26 @@ impl Ranges {
         }
         true
     }
+
+    /// Adds a range; the parts of it that were not there.
+    pub(crate) fn cover(&mut self, from: u64, below: u64) -> Vec<(u64, u64)> {
+        let first = self.0.partition_point(|(_, high)| *high < from);
+        let behind = self.0.partition_point(|(low, _)| *low <= below);
+        let (mut low, mut high, mut next) = (from, below, from);
+        let mut new = Vec::new();
+        for (known_low, known_high) in self.0.drain(first..behind) {
+            if next < known_low {
+                new.push((next, known_low));
+            }
+            next = next.max(known_high);
+            (low, high) = (low.min(known_low), high.max(known_high));
+        }
+        if next < below {
+            new.push((next, below));
+        }
+        self.0.insert(first, (low, high));
+        new
+    }
 }
 
 fn bound(text: Option<i64>) -> u64 {
@@ -70,12 +97,13 @@ fn bound(text: Option<i64>) -> u64 {
         .unwrap_or(0)
 }
 
-/// Locks the inboxes of the journals in id order and reads what is applied.
+/// Locks the inboxes of the journals in id order and reads what is applied. With it, the server's
+/// timeline: what was committed on another one may not be here.
 pub(crate) async fn lock(
     connection: &mut PgConnection,
     schema: &'static str,
     journals: &[JournalId],
-) -> sqlx::Result<BTreeMap<JournalId, Ranges>> {
+) -> sqlx::Result<(String, BTreeMap<JournalId, Ranges>)> {
     let mut ids: Vec<uuid::Uuid> = journals.iter().map(|journal| journal.uuid()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -89,13 +117,14 @@ pub(crate) async fn lock(
         .execute(&mut *connection)
         .await?;
     let lock = format!(
-        "select journal_id from {schema}.inbox
+        "select left(pg_walfile_name(pg_current_wal_lsn()), 8) as timeline from {schema}.inbox
           where journal_id = any($1) order by journal_id for update"
     );
-    sqlx::query(AssertSqlSafe(lock))
+    let locked = sqlx::query(AssertSqlSafe(lock))
         .bind(&ids)
-        .execute(&mut *connection)
+        .fetch_all(&mut *connection)
         .await?;
+    let timeline = locked.first().map(|row| row.try_get("timeline"));
     let read = format!(
         "select i.journal_id, lower(r) as low, upper(r) as high
            from {schema}.inbox i, unnest(i.applied) r
@@ -114,7 +143,7 @@ pub(crate) async fn lock(
         let range = (bound(row.try_get("low")?), bound(row.try_get("high")?));
         found.entry(journal).or_default().0.push(range);
     }
-    Ok(found)
+    Ok((timeline.transpose()?.unwrap_or_default(), found))
 }
 
 /// Writes the ranges back. The rows are locked by this transaction.
@@ -171,6 +200,51 @@ pub(crate) async fn watermarks(
     rows.iter().map(read).collect()
 }
 
+/// Notes for good what will never come. Each part is new to the inbox, so it is noted once.
+pub(crate) async fn note_gaps(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    lost: &[Lost],
+) -> sqlx::Result<()> {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let column = |column: fn(&Lost) -> u64| -> Vec<i64> {
+        lost.iter().map(|gap| number(column(gap))).collect()
+    };
+    let journals: Vec<uuid::Uuid> = lost.iter().map(|gap| gap.journal.uuid()).collect();
+    let causes: Vec<&str> = lost.iter().map(|gap| cause(gap.cause)).collect();
+    let statement = format!(
+        "insert into {schema}.gaps (journal_id, from_seq, below_seq, cause, at)
+         select journal_id, from_seq, below_seq, cause, now()
+           from unnest($1::uuid[], $2::int8[], $3::int8[], $4::text[])
+                u (journal_id, from_seq, below_seq, cause)"
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(&journals)
+        .bind(column(|gap| gap.from))
+        .bind(column(|gap| gap.below))
+        .bind(&causes)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Records that a consumer will never see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) journal: JournalId,
+    pub(crate) from: u64,
+    pub(crate) below: u64,
+    pub(crate) cause: GapCause,
+}
+
+/// As in the table.
+pub(crate) fn cause(cause: GapCause) -> &'static str {
+    match cause {
+        GapCause::Missing => "missing",
+        GapCause::Damaged | GapCause::Unspecified => "damaged",
+    }
+}
+
 /// Keeps a batch that breaks a rule, with its reason, once.
 pub(crate) async fn bury(
     connection: &mut PgConnection,
@@ -195,14 +269,16 @@ pub(crate) async fn bury(
     Ok(done.rows_affected() == 1)
 }
 
-/// Checks the shape every batch must have: a journal, and consecutive sequence numbers.
+/// Checks the shape every batch must have: a journal, consecutive sequence numbers, gaps apart from
+/// them and from each other.
 pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
     let journal =
         JournalId::from_slice(&batch.journal_id).map_err(|error| format!("journal_id: {error}"))?;
-    let Some(first) = batch.records.first() else {
+    if batch.records.is_empty() && batch.gaps.is_empty() {
         return Err("the batch has no records".to_owned());
-    };
-    for (expected, record) in (first.seq..).zip(&batch.records) {
+    }
+    let first = batch.records.first().map_or(0, |record| record.seq);
+    for (expected, record) in (first..).zip(&batch.records) {
         if record.seq != expected {
             return Err(format!(
                 "record {} stands where {expected} should",
@@ -210,5 +286,33 @@ pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
             ));
         }
     }
+    check_gaps(batch)?;
     Ok(journal)
+}
+
+/// A gap is believed: what it covers is never applied. So one that makes no sense is none.
+fn check_gaps(batch: &UsageBatch) -> Result<(), String> {
+    if GAPS_MAX < batch.gaps.len() {
+        return Err(format!("{} gaps in one batch", batch.gaps.len()));
+    }
+    let records = batch.records.first().zip(batch.records.last());
+    let records = records.map(|(first, last)| (first.seq, last.seq));
+    let mut before = 0;
+    for Gap { from, below, .. } in &batch.gaps {
+        let gap = format!("gap [{from}, {below})");
+        if below <= from {
+            return Err(format!("{gap} is empty"));
+        }
+        if GAP_RECORDS_MAX < below - from || SEQ_MAX < *below {
+            return Err(format!("{gap} is too long"));
+        }
+        if *from < before {
+            return Err(format!("{gap} begins before {before}"));
+        }
+        if records.is_some_and(|(first, last)| *from <= last && first < *below) {
+            return Err(format!("{gap} covers records of its own batch"));
+        }
+        before = *below;
+    }
+    Ok(())
 }

@@ -1,12 +1,13 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use proto::events::v1::{Gap, Record, UsageBatch};
 use secrecy::ExposeSecret;
 
 use crate::{
     config::Variables,
     follow,
-    inbox::Ranges,
+    inbox::{self, Ranges},
     secrets::Succession,
     trace::{format_traceparent, parse_traceparent},
 };
@@ -62,10 +63,81 @@ proptest! {
     }
 
     #[test]
+    fn a_gap_covers_what_is_missing_and_nothing_twice(
+        seqs in prop::collection::vec(0_u64..40, 0..30),
+        gaps in prop::collection::vec((0_u64..40, 1_u64..12), 0..12),
+    ) {
+        let mut ranges = Ranges::default();
+        let mut model = BTreeSet::new();
+        for seq in seqs {
+            prop_assert_eq!(ranges.insert(seq), model.insert(seq));
+        }
+        for (from, length) in gaps {
+            let new: Vec<u64> = ranges.cover(from, from + length).into_iter()
+                .flat_map(|(low, high)| low..high).collect();
+            let wanted: Vec<u64> = (from..from + length).filter(|n| model.insert(*n)).collect();
+            prop_assert_eq!(new, wanted);
+            for probe in 0..60 {
+                prop_assert_eq!(ranges.contains(probe), model.contains(&probe));
+            }
+            // Sorted, disjoint and not even adjacent: the next insertion relies on it.
+            let mut copy = ranges.clone();
+            prop_assert!(copy.cover(0, 60).len() == copy_gaps(&model));
+        }
+    }
+
+    #[test]
     fn a_traceparent_never_panics(text in ".{0,70}") {
         if let Some(context) = parse_traceparent(&text) {
             prop_assert!(context.is_valid());
         }
+    }
+}
+
+/// Runs of missing numbers below 60.
+fn copy_gaps(model: &BTreeSet<u64>) -> usize {
+    let begins = |n: &u64| !model.contains(n) && (*n == 0 || model.contains(&(n - 1)));
+    (0..60).filter(begins).count()
+}
+
+#[test]
+fn a_batch_whose_gaps_make_no_sense_is_refused() {
+    let gap = |from, below| Gap {
+        from,
+        below,
+        ..Gap::default()
+    };
+    let batch = |seqs: std::ops::Range<u64>, gaps: Vec<Gap>| UsageBatch {
+        journal_id: vec![7; 16],
+        records: seqs
+            .map(|seq| Record {
+                seq,
+                ..Record::default()
+            })
+            .collect(),
+        gaps,
+    };
+    for good in [
+        batch(3..5, vec![]),
+        batch(0..0, vec![gap(0, 9)]),
+        batch(3..5, vec![gap(0, 3), gap(5, 6), gap(6, 7)]),
+    ] {
+        assert!(inbox::check(&good).is_ok(), "{good:?}");
+    }
+    for bad in [
+        batch(0..0, vec![]),
+        batch(0..0, vec![gap(4, 4)]),
+        batch(0..0, vec![gap(5, 4)]),
+        batch(0..0, vec![gap(0, u64::MAX)]),
+        batch(0..0, vec![gap(u64::MAX - 4, u64::MAX)]),
+        batch(3..5, vec![gap(0, 4)]),
+        batch(3..5, vec![gap(4, 9)]),
+        batch(3..5, vec![gap(0, 9)]),
+        batch(0..0, vec![gap(5, 7), gap(0, 2)]),
+        batch(0..0, vec![gap(0, 7), gap(5, 9)]),
+        batch(0..0, (0..65).map(|n| gap(2 * n, 2 * n + 1)).collect()),
+    ] {
+        assert!(inbox::check(&bad).is_err(), "{bad:?}");
     }
 }
 

@@ -55,6 +55,8 @@ pub(crate) struct Stated {
 #[derive(Debug)]
 pub(crate) struct Lease {
     pub(crate) id: LeaseId,
+    /// Who was lent to.
+    pub(crate) owner: Owner,
     remaining: AtomicI64,
     held: AtomicI64,
     cum: AtomicI64,
@@ -80,9 +82,10 @@ pub(crate) struct Hold {
 }
 
 impl Lease {
-    pub(crate) fn new(id: LeaseId) -> Self {
+    pub(crate) fn new(id: LeaseId, owner: Owner) -> Self {
         Self {
             id,
+            owner,
             remaining: AtomicI64::new(0),
             held: AtomicI64::new(0),
             cum: AtomicI64::new(0),
@@ -232,6 +235,11 @@ impl Lease {
     /// write-off could debit a call that no record knows of.
     pub(crate) fn recorded(&self) -> i64 {
         self.recorded.load(Ordering::Acquire)
+    }
+
+    /// Everything lent since it began, before returns. Written to the journal before it is spent.
+    pub(crate) fn granted_cum(&self) -> i64 {
+        self.granted_cum.load(Ordering::Acquire)
     }
 
     pub(crate) fn returned_cum(&self) -> i64 {

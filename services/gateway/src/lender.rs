@@ -239,7 +239,7 @@ impl Lender {
             // total would begin anew. The wallet knows after the next heartbeat.
             return Err(Refusal::CreditsUnavailable);
         }
-        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id)));
+        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id, account.owner)));
         if !lease.is_news(lent.granted_cum) {
             return Ok(None);
         }
@@ -248,6 +248,7 @@ impl Lender {
             at_unix_micros: self.now_micros(),
             lease_id: id.bytes().to_vec(),
             granted: lent.granted_cum,
+            account: Some(wire_account(account)),
             ..Record::default()
         };
         if let Err(error) = self.append_synced(record, None).await {

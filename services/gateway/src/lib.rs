@@ -38,6 +38,7 @@ mod pool;
 mod principal;
 mod proxy;
 mod record;
+mod recovery;
 mod refuse;
 mod ship;
 mod start;
@@ -48,4 +49,5 @@ mod tests;
 mod units;
 
 pub use config::Config;
+pub use recovery::{Recovery, recover};
 pub use start::start;

@@ -5,6 +5,10 @@
 //! - What stays unapplied without any progress is shipped again from there, ever more rarely while
 //!   a consumer is away; one that has it answers with its watermark, so a lost watermark heals the
 //!   same way as a lost message.
+//! - What a damaged journal has lost is declared in order with the records around it: consumers
+//!   note it and go on.
+
+mod parcel;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,23 +16,16 @@ use anyhow::Context as _;
 use async_nats::HeaderMap;
 use futures_util::StreamExt;
 use prost::Message as _;
-use proto::{
-    channel::Channel,
-    events::v1::{Applied, Record, RecordKind},
-    wallet::v1::{RetireJournalRequest, wallet_service_client::WalletServiceClient},
-};
+use proto::events::v1::Applied;
 use runtime::{Host, Stop, USAGE_CONSUMERS, crash_point, streams, trace::TRACEPARENT};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
-use types::{JournalId, LeaseId};
+use types::JournalId;
 
-use crate::{
-    journal::{Batch, Journal, Limits, Reader, Recovered},
-    opened::Opened,
-    record,
-};
+use self::parcel::Parcel;
+use crate::journal::{Gap, Journal, Recovered};
 
 /// A batch is closed after so long, however few records it has.
 const LINGER: Duration = Duration::from_millis(10);
@@ -42,10 +39,6 @@ const TRIM_PERIOD: Duration = Duration::from_secs(1);
 /// Between attempts while NATS is away.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
-/// Wire tag of `UsageBatch.journal_id`: field 1, length-delimited.
-const TAG_JOURNAL: u8 = 0x0a;
-/// Wire tag of `UsageBatch.records`: field 2, length-delimited.
-const TAG_RECORD: u8 = 0x12;
 
 /// One journal on its way out.
 pub(crate) struct Shipper {
@@ -58,6 +51,11 @@ pub(crate) struct Shipper {
     shipped: watch::Sender<u64>,
     /// How far each consumer has come.
     marks: BTreeMap<String, u64>,
+    /// What of the journal is lost, in order.
+    gaps: Vec<Gap>,
+    /// The life that wrote the journal is over, and a copy of it may be brought to its end
+    /// elsewhere: consumers may have applied more than is written here.
+    is_over: bool,
 }
 
 impl Shipper {
@@ -79,7 +77,25 @@ impl Shipper {
             wake,
             shipped,
             marks,
+            gaps: Vec::new(),
+            is_over: false,
         }
+    }
+
+    /// For the journal of an earlier life.
+    pub(crate) fn of_earlier(host: &Host, found: &Recovered, shipped: watch::Sender<u64>) -> Self {
+        let wake = Arc::new(Notify::new());
+        Self {
+            gaps: found.gaps(),
+            is_over: true,
+            ..Self::new(host, found.journal.clone(), wake, shipped)
+        }
+    }
+
+    /// Who has applied least, and all below which number.
+    pub(crate) fn last(&self) -> (&str, u64) {
+        let last = self.marks.iter().min_by_key(|(_, mark)| **mark);
+        last.map_or(("", 0), |(consumer, mark)| (consumer, *mark))
     }
 
     /// The lowest watermark: everything below is applied everywhere.
@@ -92,7 +108,7 @@ impl Shipper {
     /// # Errors
     /// The journal cannot be read.
     pub(crate) async fn run(
-        mut self,
+        &mut self,
         mut until: impl FnMut(&Journal) -> bool,
         stop: &Stop,
     ) -> anyhow::Result<()> {
@@ -103,10 +119,10 @@ impl Shipper {
         let mut progress = Instant::now();
         let mut trimmed = Instant::now();
         loop {
-            let batch = reader.next_batch(Limits::before(self.journal.synced_seq()))?;
-            if let Some(batch) = batch {
-                self.publish(&batch, attempt, stop).await?;
-                let next = batch.first_seq.saturating_add(len(&batch));
+            let synced_seq = self.journal.synced_seq();
+            if let Some(parcel) = Parcel::read(&mut reader, &self.gaps, synced_seq)? {
+                self.publish(&parcel, attempt, stop).await?;
+                let next = parcel.next();
                 self.shipped.send_if_modified(|seen| {
                     let more = next > *seen;
                     *seen = next.max(*seen);
@@ -182,15 +198,17 @@ impl Shipper {
             return false;
         };
         let ours = JournalId::from_slice(&applied.journal_id).is_ok_and(|id| id == self.id);
+        let next_seq = self.journal.next_seq();
         // Nobody can have applied what was never written.
-        if !ours || applied.watermark > self.journal.next_seq() {
+        if !ours || (applied.watermark > next_seq && !self.is_over) {
             return false;
         }
+        let watermark = applied.watermark.min(next_seq);
         let Some(mark) = self.marks.get_mut(&applied.consumer) else {
             return false;
         };
-        let news = applied.watermark > *mark;
-        *mark = applied.watermark.max(*mark);
+        let news = watermark > *mark;
+        *mark = watermark.max(*mark);
         news
     }
 
@@ -206,18 +224,18 @@ impl Shipper {
     }
 
     /// Publishes until acknowledged. Calls go on meanwhile, into the journal.
-    async fn publish(&self, batch: &Batch, attempt: u64, stop: &Stop) -> anyhow::Result<()> {
-        let payload = payload(self.id, batch);
-        let last = batch.first_seq.saturating_add(len(batch));
+    async fn publish(&self, parcel: &Parcel, attempt: u64, stop: &Stop) -> anyhow::Result<()> {
+        let payload = parcel.encode(self.id);
+        let (first, next) = (parcel.first(), parcel.next());
         let mut retry = RETRY_MIN;
         let mut tries = attempt.saturating_mul(1_000_000);
         let mut warned = false;
         loop {
             let mut headers = HeaderMap::new();
             // Another id for each attempt: after a loss the stream's memory of ids would lie.
-            let message_id = format!("{}:{}-{last}:{tries}", self.id, batch.first_seq);
+            let message_id = format!("{}:{first}-{next}:{tries}", self.id);
             headers.insert("Nats-Msg-Id", message_id);
-            if let Some(parent) = first_trace(batch) {
+            if let Some(parent) = parcel.first_trace() {
                 headers.insert(TRACEPARENT, parent);
             }
             let subject = format!("usage.v1.{}", self.id);
@@ -257,208 +275,4 @@ impl Shipper {
 /// While stopping, each step forward is saved at once.
 fn until_soon(caught_up: bool, stop: &Stop) -> bool {
     caught_up && stop.is_requested()
-}
-
-fn len(batch: &Batch) -> u64 {
-    u64::try_from(batch.records.len()).unwrap_or(u64::MAX)
-}
-
-/// A `UsageBatch` around records that are encoded already.
-fn payload(id: JournalId, batch: &Batch) -> Vec<u8> {
-    let bytes: usize = batch
-        .records
-        .iter()
-        .map(|record| record.len().saturating_add(4))
-        .sum();
-    let mut payload = Vec::with_capacity(bytes.saturating_add(18));
-    payload.push(TAG_JOURNAL);
-    payload.push(16);
-    payload.extend_from_slice(id.bytes());
-    for record in &batch.records {
-        payload.push(TAG_RECORD);
-        prost::encoding::encode_varint(
-            u64::try_from(record.len()).unwrap_or(u64::MAX),
-            &mut payload,
-        );
-        payload.extend_from_slice(record);
-    }
-    payload
-}
-
-/// The trace of the first sampled call, for the message's header.
-fn first_trace(batch: &Batch) -> Option<String> {
-    batch.records.iter().find_map(|bytes| {
-        let call = Record::decode(bytes.clone()).ok()?.call?;
-        (!call.traceparent.is_empty()).then_some(call.traceparent)
-    })
-}
-
-/// Brings a journal of an earlier life to its end: no credit is lent to it any more, each open
-/// lease gets its final count, everything is shipped and applied, then it is removed.
-pub(crate) async fn recover(host: Host, channel: Channel, found: Recovered, stop: Stop) {
-    let id = JournalId::new(found.journal.id());
-    for damage in &found.damage {
-        tracing::error!(journal.id = %id, ?damage, "a journal is damaged; records may be missing");
-    }
-    match finish(&host, &channel, &found.journal, &stop).await {
-        Ok(()) => tracing::info!(journal.id = %id, "an earlier journal is settled and removed"),
-        Err(error) if stop.is_requested() => {
-            tracing::debug!(
-                error = format!("{error:#}"),
-                "recovery goes on at the next start"
-            );
-        }
-        Err(error) => tracing::error!(
-            journal.id = %id,
-            error = format!("{error:#}"),
-            "an earlier journal was not settled; the next start tries again"
-        ),
-    }
-}
-
-async fn finish(
-    host: &Host,
-    channel: &Channel,
-    journal: &Journal,
-    stop: &Stop,
-) -> anyhow::Result<()> {
-    let id = JournalId::new(journal.id());
-    let (mut totals, opened) = totals(host, journal).await?;
-    let open = retire(channel, id, stop).await?;
-    let now = host.clock().now();
-    for record in opened.end(&mut totals, now.as_microsecond())? {
-        append(host, journal, record).await?;
-        crash_point!("gateway.open_call_ended");
-    }
-    // What the wallet has closed or written off needs no final count: nothing of it is reserved,
-    // and a count below what was written off would be a dead letter.
-    for (lease, settled_cum) in open {
-        let total = totals.get(&lease);
-        if total.is_some_and(|total| total.closed) {
-            continue;
-        }
-        // Lent, but the reply never came: nothing was spent. Or all its calls are applied, and
-        // their records gone: what is settled is what was spent.
-        let close = Record {
-            kind: RecordKind::Close.into(),
-            at_unix_micros: now.as_microsecond(),
-            lease_id: lease.bytes().to_vec(),
-            cum: total.map_or(0, |total| total.cum).max(settled_cum),
-            ..Record::default()
-        };
-        append(host, journal, close).await?;
-        crash_point!("gateway.close_written");
-    }
-    crash_point!("gateway.recovery_scanned");
-    let (shipped, _) = watch::channel(0);
-    let shipper = Shipper::new(host, journal.clone(), Arc::new(Notify::new()), shipped);
-    shipper
-        .run(
-            |journal| journal.watermark() >= journal.next_seq() || stop.is_requested(),
-            stop,
-        )
-        .await?;
-    if journal.watermark() >= journal.next_seq() {
-        let journal = journal.clone();
-        host.blocking(move || journal.remove()).await??;
-        return Ok(());
-    }
-    anyhow::bail!("stopped before everything was applied")
-}
-
-/// Appends a record that completes the journal, and syncs it.
-async fn append(host: &Host, journal: &Journal, mut record: Record) -> anyhow::Result<()> {
-    let journal = journal.clone();
-    let now_ms = u64::try_from(host.clock().now().as_millisecond()).unwrap_or(0);
-    let append = move || {
-        journal.append_synced(now_ms, |slot| {
-            record.seq = slot.seq;
-            (record::encode(&record, slot.buf), ())
-        })
-    };
-    host.blocking(append).await??;
-    Ok(())
-}
-
-/// What a journal says of one lease.
-#[derive(Debug, Default)]
-pub(crate) struct Total {
-    pub(crate) cum: i64,
-    closed: bool,
-}
-
-impl Total {
-    /// Adds a call that had no record; returns the total with it.
-    pub(crate) fn spend(&mut self, cost: i64) -> i64 {
-        self.cum = self.cum.saturating_add(cost);
-        self.cum
-    }
-}
-
-/// What a journal says of its leases, and of the calls that it does not end.
-pub(crate) async fn totals(
-    host: &Host,
-    journal: &Journal,
-) -> anyhow::Result<(BTreeMap<LeaseId, Total>, Opened)> {
-    let mut reader: Reader = journal.reader(0);
-    let end = journal.next_seq();
-    host.blocking(move || {
-        let mut totals: BTreeMap<LeaseId, Total> = BTreeMap::new();
-        let mut opened = Opened::default();
-        while let Some(batch) = reader.next_batch(Limits::before(end))? {
-            for bytes in batch.records {
-                let record = Record::decode(bytes)?;
-                opened.read(&record)?;
-                for permit in &record.permits {
-                    let lease = LeaseId::from_slice(&permit.lease_id)?;
-                    let total = totals.entry(lease).or_default();
-                    total.cum = total.cum.max(permit.cum);
-                }
-                if record.lease_id.is_empty() {
-                    continue;
-                }
-                let lease = LeaseId::from_slice(&record.lease_id)?;
-                let total = totals.entry(lease).or_default();
-                total.cum = total.cum.max(record.cum);
-                total.closed |= record.kind == i32::from(RecordKind::Close);
-            }
-        }
-        Ok((totals, opened))
-    })
-    .await?
-}
-
-/// Ends the journal at the wallet and returns its open leases with what is settled of them.
-async fn retire(
-    channel: &Channel,
-    id: JournalId,
-    stop: &Stop,
-) -> anyhow::Result<Vec<(LeaseId, i64)>> {
-    let mut retry = RETRY_MIN;
-    loop {
-        let request = RetireJournalRequest {
-            journal_id: id.to_string(),
-        };
-        let mut request = tonic::Request::new(request);
-        request.set_timeout(Duration::from_secs(5));
-        match WalletServiceClient::new(channel.clone())
-            .retire_journal(request)
-            .await
-        {
-            Ok(answer) => {
-                let leases = answer.into_inner().leases.into_iter();
-                let open = leases
-                    .map(|lease| Ok((LeaseId::from_slice(&lease.lease_id)?, lease.settled_cum)));
-                return open.collect();
-            }
-            Err(status) => {
-                tracing::debug!(code = ?status.code(), "a journal is not retired yet");
-                tokio::select! {
-                    () = tokio::time::sleep(retry) => {}
-                    () = stop.requested() => anyhow::bail!("stopped before it was retired"),
-                }
-                retry = retry.saturating_mul(2).min(RETRY_MAX);
-            }
-        }
-    }
 }

@@ -30,7 +30,8 @@ use crate::{
     listen,
     metrics::Metrics,
     principal::Signer,
-    ship::{self, Shipper},
+    recovery,
+    ship::Shipper,
     strangers::{self, Strangers},
     sync,
 };
@@ -90,7 +91,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     for found in recovered {
         let (own, wallet) = (host.clone(), wallet.clone());
         host.spawn("recover-journal", move |stop| {
-            ship::recover(own, wallet, found, stop)
+            recovery::end(own, wallet, found, stop)
         });
     }
     let (own, wake) = (host.clone(), Arc::clone(&edge.shipping));
@@ -252,7 +253,7 @@ async fn heartbeat(lender: Arc<Lender>, stop: Stop) {
 
 /// Ships until everything is applied after the last call, and then removes the journal. Until that
 /// call has ended, shipping goes on though the host is stopping.
-async fn ship_until(shipper: Shipper, journal: Journal, host: Host, stops: Stops) {
+async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: Stops) {
     let Stops {
         drained, retired, ..
     } = stops;

@@ -9,6 +9,7 @@
 //! done by the clock are the service's own work.
 
 mod background;
+mod failover;
 mod lending;
 mod lows;
 mod quotas;
@@ -29,7 +30,8 @@ use crate::{
     error::Error,
 };
 
-pub(crate) use lending::Lent;
+pub(crate) use failover::{Standing, lock_book_and_take_over};
+pub(crate) use lending::{Heartbeat, Lent};
 pub(crate) use lows::Low;
 pub(crate) use quotas::QuotaUse;
 pub(crate) use reading::{LedgerLine, WalletView};

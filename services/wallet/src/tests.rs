@@ -4,6 +4,7 @@
     reason = "a naive reference is plain sums"
 )]
 
+mod failover;
 mod low;
 mod tables;
 mod world;

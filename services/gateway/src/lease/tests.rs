@@ -12,8 +12,12 @@ use super::*;
 
 const NOW: i64 = 1_000;
 
+fn owner() -> Owner {
+    Owner::Organisation(OrgId::new(Uuid::from_u128(2)))
+}
+
 fn lease(granted: i64) -> Arc<Lease> {
-    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1))));
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1)), owner()));
     assert!(
         lease.extend(granted, 0, NOW).is_none(),
         "nothing was asked for"
@@ -138,7 +142,7 @@ proptest! {
 
 #[test]
 fn nothing_is_spent_after_the_end() {
-    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1))));
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(1)), owner()));
     lease.end_at(NOW);
     assert!(lease.extend(10, 5, NOW).is_none());
     assert!(lease.hold(1, NOW).is_none());

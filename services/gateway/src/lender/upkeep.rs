@@ -11,7 +11,7 @@ use proto::{
 use runtime::{Stop, crash_point};
 use types::LeaseId;
 
-use super::{ATTEMPT_TIMEOUT, Lender};
+use super::{ATTEMPT_TIMEOUT, Lender, wire_account};
 use crate::lease::{Account, Lease, Owner};
 
 /// Seconds without a call after which unspent credits go back.
@@ -87,7 +87,8 @@ impl Lender {
         }
     }
 
-    /// Tells the wallet what has changed; now and then, and when it has missed something, all.
+    /// Tells the wallet what has changed; now and then, when it has missed something, and when it
+    /// asks for it, all: its database may have lost what it lent.
     async fn report(&self, open: &[Arc<Lease>]) {
         let missed = self.missed.swap(false, Ordering::AcqRel);
         let heartbeats = self.heartbeats.fetch_add(1, Ordering::Relaxed);
@@ -108,21 +109,22 @@ impl Lender {
             let rest = reports.split_off(reports.len().min(REPORTS_MAX));
             let leases = reports
                 .iter()
-                .map(|(lease, (cum, returned_cum))| wire::LeaseReport {
-                    lease_id: lease.id.bytes().to_vec(),
-                    cum: *cum,
-                    returned_cum: *returned_cum,
-                })
+                .map(|(lease, counters)| self.report_of(lease, *counters, tells_all))
                 .collect();
             let request = wire::HeartbeatRequest {
                 journal_id: self.journal_id().to_string(),
                 gateway: self.name.clone(),
                 leases,
+                tells_all: tells_all && rest.is_empty(),
             };
             let mut request = tonic::Request::new(request);
             request.set_timeout(ATTEMPT_TIMEOUT);
             match self.client().heartbeat(request).await {
-                Ok(answer) => self.drain(&answer.into_inner().drain),
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    self.drain(&answer.drain);
+                    self.missed.fetch_or(answer.tell_all, Ordering::AcqRel);
+                }
                 Err(status) => {
                     tracing::debug!(code = ?status.code(), "the wallet did not take a heartbeat");
                     self.missed.store(true, Ordering::Release);
@@ -136,6 +138,22 @@ impl Lender {
                 return;
             }
             reports = rest;
+        }
+    }
+
+    fn report_of(
+        &self,
+        lease: &Lease,
+        (cum, returned_cum): (i64, i64),
+        tells_all: bool,
+    ) -> wire::LeaseReport {
+        let account = tells_all.then(|| wire_account(&self.account(lease.owner)));
+        wire::LeaseReport {
+            lease_id: lease.id.bytes().to_vec(),
+            cum,
+            returned_cum,
+            granted_cum: if tells_all { lease.granted_cum() } else { 0 },
+            account,
         }
     }
 
@@ -206,6 +224,7 @@ impl Lender {
     pub(crate) async fn retire(&self) -> anyhow::Result<()> {
         let mut request = tonic::Request::new(wire::RetireJournalRequest {
             journal_id: self.journal_id().to_string(),
+            unless_alive: false,
         });
         request.set_timeout(ATTEMPT_TIMEOUT);
         let answer = self.client().retire_journal(request).await?.into_inner();

@@ -259,7 +259,9 @@ async fn a_call_costs_what_its_upstream_reports_and_never_more_than_is_held() {
                 .await
                 .unwrap_or_else(|_| panic!("{} takes for ever", case.name));
             check(&rig, &case, &got);
-            let (_, opened) = ship::totals(&host, rig.journal()).await.expect("readable");
+            let (_, opened) = recovery::totals(&host, rig.journal())
+                .await
+                .expect("readable");
             assert!(!opened.any(), "{}: every call has ended", case.name);
         }
     });

@@ -24,7 +24,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
-use types::{LeaseId, NewKey, QuotaKind};
+use types::{LeaseId, NewKey, OrgId, QuotaKind};
 use uuid::Uuid;
 
 use crate::{
@@ -183,7 +183,8 @@ fn catalogue(address: SocketAddr) -> Catalogue {
 }
 
 fn granted(id: u128) -> Arc<Lease> {
-    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(id))));
+    let owner = Owner::Organisation(OrgId::new(Uuid::from_u128(1)));
+    let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(id)), owner));
     assert!(lease.extend(GRANTED, 0, 0).is_none());
     lease
 }

@@ -384,6 +384,7 @@ fn longest() -> Record {
             2
         ],
         due: i64::MIN,
+        account: None,
     }
 }
 

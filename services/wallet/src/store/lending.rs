@@ -8,12 +8,14 @@ use types::{Credits, JournalId, LeaseId};
 use uuid::Uuid;
 
 use super::{
-    Connection, Store, quotas, rows,
+    Connection, Store, failover, lock_book_and_take_over, quotas, rows,
     wallets::{hold_test_wallet, live_wallet},
     write,
 };
 use crate::{
-    domain::{Account, Ask, Book, Breach, Lease, Report, WalletId, size},
+    domain::{
+        self, Account, Ask, Book, Breach, Lease, Report, WalletId, is_awaited, is_forgotten, size,
+    },
     error::{Error, Result},
 };
 
@@ -47,13 +49,28 @@ pub(crate) struct Heard {
     /// Leases to stop and close.
     pub(crate) drain: Vec<LeaseId>,
     pub(crate) live_gateways: u32,
+    /// The owner has to tell all its leases.
+    pub(crate) tell_all: bool,
     /// Reports that break a rule. They were not applied.
     pub(crate) breaches: Vec<Breach>,
+}
+
+/// What a gateway says of itself and its leases.
+pub(crate) struct Heartbeat<'a> {
+    pub(crate) journal: JournalId,
+    pub(crate) gateway: &'a str,
+    pub(crate) reports: &'a [Report],
+    /// The same leases, with what was lent in all and to whom.
+    pub(crate) lent: &'a [domain::Lent],
+    /// With this, all its leases are told.
+    pub(crate) tells_all: bool,
 }
 
 /// What decides about an `Ask`, besides its wallet.
 struct Situation {
     is_retired: bool,
+    /// The database may have forgotten what it has lent.
+    is_frozen: bool,
     live_gateways: u32,
     /// Lease that the nonce has been answered with.
     replayed: Option<Uuid>,
@@ -97,6 +114,9 @@ impl Store {
             });
         }
         let Some(wallet) = wallet else {
+            if situation.is_frozen {
+                return Err(Error::Frozen);
+            }
             tx.commit().await?;
             return Ok(Lent::Short {
                 available: Credits::ZERO,
@@ -110,38 +130,44 @@ impl Store {
         Ok(lent)
     }
 
-    /// Merges what a gateway says about its leases, and tells which of them it must end.
+    /// Merges what a gateway says about its leases, and tells which of them it must end. What a
+    /// failover has forgotten of them is taken over from `heartbeat.lent`.
     pub(crate) async fn heartbeat(
         &self,
-        journal: JournalId,
-        gateway: &str,
-        reports: &[Report],
+        heartbeat: &Heartbeat<'_>,
+        new_id: impl Fn() -> Uuid,
         now: Timestamp,
     ) -> Result<Heard> {
+        let (journal, reports) = (heartbeat.journal, heartbeat.reports);
         let mut tx = runtime::begin(&self.pool).await?;
-        let alive = sqlx::query!(
-            r#"
-            insert into wallet.journals as j (id, gateway, heartbeat_at)
-            values ($1, $2, $3)
-            on conflict (id) do update
-               set heartbeat_at = greatest(j.heartbeat_at, excluded.heartbeat_at)
-             where j.retired_at is null"#,
-            journal.uuid(),
-            gateway,
-            now.to_sqlx() as _,
-        )
-        .execute(&mut *tx)
-        .await?;
-        if alive.rows_affected() == 0 {
-            return Err(Error::JournalRetired { journal });
-        }
-        let (book, breaches) = merge(&mut tx, reports).await?;
-        let must_drain = |report: &&Report| {
-            let lease = book
-                .lease(report.lease)
-                .filter(|lease| lease.journal == journal);
-            lease.is_none_or(Lease::must_drain)
+        let told_before = hear(&mut tx, heartbeat, now).await?;
+        // Whoever is alive tells his leases within a heartbeat or two.
+        let failed_over_at = failover::failed_over(&mut tx, now)
+            .await?
+            .filter(|at| is_awaited(*at, now));
+        let (book, breaches) = match failed_over_at {
+            Some(_) if !heartbeat.lent.is_empty() => {
+                let leases = reports.iter().map(|report| report.lease).collect();
+                let (mut book, _) =
+                    lock_book_and_take_over(&mut tx, &leases, heartbeat.lent, new_id, now).await?;
+                let breaches = report_all(&mut book, reports);
+                (book, breaches)
+            }
+            _ => merge(&mut tx, reports).await?,
         };
+        let lease_of = |report: &Report| {
+            let lease = book.lease(report.lease);
+            lease.filter(|lease| lease.journal == journal)
+        };
+        let is_lost = |report: &Report| {
+            failed_over_at
+                .is_some_and(|at| is_forgotten(book.lease(report.lease), report.lease, at))
+        };
+        let must_drain =
+            |report: &&Report| !is_lost(report) && lease_of(report).is_none_or(Lease::must_drain);
+        let has_told = heartbeat.tells_all
+            || failed_over_at.is_none_or(|at| told_before.is_some_and(|told| told >= at));
+        let tell_all = !has_told || (reports.iter().any(is_lost) && !heartbeat.tells_all);
         let drain = reports
             .iter()
             .filter(must_drain)
@@ -153,6 +179,7 @@ impl Store {
         Ok(Heard {
             drain,
             live_gateways,
+            tell_all,
             breaches,
         })
     }
@@ -172,25 +199,39 @@ impl Store {
 
     /// Ends a journal for good and returns its open leases: what they still hold comes back by
     /// their final counts only. The lock excludes every [`Store::acquire`] of the journal, so none
-    /// can lend after this has answered.
-    pub(crate) async fn retire(&self, journal: JournalId, now: Timestamp) -> Result<Vec<Lease>> {
+    /// can lend after this has answered. With `unless_alive`, a journal that is heard of is left
+    /// alone.
+    pub(crate) async fn retire(
+        &self,
+        journal: JournalId,
+        unless_alive: bool,
+        now: Timestamp,
+    ) -> Result<Vec<Lease>> {
         let mut tx = runtime::begin(&self.pool).await?;
+        // One that nobody knows was never heard of.
         sqlx::query!(
             r#"
             insert into wallet.journals (id, gateway, heartbeat_at)
-            values ($1, '', $2)
+            values ($1, '', '-infinity')
             on conflict (id) do nothing"#,
             journal.uuid(),
-            now.to_sqlx() as _,
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
-            "select id from wallet.journals where id = $1 for update",
-            journal.uuid()
+        let is_alive = sqlx::query_scalar!(
+            r#"
+            select retired_at is null and heartbeat_at >= $2 as "is_alive!"
+              from wallet.journals
+             where id = $1
+               for update"#,
+            journal.uuid(),
+            alive_since(now).to_sqlx() as _,
         )
         .fetch_one(&mut *tx)
         .await?;
+        if unless_alive && is_alive {
+            return Err(Error::JournalAlive { journal });
+        }
         sqlx::query!(
             r#"
             update wallet.journals
@@ -258,8 +299,11 @@ async fn situation(
                  where l.journal_id = j.id
                    and coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) = $3
                    and l.epoch = $4
-                   and l.state in ('active', 'orphaned')) as open
-          from wallet.journals j
+                   and l.state in ('active', 'orphaned')) as open,
+               f.timeline <> left(pg_walfile_name(pg_current_wal_lsn()), 8)
+               or f.system_identifier <> (select c.system_identifier from pg_control_system() c)
+               or (f.failed_over_at is not null and f.thawed_at is null) as "is_frozen!"
+          from wallet.journals j, wallet.freeze f
          where j.id = $1"#,
         ask.journal.uuid(),
         &ask.nonce,
@@ -271,6 +315,7 @@ async fn situation(
     let (is_retired, replayed, open) = (row.is_retired, row.replayed, row.open);
     Ok(Situation {
         is_retired,
+        is_frozen: row.is_frozen,
         live_gateways,
         replayed,
         open,
@@ -299,6 +344,9 @@ async fn lend(
             lease: Box::new(lease),
             available,
         });
+    }
+    if situation.is_frozen {
+        return Err(Error::Frozen);
     }
     let available = book.wallet(wallet).available();
     let Some(credits) = size(ask.want, ask.minimum, available, situation.live_gateways) else {
@@ -430,18 +478,58 @@ async fn merge(
         .collect();
     let wallets = rows::lock_wallets(connection, &wallets?).await?;
     let mut book = Book::new(wallets, rows::lock_leases(connection, &leases).await?);
-    let breaches = reports
-        .iter()
-        .filter_map(|report| book.report(report).err())
-        .collect();
+    let breaches = report_all(&mut book, reports);
     Ok((book, breaches))
+}
+
+fn report_all(book: &mut Book, reports: &[Report]) -> Vec<Breach> {
+    let refused = |report: &Report| book.report(report).err();
+    reports.iter().filter_map(refused).collect()
+}
+
+/// Notes that a journal's owner is alive; when it told all its leases before.
+async fn hear(
+    connection: &mut Connection,
+    heartbeat: &Heartbeat<'_>,
+    now: Timestamp,
+) -> Result<Option<Timestamp>> {
+    let journal = heartbeat.journal;
+    let told_before = sqlx::query_scalar!(
+        r#"select told_all_at as "told: jiff_sqlx::Timestamp" from wallet.journals where id = $1"#,
+        journal.uuid(),
+    )
+    .fetch_optional(&mut *connection)
+    .await?;
+    let alive = sqlx::query!(
+        r#"
+        insert into wallet.journals as j (id, gateway, heartbeat_at, told_all_at)
+        values ($1, $2, $3::timestamptz, case when $4 then $3::timestamptz end)
+        on conflict (id) do update
+           set heartbeat_at = greatest(j.heartbeat_at, excluded.heartbeat_at),
+               told_all_at = coalesce(excluded.told_all_at, j.told_all_at)
+         where j.retired_at is null"#,
+        journal.uuid(),
+        heartbeat.gateway,
+        now.to_sqlx() as _,
+        heartbeat.tells_all,
+    )
+    .execute(connection)
+    .await?;
+    if alive.rows_affected() == 0 {
+        return Err(Error::JournalRetired { journal });
+    }
+    Ok(told_before.flatten().map(jiff_sqlx::Timestamp::to_jiff))
+}
+
+/// Who was heard of since then is alive.
+fn alive_since(now: Timestamp) -> Timestamp {
+    now.checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
+        .unwrap_or(now)
 }
 
 /// Journals heard of in the last seconds.
 async fn live_gateways(connection: &mut Connection, now: Timestamp) -> sqlx::Result<u32> {
-    let since = now
-        .checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
-        .unwrap_or(now);
+    let since = alive_since(now);
     let live = sqlx::query_scalar!(
         r#"
         select count(*) as "live!"

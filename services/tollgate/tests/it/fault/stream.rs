@@ -145,6 +145,7 @@ fn batch(journal: uuid::Uuid, record: Record) -> Vec<u8> {
     let batch = UsageBatch {
         journal_id: journal.as_bytes().to_vec(),
         records: vec![record],
+        gaps: Vec::new(),
     };
     batch.encode_to_vec()
 }
