@@ -66,6 +66,8 @@ fn print(report: &Report, output: &Output) {
         ("stranded", report.stranded),
         ("dead letters", report.dead_letters),
         ("unapplied", report.unapplied),
+        ("recorded gaps", report.recorded_gaps),
+        ("unitemised", report.unitemised),
         ("calls", report.calls),
         ("records on disk", report.records_on_disk),
     ];

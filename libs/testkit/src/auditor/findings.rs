@@ -51,6 +51,12 @@ pub struct Report {
     pub dead_letters: u64,
     /// Records that a consumer has not applied yet.
     pub unapplied: u64,
+    /// Records that can never be read again, as their journals' owners have declared: explained,
+    /// and no difference.
+    pub recorded_gaps: u64,
+    /// Credits of such records, debited by the total that a later record states: no row says for
+    /// which call.
+    pub unitemised: u64,
     /// Wallets looked at.
     pub wallets: usize,
     /// Test wallets looked at.
@@ -97,6 +103,12 @@ impl Findings {
         if report.first_differences.len() < DESCRIBED_MAX {
             report.first_differences.push(text.into());
         }
+    }
+
+    /// Counts credits that were spent by calls whose records are lost, as recorded.
+    pub(super) fn add_unitemised(&mut self, credits: i128) {
+        let credits = u64::try_from(credits.max(0)).unwrap_or(u64::MAX);
+        self.report.unitemised = self.report.unitemised.saturating_add(credits);
     }
 
     /// Notes two numbers that should be one.

@@ -100,8 +100,11 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     connection.close().await?;
 
     money.check(&mut findings);
-    money.check_spend(&rows.spend, &mut findings);
-    money.quotas.check_uses(&rows.uses, &mut findings);
+    let with_gaps = rows.with_gaps();
+    money.check_spend(&rows.spend, &with_gaps, &mut findings);
+    money
+        .quotas
+        .check_uses(&rows.uses, &with_gaps, &mut findings);
     if !sources.journals.is_empty() {
         money.check_owners(&journals, &mut findings);
     }
@@ -117,6 +120,7 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     report.test_wallets = money.test_wallets();
     report.leases = money.leases();
     report.ledger_entries = money.ledger_entries();
+    report.recorded_gaps = rows.recorded_gaps();
     report.calls = rows.calls();
     report.credits = rows.credits();
     report.journals = journals.count();

@@ -4,7 +4,7 @@
 use proto::events::v1::{Disposition, Record, RecordKind};
 
 use super::rig::{self, GRANTED, MAX_COST, Rig};
-use crate::{opened::Opened, ship, units::JSON_BYTES_MAX};
+use crate::{opened::Opened, recovery, units::JSON_BYTES_MAX};
 
 struct Case {
     name: &'static str,
