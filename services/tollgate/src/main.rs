@@ -18,6 +18,7 @@ mod failure;
 mod input;
 mod invitation;
 mod journal_cmd;
+mod journal_recover;
 mod key;
 mod key_show;
 mod member;

@@ -31,6 +31,7 @@ mod pepper;
 mod places;
 mod policy;
 mod quota;
+mod recover;
 mod review;
 mod road;
 mod stack;

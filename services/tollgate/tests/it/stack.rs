@@ -313,6 +313,28 @@ impl Stack {
         }
     }
 
+    /// Does something that `tollgate dev` must not repair meanwhile: it stands still.
+    pub(crate) async fn while_nobody_restarts<F: Future<Output = ()>>(
+        &self,
+        work: impl FnOnce() -> F,
+    ) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        signal(pid, rustix::process::Signal::STOP);
+        work().await;
+        signal(pid, rustix::process::Signal::CONT);
+    }
+
+    /// The metrics of a service's process.
+    pub(crate) async fn metrics(&self, service: &str) -> Value {
+        let info = self.info();
+        let ops = info["ops"][service].as_str().expect("an address");
+        let answer = Connection::to(ops)
+            .call("", &Shot::get("/metrics.json"))
+            .await
+            .expect("metrics");
+        serde_json::from_slice(&answer.body).expect("JSON")
+    }
+
     /// A count by SQL.
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql)
