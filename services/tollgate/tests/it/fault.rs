@@ -3,6 +3,8 @@
 //! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
 
 mod credits;
+mod failover;
+mod gaps;
 mod keys;
 mod mutants;
 pub(crate) mod priced;
