@@ -83,6 +83,10 @@ impl Background {
     }
 
     async fn watch(&self) -> Result<()> {
+        // A restored database remembers old heartbeats only.
+        if self.metrics.is_frozen() {
+            return Ok(());
+        }
         let now = self.clock.now();
         for lease in self
             .store

@@ -50,6 +50,11 @@ impl Metrics {
         self.frozen.set(i64::from(is_frozen));
     }
 
+    /// Whether nothing is lent at present, as far as was looked.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.get() == 1
+    }
+
     /// Sets the number of leases in each state; a state that is not there has none.
     pub(crate) fn leases(&self, counted: &[(String, i64)]) {
         for state in ["active", "draining", "orphaned", "written_off"] {

@@ -10,6 +10,7 @@
 
 mod background;
 mod failover;
+mod heartbeats;
 mod lending;
 mod lows;
 mod quotas;
@@ -31,7 +32,8 @@ use crate::{
 };
 
 pub(crate) use failover::{Standing, lock_book_and_take_over};
-pub(crate) use lending::{Heartbeat, Lent};
+pub(crate) use heartbeats::Heartbeat;
+pub(crate) use lending::Lent;
 pub(crate) use lows::Low;
 pub(crate) use quotas::QuotaUse;
 pub(crate) use reading::{LedgerLine, WalletView};
