@@ -8,7 +8,7 @@
 use std::fmt;
 
 use async_nats::jetstream::consumer::DeliverPolicy;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row, postgres::PgRow};
 use time::{Duration, OffsetDateTime};
 
 /// The stream is read again from so long before the newest effect that is known: what was under way
@@ -21,6 +21,15 @@ pub(crate) struct Server {
     identifier: i64,
     /// The first eight digits of the names of its WAL files.
     pub(crate) timeline: String,
+}
+
+impl Server {
+    pub(crate) fn read(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            identifier: row.try_get("identifier")?,
+            timeline: row.try_get("timeline")?,
+        })
+    }
 }
 
 /// The server is not the one that the subscription began with.
@@ -59,10 +68,7 @@ pub(crate) async fn present(connection: &mut PgConnection) -> sqlx::Result<Serve
     )
     .fetch_one(connection)
     .await?;
-    Ok(Server {
-        identifier: row.try_get("identifier")?,
-        timeline: row.try_get("timeline")?,
-    })
+    Server::read(&row)
 }
 
 /// Whether the schema was on another server before, and from when on it may have lost something.
@@ -79,11 +85,7 @@ pub(crate) async fn moved(
     let row = sqlx::query(AssertSqlSafe(statement))
         .fetch_one(connection)
         .await?;
-    let known = Server {
-        identifier: row.try_get("identifier")?,
-        timeline: row.try_get("timeline")?,
-    };
-    if known == *server {
+    if Server::read(&row)? == *server {
         return Ok(None);
     }
     let last: Option<i64> = row.try_get("last")?;

@@ -16,7 +16,7 @@ use types::JournalId;
 use crate::{
     consume::tell,
     host::Host,
-    origin::{self, Moved, Server},
+    origin::{Moved, Server},
     postgres,
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Trail {
 
 impl Trail {
     /// Between two looks at the standbys.
-    pub(crate) const PERIOD: Duration = Duration::from_millis(500);
+    pub(crate) const PERIOD: Duration = Duration::from_secs(1);
 
     pub(crate) fn new(server: Server) -> Self {
         Self {
@@ -101,13 +101,15 @@ impl Trail {
 
     /// The present server, and whether it has a standby.
     async fn see(&self, host: &Host) -> sqlx::Result<(Server, bool)> {
-        let mut connection = host.postgres().acquire().await?;
-        let server = origin::present(&mut connection).await?;
-        let row = sqlx::query("select count(*) as standbys from pg_stat_replication")
-            .fetch_one(&mut *connection)
-            .await?;
-        let standbys: i64 = row.try_get("standbys")?;
-        Ok((server, standbys > 0))
+        let row = sqlx::query(
+            "select c.system_identifier as identifier,
+                    left(pg_walfile_name(pg_current_wal_lsn()), 8) as timeline,
+                    exists (select from pg_stat_replication) as has_standby
+               from pg_control_system() c",
+        )
+        .fetch_one(&host.postgres())
+        .await?;
+        Ok((Server::read(&row)?, row.try_get("has_standby")?))
     }
 
     /// Up to where every standby has the log on its disk.

@@ -5,7 +5,6 @@ mod server;
 
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use testkit::{
     eventually,
     load::{Outcome, Plan, Shot},
@@ -163,12 +162,12 @@ async fn thawed(stack: &Stack, began: Instant) -> Duration {
     let seen = std::cell::Cell::new(false);
     let over = eventually(SETTLE_LIMIT, "lending was frozen and goes on", async || {
         let metrics = stack.metrics("wallet").await;
-        seen.set(seen.get() | (metrics["tollgate_wallet_frozen"] == Value::from(1.0)));
+        seen.set(seen.get() | (metrics["tollgate_wallet_frozen"] == 1.0));
         let open = "select count(*) from wallet.freeze
                      where thawed_at is not null and thawed_at > failed_over_at";
         let open: Result<i64, _> = sqlx::query_scalar(open).fetch_one(stack.pool()).await;
         match open {
-            Ok(1) if seen.get() && metrics["tollgate_wallet_frozen"] == Value::from(0.0) => Ok(()),
+            Ok(1) if seen.get() && metrics["tollgate_wallet_frozen"] == 0.0 => Ok(()),
             other => Err(format!("{other:?}, frozen was seen: {}", seen.get())),
         }
     });
