@@ -114,7 +114,7 @@ async fn a_promoted_standby_is_caught_up_with_from_the_journals() {
     let proxy = Proxy::start(([127, 0, 0, 1], primary.port()).into())
         .await
         .expect("a proxy");
-    let standby = primary.standby(&proxy).await;
+    let standby = primary.standby(&proxy);
     let following = "select count(*) from pg_stat_replication where state = 'streaming'";
     let follows = eventually(SETTLE_LIMIT, "the standby follows", async || {
         match stack.count(following).await {

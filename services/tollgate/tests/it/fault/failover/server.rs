@@ -82,7 +82,7 @@ impl Server {
     }
 
     /// Another server that begins with a backup and follows this one through a proxy.
-    pub(super) async fn standby(&self, proxy: &Proxy) -> Standby {
+    pub(super) fn standby(&self, proxy: &Proxy) -> Standby {
         let Backup(data) = self.backup();
         let password = std::fs::read_to_string(self.data.with_file_name("password"));
         let follow = format!(
