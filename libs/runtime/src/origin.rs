@@ -1,4 +1,4 @@
-//! Which server the transactions of a consumer are on. One that was promoted or restored has another
+//! Which server a consumer's transactions are on. One that was promoted or restored has another
 //! timeline, and may have lost what was committed last on the one before; its inbox says what.
 #![expect(
     clippy::disallowed_methods,

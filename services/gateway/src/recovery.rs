@@ -4,7 +4,7 @@
 //! - No credit is lent to such a journal any more; each open lease gets its final count.
 //! - Everything is shipped, what is lost is declared, and a journal goes once all is applied.
 //! - Stopped or killed at any point, the next run goes on. Of two that have a copy each, both end:
-//!   a record counts once, by its number, and a lease that is still open afterwards is closed again.
+//!   a record counts once, by its number, and a lease that is open afterwards is closed again.
 
 use std::{collections::BTreeMap, path::PathBuf, pin::pin, time::Duration};
 
@@ -215,8 +215,8 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    /// Writes the final count of each open lease; how many there were. What the wallet has closed or
-    /// written off needs none: nothing of it is reserved, and a count below what was written off
+    /// Writes the final count of each open lease; how many there were. What the wallet has closed
+    /// or written off needs none: nothing of it is reserved, and a count below what was written off
     /// would be a dead letter.
     async fn close(
         &self,

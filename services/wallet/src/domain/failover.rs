@@ -48,9 +48,9 @@ pub(crate) fn had_time(failed_over_at: Timestamp, time: Duration, now: Timestamp
 
 impl Book {
     /// Takes over what the database has forgotten of a lease that is known by now, if only with
-    /// nothing. Its credits are reserved as far as they are there, so that I2 holds; what is missing
-    /// is returned. It may be there later: credits that came back before the failover are replayed,
-    /// and an operator can grant again what was bought and lost.
+    /// nothing. Its credits are reserved as far as they are there, so that I2 holds; what is
+    /// missing is returned. It may be there later: credits that came back before the failover are
+    /// replayed, and an operator can grant again what was bought and lost.
     pub(crate) fn take_over(&mut self, it: &Lent) -> Credits {
         self.raise(it.lease, it.journal, it.granted_cum, it.returned_cum)
     }

@@ -45,7 +45,8 @@ proptest! {
         let returned = returned.min(known + more - settled);
         let told = lent(known + more, returned);
         let missing = book.take_over(&told).get();
-        let (lease, wallet) = (book.lease(lease_id(1)).expect("known").clone(), book.wallet(live_wallet()).clone());
+        let lease = book.lease(lease_id(1)).expect("known").clone();
+        let wallet = book.wallet(live_wallet()).clone();
         prop_assert!(wallet.reserved <= wallet.balance, "I2");
         prop_assert_eq!(wallet.reserved.get() - others, lease.granted.get() - settled);
         if more > 0 {

@@ -1,5 +1,5 @@
 //! F15: PostgreSQL comes back without what it committed last: a standby is promoted that had not
-//! everything, or a backup is restored. Nothing is lent before the gateways have told what they hold.
+//! everything, or a backup is restored. Nothing is lent before gateways have told what they hold.
 
 mod server;
 
