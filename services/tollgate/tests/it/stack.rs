@@ -46,8 +46,13 @@ pub(crate) struct Customer {
     pub(crate) user: String,
 }
 
+/// The binary that was built with this test; one that was set aside for a long run, as nextest
+/// names it there.
 fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tollgate"))
+    match std::env::var_os("NEXTEST_BIN_EXE_tollgate") {
+        Some(path) => Command::new(path),
+        None => Command::new(env!("CARGO_BIN_EXE_tollgate")),
+    }
 }
 
 impl Stack {
@@ -311,6 +316,18 @@ impl Stack {
             Value::Array(pids) => pids.iter().map(number).collect(),
             pid => vec![number(pid)],
         }
+    }
+
+    /// Does this process run, as one that this stack has started?
+    pub(crate) fn is_child(&self, pid: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name in brackets may hold anything: state and parent follow its end.
+        let mut fields = match stat.rsplit_once(')') {
+            Some((_, fields)) => fields.split_whitespace(),
+            None => return false,
+        };
+        let (state, parent) = (fields.next(), fields.next());
+        !matches!(state, Some("Z" | "X")) && parent == Some(&self.child.id().to_string())
     }
 
     /// A count by SQL.
