@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use prost::Message as _;
 use proto::{
@@ -17,7 +18,7 @@ use proto::{
     events::v1::{Applied, Record, RecordKind},
     wallet::v1::{RetireJournalRequest, wallet_service_client::WalletServiceClient},
 };
-use runtime::{Host, Stop, USAGE_CONSUMERS, crash_point, streams, trace::TRACEPARENT};
+use runtime::{Host, Stop, USAGE_CONSUMERS, crash_point, trace::TRACEPARENT};
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
@@ -98,14 +99,13 @@ impl Shipper {
     ) -> anyhow::Result<()> {
         let mut applied = self.subscribe(stop).await?;
         let mut reader = self.journal.reader(self.watermark());
-        let mut attempt = 0_u64;
         let mut reship = RESHIP_MIN;
         let mut progress = Instant::now();
         let mut trimmed = Instant::now();
         loop {
             let batch = reader.next_batch(Limits::before(self.journal.synced_seq()))?;
             if let Some(batch) = batch {
-                self.publish(&batch, attempt, stop).await?;
+                self.publish(&batch, stop).await?;
                 let next = batch.first_seq.saturating_add(len(&batch));
                 self.shipped.send_if_modified(|seen| {
                     let more = next > *seen;
@@ -133,7 +133,6 @@ impl Shipper {
                 progress = Instant::now();
                 reship = RESHIP_MIN;
             } else if progress.elapsed() > reship {
-                attempt = attempt.saturating_add(1);
                 progress = Instant::now();
                 reship = reship.saturating_mul(2).min(RESHIP_MAX);
                 tracing::info!(
@@ -165,7 +164,7 @@ impl Shipper {
             .context("watermarks")?;
         // The stream must be there before the first batch; NATS may come later than we.
         let mut retry = RETRY_MIN;
-        while let Err(error) = streams::usage(&self.host.jetstream()).await {
+        while let Err(error) = self.host.streams().usage().await {
             tracing::debug!(error = format!("{error:#}"), "no usage stream yet");
             tokio::select! {
                 () = tokio::time::sleep(retry) => {}
@@ -206,41 +205,35 @@ impl Shipper {
     }
 
     /// Publishes until acknowledged. Calls go on meanwhile, into the journal.
-    async fn publish(&self, batch: &Batch, attempt: u64, stop: &Stop) -> anyhow::Result<()> {
-        let payload = payload(self.id, batch);
-        let last = batch.first_seq.saturating_add(len(batch));
+    async fn publish(&self, batch: &Batch, stop: &Stop) -> anyhow::Result<()> {
+        let payload = Bytes::from(payload(self.id, batch));
+        let streams = self.host.streams();
         let mut retry = RETRY_MIN;
-        let mut tries = attempt.saturating_mul(1_000_000);
         let mut warned = false;
         loop {
+            // Without an id: what a stream remembers of ids would keep it from handing on what is
+            // shipped again, in this life or by the next, and nobody would answer with a watermark.
             let mut headers = HeaderMap::new();
-            // Another id for each attempt: after a loss the stream's memory of ids would lie.
-            let message_id = format!("{}:{}-{last}:{tries}", self.id, batch.first_seq);
-            headers.insert("Nats-Msg-Id", message_id);
             if let Some(parent) = first_trace(batch) {
                 headers.insert(TRACEPARENT, parent);
             }
             let subject = format!("usage.v1.{}", self.id);
-            let published = async {
-                let jetstream = self.host.jetstream();
-                jetstream
-                    .publish_with_headers(subject, headers, payload.clone().into())
-                    .await?
-                    .await
-            };
+            let published = streams.put(subject, headers, payload.clone());
             match published.await {
-                Ok(_) => {
+                Ok(()) => {
                     crash_point!("gateway.batch_acknowledged");
                     return Ok(());
                 }
                 Err(error) => {
                     if !warned {
-                        tracing::warn!(%error, "usage is not shipped, the journal keeps it");
+                        tracing::warn!(
+                            error = format!("{error:#}"),
+                            "usage is not shipped, the journal keeps it"
+                        );
                     }
                     warned = true;
-                    tries = tries.saturating_add(1);
                     // A stream that was deleted is made again.
-                    if let Err(error) = streams::usage(&self.host.jetstream()).await {
+                    if let Err(error) = streams.usage().await {
                         tracing::debug!(error = format!("{error:#}"), "no usage stream");
                     }
                     tokio::select! {

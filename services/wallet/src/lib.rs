@@ -61,7 +61,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
         GATEWAY_METHODS,
     );
     host.consume(events::Settler::new(host.clock(), figures.clone()));
-    let lows = events::Lows::new(store.clone(), host.jetstream(), host.clock());
+    let lows = events::Lows::new(store.clone(), host.streams(), host.clock());
     host.every("publish-low-wallets", PUBLISH_PERIOD, move || {
         lows.clone().publish()
     });
