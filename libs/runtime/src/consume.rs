@@ -22,7 +22,7 @@ use crate::{
     crash_point,
     host::{Host, Stop},
     inbox::{self, Ranges},
-    postgres, streams,
+    postgres,
     supervise::supervise,
     trace::{self, Kind},
 };
@@ -41,7 +41,9 @@ const MESSAGES_MAX: usize = 200;
 const ACK_PENDING_MAX: i64 = 2_000;
 /// The server hands a message out again when nothing is heard for so long: what a killed instance
 /// had in hand. Repetitions are cheap, so it is short.
-const ACK_WAIT: Duration = Duration::from_secs(5);
+const ACK_WAIT: Duration = Duration::from_secs(3);
+/// While a transaction lasts the server hears that its messages are in hand.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
 /// Journals whose watermarks are told again when a subscription begins, the youngest.
 const JOURNALS_TOLD_MAX: i64 = 1_000;
 /// A pull request lives so long; half of it without a heartbeat means that it is lost.
@@ -49,7 +51,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(3);
 /// Between attempts after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Records of one message that this consumer has not applied yet, in sequence.
 #[derive(Clone, Debug)]
@@ -117,7 +119,8 @@ pub(crate) async fn run<A: Apply>(host: Host, consumer: A, stop: Stop) {
 }
 
 async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyhow::Result<()> {
-    let stream = streams::usage(&host.jetstream()).await?;
+    let streams = host.streams();
+    let stream = streams.usage().await?;
     let config = pull::Config {
         durable_name: Some(host.name().to_owned()),
         deliver_policy: DeliverPolicy::All,
@@ -128,7 +131,8 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
         ..pull::Config::default()
     };
     // Made, or brought up to date when an older version has made it.
-    let pull = stream.create_consumer(config).await?;
+    let made = async { Ok(stream.create_consumer(config).await?) };
+    let pull = streams.answered(made).await?;
     tell_watermarks(host, A::SCHEMA).await?;
     let mut messages = pull
         .stream()
@@ -180,7 +184,7 @@ async fn batch<A: Apply>(
     }
     let mut retry = RETRY_MIN;
     while !parcels.is_empty() {
-        match transaction(host, consumer, &parcels).await {
+        match in_hand(&parcels, transaction(host, consumer, &parcels)).await {
             Ok(watermarks) => {
                 acknowledge(host, &parcels, watermarks).await?;
                 return Ok(());
@@ -197,13 +201,7 @@ async fn batch<A: Apply>(
                     messages = parcels.len(),
                     "usage not applied, trying again"
                 );
-                for parcel in &parcels {
-                    parcel
-                        .message
-                        .ack_with(AckKind::Progress)
-                        .await
-                        .map_err(|error| anyhow::anyhow!(error))?;
-                }
+                report_progress(&parcels).await?;
                 tokio::select! {
                     () = tokio::time::sleep(retry) => {}
                     () = stop.requested() => return Ok(()),
@@ -211,6 +209,36 @@ async fn batch<A: Apply>(
                 retry = (retry * 2).min(RETRY_MAX);
             }
         }
+    }
+    Ok(())
+}
+
+/// Waits for the end of work on these messages, and keeps the server from handing them to another.
+async fn in_hand<T>(
+    parcels: &[Parcel],
+    work: impl Future<Output = Result<T, ApplyError>>,
+) -> Result<T, ApplyError> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(PROGRESS_PERIOD) => {
+                // Without it they come once more, and change nothing.
+                if let Err(error) = report_progress(parcels).await {
+                    tracing::debug!(error = format!("{error:#}"), "NATS does not hear of progress");
+                }
+            }
+        }
+    }
+}
+
+async fn report_progress(parcels: &[Parcel]) -> anyhow::Result<()> {
+    for parcel in parcels {
+        parcel
+            .message
+            .ack_with(AckKind::Progress)
+            .await
+            .map_err(|error| anyhow::anyhow!(error))?;
     }
     Ok(())
 }
