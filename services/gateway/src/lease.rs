@@ -185,6 +185,11 @@ impl Lease {
         granted_cum > self.granted_cum.load(Ordering::Acquire)
     }
 
+    /// What could be held now.
+    fn in_hand(&self) -> i64 {
+        self.remaining.load(Ordering::Acquire)
+    }
+
     /// Gives everything back that is not held; returns the total given back so far.
     pub(crate) fn give_back(&self) -> i64 {
         let credits = self.remaining.swap(0, Ordering::AcqRel).max(0);
@@ -356,6 +361,13 @@ impl Account {
         let hold = lease.as_ref()?.hold(credits, now)?;
         self.took(credits);
         Some(hold)
+    }
+
+    /// Credits of the lease in hand that no call holds.
+    pub(crate) fn in_hand(&self) -> i64 {
+        let lease = self.lease.load();
+        let usable = lease.as_ref().filter(|lease| !lease.is_draining());
+        usable.map_or(0, |lease| lease.in_hand())
     }
 
     /// Counts credits taken for a call, for the rate.

@@ -147,7 +147,12 @@ impl Lender {
         let mut refusal = Refusal::CreditsUnavailable;
         // An answer may be about a lease that has ended meanwhile; then the wallet is asked again.
         for _ in 0..ATTEMPTS_MAX {
-            let acquired = self.acquire(account, credits).await;
+            let acquired = match self.acquire(account, credits).await {
+                Err(refusal) if refusal == account.owner.exhausted() => {
+                    self.acquire_missing(account, credits, refusal).await
+                }
+                acquired => acquired,
+            };
             if let Ok(Some(hold)) = acquired {
                 account.took(credits);
                 return Ok(hold);
@@ -165,9 +170,32 @@ impl Lender {
         Err(refusal)
     }
 
+    /// The wallet has less than a call needs, but with what is in hand it may be enough: asks for the
+    /// difference, which nobody but the caller would make use of.
+    async fn acquire_missing(
+        &self,
+        account: &Account,
+        credits: i64,
+        refusal: Refusal,
+    ) -> Result<Option<Hold>, Refusal> {
+        let in_hand = account.in_hand();
+        if !(1..credits).contains(&in_hand) {
+            return Err(refusal);
+        }
+        let missing = credits.saturating_sub(in_hand);
+        let lent = self.lend(account, missing).await?;
+        self.accept(account, lent, 0).await
+    }
+
     /// One acquisition, for a call that needs `credits` or, with 0, for those to come. The caller
     /// holds the account's turn.
     async fn acquire(&self, account: &Account, credits: i64) -> Result<Option<Hold>, Refusal> {
+        let lent = self.lend(account, credits).await?;
+        self.accept(account, lent, credits).await
+    }
+
+    /// What the wallet lends, at least so many credits.
+    async fn lend(&self, account: &Account, credits: i64) -> Result<wire::Lease, Refusal> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Refusal::Draining);
         }
@@ -189,10 +217,7 @@ impl Lender {
         let answer = self.ask(request).await?;
         crash_point!("gateway.lease_reply_received");
         self.unanswered.pin().remove(&account.owner);
-        let Some(lent) = answer.lease else {
-            return Err(account.owner.exhausted());
-        };
-        self.accept(account, lent, credits).await
+        answer.lease.ok_or(account.owner.exhausted())
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.
