@@ -92,7 +92,7 @@ mod root;
 mod scan;
 mod segment;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upkeep;
 
 use std::path::PathBuf;

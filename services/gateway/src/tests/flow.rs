@@ -243,7 +243,7 @@ fn check(rig: &Rig, case: &Case, got: &str) {
 }
 
 /// Syncs and says so, as the upkeep does.
-async fn keep_up(edge: &Edge, done: &Stop) {
+pub(super) async fn keep_up(edge: &Edge, done: &Stop) {
     while !done.is_requested() {
         let stats = edge.journal.maintain(0).expect("a disk");
         start::publish_synced(edge, stats.synced_seq);

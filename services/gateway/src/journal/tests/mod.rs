@@ -6,7 +6,7 @@
 )]
 
 mod damage;
-mod disk;
+pub(crate) mod disk;
 mod faults;
 mod format;
 mod kill;
