@@ -26,6 +26,7 @@ mod org;
 mod output;
 mod pepper;
 mod private;
+mod reconciliation;
 mod roster;
 mod samples_cmd;
 mod second_factor;

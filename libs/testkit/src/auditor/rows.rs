@@ -267,6 +267,11 @@ impl Rows {
         u64::try_from(self.by_record.len()).unwrap_or(u64::MAX)
     }
 
+    /// Rows of a call.
+    pub(super) fn of_request(&self, request: Uuid) -> u32 {
+        self.by_request.get(&request).copied().unwrap_or(0)
+    }
+
     pub(super) fn credits(&self) -> i64 {
         let sum: i128 = self
             .by_record

@@ -398,8 +398,7 @@ async fn logins_stay_in_their_roles(postgres: &Postgres, root: &mut PgConnection
 async fn the_auditor_does_not_judge_a_part(postgres: &Postgres) {
     let sources = |postgres_url| Sources {
         postgres_url,
-        journals: Vec::new(),
-        transcript: Vec::new(),
+        ..Sources::default()
     };
     let all = auditor::audit(&sources(postgres.url("one")), Duration::ZERO).await;
     assert!(all.is_ok(), "{all:?}");
