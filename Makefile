@@ -37,9 +37,9 @@ deny: ## licences, banned crates and sources of the dependency tree
 	@tools/prepare.sh test
 	@tools/deny.sh
 
-faults: ## every fault test in its long form (an hour or more)
+faults: ## fault tests in their long forms, a line a fault (FAULTS=F1,F6 SECONDS=600; all: hours)
 	@tools/prepare.sh test
-	@cargo nextest run --workspace --cargo-quiet --profile faults --run-ignored all
+	@tools/faults.sh "$(FAULTS)" "$(SECONDS)"
 
 bench: ## the measurements behind benches/RESULTS.md, or one (ARGS="calls --seconds 20" …)
 	@tools/prepare.sh

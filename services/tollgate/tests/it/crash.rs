@@ -16,7 +16,7 @@ use testkit::{
 };
 
 use crate::{
-    fault::{LIVE, Load, priced, summary},
+    fault::{LIVE, Load, figures::Figures, priced, summary},
     stack::{CONSUMERS, Customer, SETTLE_LIMIT, Stack, signal},
 };
 
@@ -82,7 +82,7 @@ fn points_in(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_point_of_the_code_is_known_here() {
+fn f02_every_point_of_the_code_is_known_here() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut found = BTreeSet::new();
     for folder in ["libs", "services"] {
@@ -129,14 +129,14 @@ fn schedule(is_long: bool) -> BTreeMap<&'static str, Vec<String>> {
 }
 
 #[tokio::test]
-async fn every_point_leaves_everything_adding_up() {
+async fn f02_every_point_leaves_everything_adding_up() {
     die_everywhere(&schedule(false), DEATHS_LIMIT).await;
 }
 
 /// Each consumer at each point, and all of it many times over.
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn every_point_leaves_everything_adding_up_many_times() {
+async fn f02_every_point_leaves_everything_adding_up_many_times() {
     let mut plan = schedule(true);
     for points in plan.values_mut() {
         *points = std::iter::repeat_n(&*points, 10)
@@ -196,13 +196,15 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
         outcomes.push(load.finish().await);
     }
     forget_poison(&stack, injected.get()).await;
-    let report = stack.audit_with(&outcomes.iter().collect::<Vec<_>>());
-    println!(
-        "died {wanted} times at {} of {} points; {:?}; report {report}",
+    let all: Vec<&Outcome> = outcomes.iter().collect();
+    let report = stack.audit_with(&all);
+    let more = format!(
+        "died {wanted} times at {} of {} points; {:?}",
         POINTS.len() - 2,
         POINTS.len(),
         outcomes.iter().map(summary).collect::<Vec<_>>(),
     );
+    Figures::say("F02", [wanted, wanted], &all, more, &stack, &report).await;
 }
 
 /// Calls at each gateway. Little is left in the last wallet: gateways recall from each other.
@@ -331,13 +333,13 @@ async fn forget_poison(stack: &Stack, injected: u32) {
 }
 
 #[tokio::test]
-async fn consumers_that_die_before_they_acknowledge_apply_once() {
+async fn f09_f13_consumers_that_die_before_they_acknowledge_apply_once() {
     die_unacknowledged(3).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn consumers_that_die_two_hundred_times_apply_once() {
+async fn f09_f13_consumers_that_die_two_hundred_times_apply_once() {
     die_unacknowledged(200).await;
 }
 
@@ -377,9 +379,18 @@ async fn die_unacknowledged(times: usize) {
         before,
         "a repetition changes nothing"
     );
-    println!(
-        "each consumer died {times} times; {}; {} messages repeated; report {report}",
+    let more = format!(
+        "each consumer died {times} times; {}; {} messages repeated",
         summary(&outcome),
         first + second,
     );
+    Figures::say(
+        "F13",
+        [4 * times, 4 * times],
+        &[&outcome],
+        more,
+        &stack,
+        &report,
+    )
+    .await;
 }

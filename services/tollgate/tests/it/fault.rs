@@ -3,13 +3,19 @@
 //! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
 //! A test's name begins with the number of its fault, `f06_…`: `make faults FAULTS=F6` goes by it.
 
+mod bus;
+mod clocks;
 mod credits;
-mod figures;
+mod durable;
+pub(crate) mod figures;
+mod ids;
 mod keys;
 mod mutants;
-mod quiet;
 pub(crate) mod priced;
+mod quiet;
+mod replay;
 mod shipping;
+mod soak;
 mod stores;
 mod storm;
 mod stream;
@@ -29,6 +35,7 @@ use testkit::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::figures::Figures;
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// One credit.
@@ -99,9 +106,14 @@ impl Load {
         Self { stop, so_far, task }
     }
 
+    /// Complete answers so far.
+    pub(crate) fn answered(&self) -> usize {
+        self.so_far.lock().done.len()
+    }
+
     /// Waits until so many more answers are complete.
     pub(crate) async fn more_answers(&self, more: usize) {
-        let complete = || self.so_far.lock().done.len();
+        let complete = || self.answered();
         let before = complete();
         let grown = eventually(
             SETTLE_LIMIT,
@@ -194,7 +206,7 @@ async fn verify(stack: &Stack, outcome: &Outcome, kills: &BTreeMap<&str, usize>)
             Some(_) => double.push(&done.request_id),
         }
     }
-    println!(
+    let more = format!(
         "storm: {}, kills {kills:?}, settled after {settled:?}, lost {}, double {}, wrong {}, \
          report {report}",
         summary(outcome),
@@ -202,6 +214,15 @@ async fn verify(stack: &Stack, outcome: &Outcome, kills: &BTreeMap<&str, usize>)
         double.len(),
         wrong.len(),
     );
+    Figures::say(
+        "F01",
+        [kills.values().sum(), kills.values().sum()],
+        &[outcome],
+        more,
+        stack,
+        &report,
+    )
+    .await;
     assert!(
         outcome.done.len() > 500,
         "only {} calls were complete",

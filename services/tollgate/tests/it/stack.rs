@@ -63,7 +63,17 @@ impl Stack {
 
     /// As `start`, with these variables for all processes.
     pub(crate) async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_in(arguments, variables, |_| {}).await
+    }
+
+    /// As `start_with`, in a folder that was prepared.
+    pub(crate) async fn start_in(
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
+        prepare(&dir.path().join("data"));
         let countries = dir.path().join("geoip");
         std::fs::write(&countries, countries_text()).expect("written");
         let log = std::fs::File::create(dir.path().join("dev.log")).expect("a log");
@@ -353,7 +363,21 @@ impl Stack {
     }
 }
 
-const DIGESTS: [(&str, &str); 6] = [
+const DIGESTS: [(&str, &str); 9] = [
+    (
+        "ledger",
+        "select md5(string_agg(to_jsonb(l)::text, ';' order by id)) from wallet.ledger_entries l",
+    ),
+    (
+        "leases",
+        "select md5(string_agg(concat_ws(',', id, granted, settled_cum), ';' order by id))
+           from wallet.leases",
+    ),
+    (
+        "quotas",
+        "select md5(string_agg(concat_ws(',', id, used), ';' order by id))
+           from wallet.quota_buckets",
+    ),
     (
         "wallets",
         "select md5(string_agg(concat_ws(',', org_id, balance, reserved, total_used), ';'

@@ -66,13 +66,29 @@ impl Figures {
         }
     }
 
-    /// Prints the line, with what the auditor counted and the versions of the servers.
-    pub(crate) async fn print(&self, stack: &Stack, report: &Value) {
-        self.print_with(report, &versions(stack).await);
+    /// The line of a test that has no more to count: how many kills and faults, and its own words.
+    /// Time to quiet is what the auditor waited.
+    pub(crate) async fn say(
+        id: &'static str,
+        [kills, faults]: [usize; 2],
+        outcomes: &[&Outcome],
+        more: String,
+        stack: &Stack,
+        report: &Value,
+    ) {
+        let figures = Self {
+            kills,
+            faults,
+            quiet: Duration::from_millis(report["waited_ms"].as_u64().unwrap_or(0)),
+            more,
+            ..Self::of(id, outcomes)
+        };
+        figures.print(stack, report).await;
     }
 
-    /// As `print`, where the servers are known otherwise.
-    pub(crate) fn print_with(&self, report: &Value, versions: &str) {
+    /// Prints the line, with what the auditor counted and the versions of the servers.
+    pub(crate) async fn print(&self, stack: &Stack, report: &Value) {
+        let versions = versions(stack).await;
         let found = |name: &str| report[name].as_u64().unwrap_or(0);
         let seed = match self.seed {
             Some(seed) => seed.to_string(),
@@ -115,7 +131,8 @@ async fn versions(stack: &Stack) -> String {
             .await
             .expect("a version");
     let info = stack.info();
-    let nats = async_nats::connect(info["nats_url"].as_str().expect("a URL"))
+    let members = info["nats_url"].as_str().expect("a URL").split(',');
+    let nats = async_nats::connect(members.collect::<Vec<_>>())
         .await
         .expect("NATS")
         .server_info()

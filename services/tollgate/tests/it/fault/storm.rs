@@ -50,18 +50,7 @@ const HOLD: &str = "FAULT_HOLD";
 async fn f01_nothing_is_lost_or_billed_twice_in_a_storm_of_kills() {
     let (seed, lasts) = (figures::seed(), figures::seconds(STORM_SECONDS));
     println!("storm of {lasts:?}, FAULT_SEED={seed}");
-    let mut storm = Storm {
-        stack: Stack::start_with(
-            &["--ephemeral", "--processes", "--gateways", "2"],
-            // Small, so that segments come and go.
-            &[("TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES", "262144")],
-        )
-        .await,
-        random: StdRng::seed_from_u64(seed),
-        killed: HashMap::new(),
-        kills: BTreeMap::new(),
-    };
-    fund(&storm.stack);
+    let mut storm = Storm::start(seed).await;
     let rounds = lasts.as_secs().div_ceil(ROUND_SECONDS).max(1);
     let (mut all, mut slowest) = (Outcome::default(), Duration::ZERO);
     let mut report = Value::Null;
@@ -89,18 +78,35 @@ async fn f01_nothing_is_lost_or_billed_twice_in_a_storm_of_kills() {
     figures.print(&storm.stack, &report).await;
 }
 
-struct Storm {
-    stack: Stack,
-    random: StdRng,
+/// A stack and what is done to it.
+pub(super) struct Storm {
+    pub(super) stack: Stack,
+    pub(super) random: StdRng,
     /// The last life of each victim that was ended.
-    killed: HashMap<(&'static str, usize), i32>,
-    kills: BTreeMap<&'static str, usize>,
+    ended: HashMap<(&'static str, usize), i32>,
+    pub(super) kills: BTreeMap<&'static str, usize>,
 }
 
 impl Storm {
-    /// Kills under load for so long, then lets everybody come back and settle.
-    async fn round(&mut self, lasts: Duration) -> (Outcome, Quiet) {
-        let load = Load::of(Plan {
+    pub(super) async fn start(seed: u64) -> Self {
+        let stack = Stack::start_with(
+            &["--ephemeral", "--processes", "--gateways", "2"],
+            // Small, so that segments come and go.
+            &[("TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES", "262144")],
+        );
+        let storm = Self {
+            stack: stack.await,
+            random: StdRng::seed_from_u64(seed),
+            ended: HashMap::new(),
+            kills: BTreeMap::new(),
+        };
+        fund(&storm.stack);
+        storm
+    }
+
+    /// Calls of one, one and three credits, and some that cost nothing.
+    pub(super) fn load(&self) -> Load {
+        Load::of(Plan {
             gateways: self.stack.gateways(),
             key: self.stack.demo("live_key"),
             shots: vec![
@@ -111,7 +117,12 @@ impl Storm {
             ],
             workers: 8,
             pause: Duration::from_millis(20),
-        });
+        })
+    }
+
+    /// Kills under load for so long, then lets everybody come back and settle.
+    async fn round(&mut self, lasts: Duration) -> (Outcome, Quiet) {
+        let load = self.load();
         let end = Instant::now() + lasts;
         while Instant::now() < end {
             let pause = self.random.random_range(PAUSE_MILLIS);
@@ -123,24 +134,38 @@ impl Storm {
     }
 
     /// Ends the life of one that lives. Who is down at the moment is not hit again.
-    fn kill(&mut self) {
-        let alive: Vec<(&'static str, usize, i32)> = VICTIMS
+    pub(super) fn kill(&mut self) {
+        if let Some((name, index, _)) = self.alive().choose(&mut self.random).copied() {
+            self.end(name, index, Signal::KILL);
+        }
+    }
+
+    /// Who lives, and was not hit in this life.
+    pub(super) fn alive(&self) -> Vec<(&'static str, usize, i32)> {
+        VICTIMS
             .iter()
             .filter_map(|(name, index)| {
                 let pid = *self.stack.pids(name).get(*index)?;
-                let is_new = self.killed.get(&(*name, *index)) != Some(&pid);
+                let is_new = self.ended.get(&(*name, *index)) != Some(&pid);
                 (is_new && self.stack.is_child(pid)).then_some((*name, *index, pid))
             })
-            .collect();
-        if let Some((name, index, pid)) = alive.choose(&mut self.random) {
-            signal(*pid, Signal::KILL);
-            self.killed.insert((name, *index), *pid);
-            *self.kills.entry(name).or_default() += 1;
+            .collect()
+    }
+
+    /// Ends a life, if it is there.
+    pub(super) fn end(&mut self, name: &'static str, index: usize, how: Signal) {
+        let is_it = |it: &&(&str, usize, i32)| (it.0, it.1) == (name, index);
+        if let Some((_, _, pid)) = self.alive().iter().find(is_it) {
+            signal(*pid, how);
+            self.ended.insert((name, index), *pid);
+            if how == Signal::KILL {
+                *self.kills.entry(name).or_default() += 1;
+            }
         }
     }
 
     /// Everything that was answered is paid, once, and everything adds up.
-    async fn judge(&self, outcome: &Outcome, quiet: Quiet) -> Value {
+    pub(super) async fn judge(&self, outcome: &Outcome, quiet: Quiet) -> Value {
         let (code, report, errors) = self.stack.try_cli(&["audit", "--wait", "60"]);
         let wrong = self.misbilled(outcome).await;
         println!(
@@ -199,7 +224,7 @@ impl Storm {
 }
 
 /// Every victim has a life that runs; returns when that was so.
-async fn all_live(stack: &Stack) -> Instant {
+pub(super) async fn all_live(stack: &Stack) -> Instant {
     let alive = testkit::eventually(SETTLE_LIMIT, "everybody is back", async || {
         let is_alive = |(name, index): &&(&str, usize)| {
             stack
