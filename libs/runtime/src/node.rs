@@ -118,27 +118,35 @@ fn read_remotes(
     remotes
 }
 
+/// Where PostgreSQL, NATS and Redis are.
+fn read_servers(
+    variables: &mut Variables,
+    services: &[&'static str],
+) -> (SecretString, SecretString, Option<SecretString>) {
+    let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database; the user \
+                            is a member of the two roles of each service that runs here";
+    let postgres_url = match services.iter().any(|service| has_tables(service)) {
+        true => variables.secret("DATABASE_URL", postgres_meaning),
+        false => {
+            let url = variables.secret_optional("DATABASE_URL", postgres_meaning);
+            url.unwrap_or_default()
+        }
+    };
+    let nats_url = variables.secret(
+        "NATS_URL",
+        "NATS with JetStream, e.g. nats://host:4222; members of a cluster with commas between",
+    );
+    let redis_url = variables.secret_optional(
+        "REDIS_URL",
+        "Redis or Valkey; without it keys are cached in-process only",
+    );
+    (postgres_url, nats_url, redis_url)
+}
+
 impl Settings {
     /// Reads what a process with these services needs. `calls` are the services they call.
     pub fn read(variables: &mut Variables, services: &[&'static str], calls: &[&str]) -> Self {
-        let stores = services.iter().any(|service| has_tables(service));
-        let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database; the user \
-                                is a member of the two roles of each service that runs here";
-        let postgres_url = if stores {
-            variables.secret("DATABASE_URL", postgres_meaning)
-        } else {
-            variables
-                .secret_optional("DATABASE_URL", postgres_meaning)
-                .unwrap_or_default()
-        };
-        let nats_url = variables.secret(
-            "NATS_URL",
-            "NATS with JetStream, e.g. nats://host:4222; members of a cluster with commas between",
-        );
-        let redis_url = variables.secret_optional(
-            "REDIS_URL",
-            "Redis or Valkey; without it keys are cached in-process only",
-        );
+        let (postgres_url, nats_url, redis_url) = read_servers(variables, services);
         let grpc_listen = variables.address(
             "TOLLGATE_GRPC_LISTEN",
             "127.0.0.1:9090",
@@ -454,10 +462,6 @@ fn clock(settings: &Settings, services: &[&str]) -> anyhow::Result<Clock> {
 }
 
 #[cfg(not(debug_assertions))]
-#[expect(
-    clippy::unnecessary_wraps,
-    reason = "its twin in debug builds can fail"
-)]
 fn clock(_: &Settings, _: &[&str]) -> anyhow::Result<Clock> {
     Ok(Clock::system())
 }

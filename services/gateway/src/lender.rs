@@ -170,8 +170,8 @@ impl Lender {
         Err(refusal)
     }
 
-    /// The wallet has less than a call needs, but with what is in hand it may be enough: asks for the
-    /// difference, which nobody but the caller would make use of.
+    /// The wallet has less than a call needs, but with what is in hand it may be enough: asks for
+    /// the difference, which nobody but the caller would make use of.
     async fn acquire_missing(
         &self,
         account: &Account,

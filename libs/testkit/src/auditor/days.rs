@@ -49,8 +49,8 @@ pub struct Day {
     pub rows: Totals,
     /// By the daily statistics.
     pub statistics: Totals,
-    /// Production: credits that the ledger booked on that day. A call just before midnight is booked
-    /// just after it, so it is the balance at the end that must be nothing.
+    /// Production: credits that the ledger booked on that day. A call just before midnight is
+    /// booked just after it, so it is the balance at the end that must be nothing.
     pub booked: Option<i64>,
     /// Production: credits of calls up to this day that were booked on a later one.
     pub booked_later: Option<i64>,

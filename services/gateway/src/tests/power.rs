@@ -5,7 +5,10 @@
     reason = "a test that is wrong about its own data may panic"
 )]
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    path::Path,
+    sync::{Arc, atomic::Ordering},
+};
 
 use runtime::{Host, Stop};
 use uuid::Uuid;
@@ -46,8 +49,10 @@ async fn fail(host: &Host, config: &Config, path: &str, calls: usize) -> (usize,
         call(&rig, path).await;
     }
     disk.lose_power(|| false);
-    let dir = rig.die();
-    let opened = Journal::open_on(disk, &rig::options(dir.path()), Uuid::from_u128(5), 0);
+    // The disk is put into another machine: this process still holds the lock of its own.
+    let other = tempfile::tempdir().expect("a directory");
+    copy(rig.folder(), other.path());
+    let opened = Journal::open(&rig::options(other.path()), Uuid::from_u128(5), 0);
     let (_own, found) = opened.expect("opens");
     let records: Vec<_> = found
         .iter()
@@ -59,8 +64,21 @@ async fn fail(host: &Host, config: &Config, path: &str, calls: usize) -> (usize,
     )
 }
 
-/// F5, `disk`: what the client saw complete is there after a power failure. Of a route that does not
-/// wait for the disk, what is missing was not billed, and what is there was billed right.
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).expect("made");
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+/// F5, `disk`: what the client saw complete is there after a power failure. Of a route that does
+/// not wait for the disk, what is missing was not billed, and what is there was billed right.
 #[tokio::test]
 async fn f05_what_a_disk_route_answered_in_full_survives_a_power_failure() {
     let (host, config) = rig::host(&[]).await;

@@ -338,9 +338,9 @@ impl Rig {
         records(self.journal())
     }
 
-    /// The process is gone; its files stay where they are.
-    pub(crate) fn die(self) -> TempDir {
-        self.dir
+    /// Where its journal is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
     }
 }
 

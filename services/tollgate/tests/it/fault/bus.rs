@@ -1,5 +1,5 @@
-//! The bus is dead, stopped, silent or slow; a cluster of three loses members. These servers are the
-//! test's own: `dev` is told to use them.
+//! The bus is dead, stopped, silent or slow; a cluster of three loses members. These servers are
+//! the test's own: `dev` is told to use them.
 
 use std::{
     collections::BTreeSet,

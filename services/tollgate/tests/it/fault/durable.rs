@@ -192,29 +192,29 @@ async fn f21_a_full_disk_refuses_calls_and_a_failing_one_ends_the_process() {
     let full_life = stack.pids("gateway")[0];
     std::fs::remove_file(&ballast).expect("removed");
     signal(sleeper, Signal::CONT);
-    serves(&stack, &key).await;
+    serves(&stack, 0, &key).await;
     assert_eq!(stack.pids("gateway")[0], full_life, "no SIGBUS, no exit");
 
-    // The next life's disk fails at one of its syncs.
+    // The next life of the other gateway has a disk that fails at one of its syncs.
     stack.arm("gateway", &["gateway.disk_sync:40".to_owned()]);
-    signal(full_life, Signal::KILL);
+    signal(stack.pids("gateway")[1], Signal::KILL);
     let failed = eventually(
         SETTLE_LIMIT,
         "the process ends after a failed sync",
         async || {
             // It may be down, or go down in the middle of them.
-            let mut connection = Connection::to(&stack.gateways()[0]);
+            let mut connection = Connection::to(&stack.gateways()[1]);
             for _ in 0..5 {
                 drop(connection.call(&key, &Shot::get(DISTANCE)).await);
             }
-            let log = std::fs::read_to_string(stack.data().join("log/gateway-1.log"));
+            let log = std::fs::read_to_string(stack.data().join("log/gateway-2.log"));
             let log = log.unwrap_or_default();
             let said = log.contains("failed at this point") && log.contains("the process ends");
             if said { Ok(()) } else { Err("not yet") }
         },
     );
     failed.await.expect("failed");
-    serves(&stack, &key).await;
+    serves(&stack, 1, &key).await;
     let outcome = load.finish().await;
     let settled = quiet(&stack, Instant::now()).await.settled;
     let report = stack.audit_with(&[&outcome]);
@@ -248,10 +248,10 @@ fn fill(ballast: &Path) {
     while file.write(&[1; 4_096]).is_ok_and(|bytes| bytes > 0) {}
 }
 
-/// The first gateway serves.
-async fn serves(stack: &Stack, key: &str) {
+/// This gateway serves.
+async fn serves(stack: &Stack, gateway: usize, key: &str) {
     let served = eventually(SETTLE_LIMIT, "calls are served", async || {
-        let base = stack.gateways()[0].clone();
+        let base = stack.gateways()[gateway].clone();
         let mut connection = Connection::to(&base);
         match connection.call(key, &Shot::get(DISTANCE)).await {
             Ok(answer) if answer.status == 200 => Ok(()),
