@@ -56,9 +56,9 @@ impl Server<Nats> {
             ..options.clone()
         };
         let (a, b, c) = tokio::try_join!(
-            async { Self::start(&member([a, b, c])).await },
-            async { Self::start(&member([b, c, a])).await },
-            async { Self::start(&member([c, a, b])).await },
+            Box::pin(async { Self::start(&member([a, b, c])).await }),
+            Box::pin(async { Self::start(&member([b, c, a])).await }),
+            Box::pin(async { Self::start(&member([c, a, b])).await }),
         )?;
         Ok([a, b, c])
     }

@@ -1,10 +1,5 @@
 //! The power fails behind the last byte of an answer.
 
-#![expect(
-    clippy::arithmetic_side_effects,
-    reason = "a test that is wrong about its own data may panic"
-)]
-
 use std::{
     path::Path,
     sync::{Arc, atomic::Ordering},

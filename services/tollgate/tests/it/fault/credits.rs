@@ -268,7 +268,8 @@ async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64
     for _ in 0..100 {
         answers.push(stack.call_at(0, &key, &shot).await);
     }
-    let report = stack.audit_with(&[&outcome_of(&answers)]);
+    let outcome = outcome_of(&answers);
+    let report = stack.audit_with(&[&outcome]);
     nothing_stays_reserved(&stack).await;
     let wallet = wallet(&stack, &customer).await;
     let mut seen: BTreeMap<u16, usize> = BTreeMap::new();
@@ -276,15 +277,7 @@ async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64
         .into_iter()
         .for_each(|status| *seen.entry(status).or_default() += 1);
     let more = format!("sleeper, {state}: {seen:?}, wallet {wallet:?}");
-    Figures::say(
-        "F17",
-        [0, 1],
-        &[&outcome_of(&answers)],
-        more,
-        &stack,
-        &report,
-    )
-    .await;
+    Figures::say("F17", [0, 1], &[&outcome], more, &stack, &report).await;
     assert_eq!(report["overspent"], 0);
     (answers, wallet)
 }

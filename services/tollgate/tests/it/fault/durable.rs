@@ -12,9 +12,7 @@ use testkit::{
     load::{Connection, Outcome, Plan, Shot},
 };
 
-use super::{
-    DISTANCE, LIVE, Load, figures::Figures, fund, quiet::quiet, shipping::rows_grow, summary,
-};
+use super::{DISTANCE, LIVE, Load, figures::Figures, fund, quiet::quiet, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// F5, `replicated`: a gateway's machine is lost, journal and all. What a client saw complete is
@@ -167,54 +165,8 @@ async fn f21_a_full_disk_refuses_calls_and_a_failing_one_ends_the_process() {
     });
     load.more_answers(100).await;
 
-    // Nothing is trimmed while a consumer stands still: the room in hand is used up.
-    let sleeper = stack.pids("usage-ingest")[0];
-    signal(sleeper, Signal::STOP);
-    let ballast = place.join("ballast");
-    fill(&ballast);
-    let full = eventually(SETTLE_LIMIT, "the disk is full", async || {
-        fill(&ballast);
-        let answer = stack.call_at(0, &key, &Shot::get(DISTANCE)).await;
-        match answer.status.as_u16() {
-            503 => Ok(answer),
-            _ => Err(format!("{answer:?}")),
-        }
-    });
-    let refused = full.await.expect("full");
-    assert_eq!(
-        refused.json()["code"],
-        "metering_unavailable",
-        "{refused:?}"
-    );
-    assert_ne!(refused.header("retry-after"), "", "{refused:?}");
-    let elsewhere = stack.call_at(1, &key, &Shot::get(DISTANCE)).await;
-    assert_eq!(elsewhere.status, 200, "{elsewhere:?}");
-    let full_life = stack.pids("gateway")[0];
-    std::fs::remove_file(&ballast).expect("removed");
-    signal(sleeper, Signal::CONT);
-    serves(&stack, 0, &key).await;
-    assert_eq!(stack.pids("gateway")[0], full_life, "no SIGBUS, no exit");
-
-    // The next life of the other gateway has a disk that fails at one of its syncs.
-    stack.arm("gateway", &["gateway.disk_sync:40".to_owned()]);
-    signal(stack.pids("gateway")[1], Signal::KILL);
-    let failed = eventually(
-        SETTLE_LIMIT,
-        "the process ends after a failed sync",
-        async || {
-            // It may be down, or go down in the middle of them.
-            let mut connection = Connection::to(&stack.gateways()[1]);
-            for _ in 0..5 {
-                drop(connection.call(&key, &Shot::get(DISTANCE)).await);
-            }
-            let log = std::fs::read_to_string(stack.data().join("log/gateway-2.log"));
-            let log = log.unwrap_or_default();
-            let said = log.contains("failed at this point") && log.contains("the process ends");
-            if said { Ok(()) } else { Err("not yet") }
-        },
-    );
-    failed.await.expect("failed");
-    serves(&stack, 1, &key).await;
+    refuses_while_full(&stack, &key, &place.join("ballast")).await;
+    ends_after_a_failed_sync(&stack, &key).await;
     let outcome = load.finish().await;
     let settled = quiet(&stack, Instant::now()).await.settled;
     let report = stack.audit_with(&[&outcome]);
@@ -232,8 +184,61 @@ async fn f21_a_full_disk_refuses_calls_and_a_failing_one_ends_the_process() {
         "{}",
         summary(&outcome)
     );
-    rows_grow(&stack, 0).await;
     drop((stack, disk));
+}
+
+/// The disk of the first gateway's journals is filled, and emptied again.
+async fn refuses_while_full(stack: &Stack, key: &str, ballast: &Path) {
+    // Nothing is trimmed while a consumer stands still: the room in hand is used up.
+    let sleeper = stack.pids("usage-ingest")[0];
+    signal(sleeper, Signal::STOP);
+    fill(ballast);
+    let full = eventually(SETTLE_LIMIT, "the disk is full", async || {
+        fill(ballast);
+        let answer = stack.call_at(0, key, &Shot::get(DISTANCE)).await;
+        match answer.status.as_u16() {
+            503 => Ok(answer),
+            _ => Err(format!("{answer:?}")),
+        }
+    });
+    let refused = full.await.expect("full");
+    assert_eq!(
+        refused.json()["code"],
+        "metering_unavailable",
+        "{refused:?}"
+    );
+    assert_ne!(refused.header("retry-after"), "", "{refused:?}");
+    let elsewhere = stack.call_at(1, key, &Shot::get(DISTANCE)).await;
+    assert_eq!(elsewhere.status, 200, "{elsewhere:?}");
+    let full_life = stack.pids("gateway")[0];
+    std::fs::remove_file(ballast).expect("removed");
+    signal(sleeper, Signal::CONT);
+    serves(stack, 0, key).await;
+    assert_eq!(stack.pids("gateway")[0], full_life, "no SIGBUS, no exit");
+}
+
+/// The second gateway's next life fails to sync, and ends; the one after goes on.
+async fn ends_after_a_failed_sync(stack: &Stack, key: &str) {
+    // The next life of the other gateway has a disk that fails at one of its syncs.
+    stack.arm("gateway", &["gateway.disk_sync:40".to_owned()]);
+    signal(stack.pids("gateway")[1], Signal::KILL);
+    let failed = eventually(
+        SETTLE_LIMIT,
+        "the process ends after a failed sync",
+        async || {
+            // It may be down, or go down in the middle of them.
+            let mut connection = Connection::to(&stack.gateways()[1]);
+            for _ in 0..5 {
+                drop(connection.call(key, &Shot::get(DISTANCE)).await);
+            }
+            let log = std::fs::read_to_string(stack.data().join("log/gateway-2.log"));
+            let log = log.unwrap_or_default();
+            let said = log.contains("failed at this point") && log.contains("the process ends");
+            if said { Ok(()) } else { Err("not yet") }
+        },
+    );
+    failed.await.expect("failed");
+    serves(stack, 1, key).await;
 }
 
 /// Takes all room that is left.

@@ -153,11 +153,15 @@ async fn forget(stack: &Stack, fault: Fault) {
         let url = info["nats_url"].as_str().expect("a URL");
         let context = jetstream::new(async_nats::connect(url).await?);
         match fault {
-            Fault::Delete => drop(context.delete_stream("USAGE").await?),
-            Fault::Purge => drop(context.get_stream("USAGE").await?.purge().await?),
+            Fault::Delete => {
+                context.delete_stream("USAGE").await?;
+            }
+            Fault::Purge => {
+                context.get_stream("USAGE").await?.purge().await?;
+            }
             _ => {
                 let stream = context.get_stream("USAGE").await?;
-                drop(stream.delete_consumer("wallet").await?);
+                stream.delete_consumer("wallet").await?;
             }
         }
         anyhow::Ok(())
