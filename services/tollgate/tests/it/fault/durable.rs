@@ -219,8 +219,9 @@ async fn refuses_while_full(stack: &Stack, key: &str, ballast: &Path) {
 
 /// The second gateway's next life fails to sync, and ends; the one after goes on.
 async fn ends_after_a_failed_sync(stack: &Stack, key: &str) {
-    // The next life of the other gateway has a disk that fails at one of its syncs.
-    stack.arm("gateway", &["gateway.disk_sync:40".to_owned()]);
+    // The next life of the other gateway has a disk that fails at one of its syncs, when it has
+    // allocated its segments and carries calls.
+    stack.arm("gateway", &["gateway.disk_sync:700".to_owned()]);
     signal(stack.pids("gateway")[1], Signal::KILL);
     let failed = eventually(
         SETTLE_LIMIT,
