@@ -19,10 +19,9 @@ use proto::events::v1::{Applied, Record, RecordKind, UsageBatch};
 use types::JournalId;
 
 use crate::{
-    crash_point,
+    batch, crash_point,
     host::{Host, Stop},
-    inbox::{self, Ranges},
-    postgres, streams,
+    inbox, postgres, streams,
     supervise::supervise,
     trace::{self, Kind},
 };
@@ -151,12 +150,12 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
                 _ => break,
             }
         }
-        batch(host, consumer, fetched, stop).await?;
+        deliver(host, consumer, fetched, stop).await?;
     }
 }
 
 /// Applies fetched messages, whatever it takes; returns early only when asked to stop.
-async fn batch<A: Apply>(
+async fn deliver<A: Apply>(
     host: &Host,
     consumer: &A,
     fetched: Vec<Message>,
@@ -168,7 +167,7 @@ async fn batch<A: Apply>(
             .info()
             .map_err(|error| anyhow::anyhow!(error))?
             .stream_sequence;
-        match decode(&message) {
+        match batch::open(message.subject.as_str(), &message.payload) {
             Ok((journal, batch)) => parcels.push(Parcel {
                 message,
                 stream_seq,
@@ -215,16 +214,6 @@ async fn batch<A: Apply>(
     Ok(())
 }
 
-fn decode(message: &Message) -> Result<(JournalId, UsageBatch), String> {
-    let batch = UsageBatch::decode(message.payload.clone())
-        .map_err(|error| format!("not a usage batch: {error}"))?;
-    let journal = inbox::check(&batch)?;
-    if message.subject.as_str() != format!("usage.v1.{journal}") {
-        return Err(format!("a batch of {journal} came on {}", message.subject));
-    }
-    Ok((journal, batch))
-}
-
 /// One transaction. On success: each journal's watermark.
 async fn transaction<A: Apply>(
     host: &Host,
@@ -239,7 +228,7 @@ async fn transaction<A: Apply>(
     let mut origins = Vec::with_capacity(parcels.len());
     for (index, parcel) in parcels.iter().enumerate() {
         let ranges = inbox.entry(parcel.journal).or_default();
-        let records = unseen(ranges, &parcel.batch);
+        let records = batch::unseen(ranges, &parcel.batch);
         if !records.is_empty() {
             fresh.push(Delivery {
                 journal: parcel.journal,
@@ -270,15 +259,6 @@ async fn transaction<A: Apply>(
         .iter()
         .map(|(journal, ranges)| (*journal, ranges.watermark()))
         .collect())
-}
-
-fn unseen(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<Record> {
-    batch
-        .records
-        .iter()
-        .filter(|record| ranges.insert(record.seq))
-        .cloned()
-        .collect()
 }
 
 /// Acknowledges and tells the gateways how far their journals are applied. A lost watermark is

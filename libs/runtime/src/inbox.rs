@@ -12,58 +12,10 @@
 
 use std::collections::BTreeMap;
 
-use proto::events::v1::UsageBatch;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use types::JournalId;
 
-/// Half-open ranges of sequence numbers, sorted and disjoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ranges(Vec<(u64, u64)>);
-
-impl Ranges {
-    pub(crate) fn contains(&self, seq: u64) -> bool {
-        let after = self.0.partition_point(|(low, _)| *low <= seq);
-        after > 0 && self.0.get(after - 1).is_some_and(|(_, high)| seq < *high)
-    }
-
-    /// The first number that is missing.
-    pub(crate) fn watermark(&self) -> u64 {
-        match self.0.first() {
-            Some((0, high)) => *high,
-            _ => 0,
-        }
-    }
-
-    /// Adds a number; false when it was there.
-    pub(crate) fn insert(&mut self, seq: u64) -> bool {
-        if self.contains(seq) {
-            return false;
-        }
-        let at = self.0.partition_point(|(low, _)| *low <= seq);
-        let joins_left = at > 0 && self.0.get(at - 1).is_some_and(|(_, high)| *high == seq);
-        let joins_right = self.0.get(at).is_some_and(|(low, _)| *low == seq + 1);
-        match (joins_left, joins_right) {
-            (true, true) => {
-                let (_, high) = self.0.remove(at);
-                if let Some(left) = self.0.get_mut(at - 1) {
-                    left.1 = high;
-                }
-            }
-            (true, false) => {
-                if let Some(left) = self.0.get_mut(at - 1) {
-                    left.1 = seq + 1;
-                }
-            }
-            (false, true) => {
-                if let Some(right) = self.0.get_mut(at) {
-                    right.0 = seq;
-                }
-            }
-            (false, false) => self.0.insert(at, (seq, seq + 1)),
-        }
-        true
-    }
-}
+use crate::batch::Ranges;
 
 fn bound(text: Option<i64>) -> u64 {
     text.and_then(|bound| u64::try_from(bound).ok())
@@ -193,22 +145,4 @@ pub(crate) async fn bury(
         .execute(connection)
         .await?;
     Ok(done.rows_affected() == 1)
-}
-
-/// Checks the shape every batch must have: a journal, and consecutive sequence numbers.
-pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
-    let journal =
-        JournalId::from_slice(&batch.journal_id).map_err(|error| format!("journal_id: {error}"))?;
-    let Some(first) = batch.records.first() else {
-        return Err("the batch has no records".to_owned());
-    };
-    for (expected, record) in (first.seq..).zip(&batch.records) {
-        if record.seq != expected {
-            return Err(format!(
-                "record {} stands where {expected} should",
-                record.seq
-            ));
-        }
-    }
-    Ok(journal)
 }

@@ -1,12 +1,15 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use prost::Message as _;
+use proto::events::v1::{Record, UsageBatch};
 use secrecy::ExposeSecret;
+use types::JournalId;
 
 use crate::{
+    batch::{self, Ranges},
     config::Variables,
     follow,
-    inbox::Ranges,
     secrets::Succession,
     trace::{format_traceparent, parse_traceparent},
 };
@@ -46,7 +49,55 @@ fn a_secret_comes_from_a_file_without_its_line_end() {
     assert!(v.finish(&BTreeSet::new()).is_ok());
 }
 
+/// A batch whose records have these numbers.
+fn batch(seqs: &[u64]) -> Result<(JournalId, UsageBatch), String> {
+    let journal = JournalId::new(uuid::Uuid::from_u128(7));
+    let record = |seq: &u64| Record {
+        seq: *seq,
+        ..Record::default()
+    };
+    let batch = UsageBatch {
+        journal_id: journal.bytes().to_vec(),
+        records: seqs.iter().map(record).collect(),
+    };
+    batch::open(&format!("usage.v1.{journal}"), &batch.encode_to_vec())
+}
+
+#[test]
+fn a_batch_that_no_inbox_could_keep_is_refused() {
+    const LAST: u64 = i64::MAX as u64 - 1;
+    assert!(batch(&[LAST - 1, LAST]).is_ok());
+    for seqs in [
+        &[LAST, LAST + 1][..],
+        &[LAST + 1],
+        &[u64::MAX],
+        &[u64::MAX, 0],
+    ] {
+        assert!(batch(seqs).is_err(), "{seqs:?}");
+    }
+    for seqs in [&[][..], &[3, 5], &[5, 4], &[5, 5]] {
+        assert!(batch(seqs).is_err(), "{seqs:?}");
+    }
+}
+
 proptest! {
+    /// Whatever is cut, repeated and mixed up: each record is new once, and the ranges are the set
+    /// of all numbers seen.
+    #[test]
+    fn each_record_is_new_once(cuts in prop::collection::vec((0_u64..60, 1_u64..9), 0..40)) {
+        let mut ranges = Ranges::default();
+        let mut model = BTreeSet::new();
+        for (first, count) in cuts {
+            let seqs: Vec<u64> = (first..first + count).collect();
+            let (_, batch) = batch(&seqs).expect("well-formed");
+            let unseen = batch::unseen(&mut ranges, &batch);
+            let expected: Vec<u64> = seqs.into_iter().filter(|seq| model.insert(*seq)).collect();
+            prop_assert_eq!(unseen.iter().map(|it| it.seq).collect::<Vec<_>>(), expected);
+            let gap = (0..).find(|seq| !model.contains(seq)).expect("finite");
+            prop_assert_eq!(ranges.watermark(), gap);
+        }
+    }
+
     #[test]
     fn ranges_are_a_set(seqs in prop::collection::vec(0_u64..40, 0..120)) {
         let mut ranges = Ranges::default();
