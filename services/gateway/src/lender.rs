@@ -1,11 +1,13 @@
-//! Brings credits and permits from the wallet: acquisition and renewal; `upkeep` has what follows.
+//! Brings credits and permits from the wallet: acquisition and renewal; `upkeep` has what follows,
+//! and `desk` decides.
 
+pub(crate) mod desk;
 mod upkeep;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +23,7 @@ use tokio::sync::mpsc;
 use tonic::Code as Grpc;
 use types::{JournalId, LeaseId, QuotaKind, Refusal};
 
+use self::desk::{Desk, Grant, News};
 use crate::{
     journal::Journal,
     lease::{Account, Hold, Lease, Owner},
@@ -49,18 +52,10 @@ pub(crate) struct Lender {
     channel: Channel,
     name: String,
     accounts: papaya::HashMap<Owner, Arc<Account>>,
-    /// Open leases, current and draining ones.
-    leases: papaya::HashMap<LeaseId, Arc<Lease>>,
+    desk: Desk,
     /// Requests whose answer has not come: the wallet may have lent. Asked again with the same
     /// nonce, so that an owner who calls no more does not keep what he was lent.
     unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
-    /// Leases whose final count is written: nothing the wallet says opens them again. With it, the
-    /// monotonic microsecond from which the wallet cannot even speak of them: those of a period
-    /// that is long over are forgotten, the others are few, since renewals extend.
-    closed: papaya::HashMap<LeaseId, i64>,
-    heartbeats: AtomicU64,
-    /// The wallet has missed a heartbeat: it is told of everything.
-    missed: AtomicBool,
     /// One at a time closes leases.
     closing: tokio::sync::Mutex<()>,
     stopping: AtomicBool,
@@ -80,11 +75,8 @@ impl Lender {
             channel: host.channel("wallet")?,
             name,
             accounts: papaya::HashMap::new(),
-            leases: papaya::HashMap::new(),
+            desk: Desk::default(),
             unanswered: papaya::HashMap::new(),
-            closed: papaya::HashMap::new(),
-            heartbeats: AtomicU64::new(0),
-            missed: AtomicBool::new(false),
             closing: tokio::sync::Mutex::new(()),
             stopping: AtomicBool::new(false),
             renewals,
@@ -229,20 +221,19 @@ impl Lender {
             tracing::error!("the wallet sent a lease without an id");
             return Err(Refusal::CreditsUnavailable);
         };
-        let replied_at = self.monotonic_micros();
-        let current = account
-            .lease()
-            .filter(|lease| lease.id == id && !lease.is_draining());
-        let is_new = current.is_none();
-        if is_new && (self.leases.pin().contains_key(&id) || self.closed.pin().contains_key(&id)) {
-            // A lease that drains is never extended, and one that is closed never opened again: its
-            // total would begin anew. The wallet knows after the next heartbeat.
-            return Err(Refusal::CreditsUnavailable);
-        }
-        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id)));
-        if !lease.is_news(lent.granted_cum) {
-            return Ok(None);
-        }
+        let grant = Grant {
+            lease: id,
+            granted_cum: lent.granted_cum,
+            spend_until: match lent.spend_for_micros {
+                Some(left) => self.monotonic_micros().saturating_add(left),
+                None => i64::MAX,
+            },
+        };
+        let (lease, is_new) = match self.desk.judge(account, &grant) {
+            News::More { lease, is_new } => (lease, is_new),
+            News::Old => return Ok(None),
+            News::Ended => return Err(Refusal::CreditsUnavailable),
+        };
         let record = Record {
             kind: RecordKind::Grant.into(),
             at_unix_micros: self.now_micros(),
@@ -255,18 +246,10 @@ impl Lender {
             return Err(Refusal::MeteringUnavailable);
         }
         crash_point!("gateway.grant_written");
-        if is_new {
-            self.leases.pin().insert(id, Arc::clone(&lease));
-        }
-        lease.end_at(match lent.spend_for_micros {
-            Some(left) => replied_at.saturating_add(left),
-            None => i64::MAX,
-        });
-        let hold = lease.extend(lent.granted_cum, credits, self.monotonic_micros());
-        if let Some(before) = account.replace(lease).filter(|before| before.id != id) {
-            before.drain();
-        }
-        Ok(hold)
+        let now = self.monotonic_micros();
+        Ok(self
+            .desk
+            .take(account, (lease, is_new), &grant, credits, now))
     }
 
     /// Writes a record to disk. With a lease, `cum` is its total under the journal's lock.

@@ -1,10 +1,10 @@
 //! Ships journals to the stream, and lets go of what everybody has applied.
 //!
-//! - A publish acknowledgement moves the shipping position, never the end of what is kept.
-//! - Kept is everything from the lowest watermark of the durable consumers on.
-//! - What stays unapplied without any progress is shipped again from there, ever more rarely while
-//!   a consumer is away; one that has it answers with its watermark, so a lost watermark heals the
-//!   same way as a lost message.
+//! - What is kept, and what is shipped again, the [`course::Course`] decides.
+//! - A consumer that has what is shipped again answers with its watermark, so a lost watermark
+//!   heals the same way as a lost message.
+
+pub(crate) mod course;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -17,28 +17,19 @@ use proto::{
     events::v1::{Applied, Record, RecordKind},
     wallet::v1::{RetireJournalRequest, wallet_service_client::WalletServiceClient},
 };
-use runtime::{Host, Stop, USAGE_CONSUMERS, crash_point, streams, trace::TRACEPARENT};
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
-};
+use runtime::{Host, Stop, crash_point, streams, trace::TRACEPARENT};
+use tokio::sync::{Notify, watch};
 use types::{JournalId, LeaseId};
 
+use self::course::Course;
 use crate::{
-    journal::{Batch, Journal, Limits, Reader, Recovered},
+    journal::{Batch, Journal, Limits, Recovered},
     opened::Opened,
     record,
 };
 
 /// A batch is closed after so long, however few records it has.
 const LINGER: Duration = Duration::from_millis(10);
-/// Unapplied records are shipped again after so long without progress, at first. Each time that
-/// it does not help doubles the wait: a consumer that is away for an hour does not get its backlog
-/// a thousand times.
-const RESHIP_MIN: Duration = Duration::from_secs(3);
-const RESHIP_MAX: Duration = Duration::from_secs(300);
-/// Watermarks are written and segments let go so often.
-const TRIM_PERIOD: Duration = Duration::from_secs(1);
 /// Between attempts while NATS is away.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
@@ -56,8 +47,7 @@ pub(crate) struct Shipper {
     wake: Arc<Notify>,
     /// Every record below it is in the stream, or was.
     shipped: watch::Sender<u64>,
-    /// How far each consumer has come.
-    marks: BTreeMap<String, u64>,
+    course: Course,
 }
 
 impl Shipper {
@@ -67,10 +57,7 @@ impl Shipper {
         wake: Arc<Notify>,
         shipped: watch::Sender<u64>,
     ) -> Self {
-        let marks = USAGE_CONSUMERS
-            .iter()
-            .map(|name| ((*name).to_owned(), journal.watermark()))
-            .collect();
+        let course = Course::new(journal.watermark(), monotonic(host));
         let id = JournalId::new(journal.id());
         Self {
             host: host.clone(),
@@ -78,13 +65,8 @@ impl Shipper {
             id,
             wake,
             shipped,
-            marks,
+            course,
         }
-    }
-
-    /// The lowest watermark: everything below is applied everywhere.
-    fn watermark(&self) -> u64 {
-        self.marks.values().copied().min().unwrap_or(0)
     }
 
     /// Ships until `until` says that it is enough.
@@ -97,16 +79,13 @@ impl Shipper {
         stop: &Stop,
     ) -> anyhow::Result<()> {
         let mut applied = self.subscribe(stop).await?;
-        let mut reader = self.journal.reader(self.watermark());
-        let mut attempt = 0_u64;
-        let mut reship = RESHIP_MIN;
-        let mut progress = Instant::now();
-        let mut trimmed = Instant::now();
+        let mut reader = self.journal.reader(self.course.position());
         loop {
             let batch = reader.next_batch(Limits::before(self.journal.synced_seq()))?;
             if let Some(batch) = batch {
-                self.publish(&batch, attempt, stop).await?;
+                self.publish(&batch, stop).await?;
                 let next = batch.first_seq.saturating_add(len(&batch));
+                self.course.published(next);
                 self.shipped.send_if_modified(|seen| {
                     let more = next > *seen;
                     *seen = next.max(*seen);
@@ -116,40 +95,30 @@ impl Shipper {
                 tokio::select! {
                     () = self.wake.notified() => {}
                     () = tokio::time::sleep(LINGER) => {}
-                    Some(message) = applied.next() => {
-                        if self.note(&message) {
-                            progress = Instant::now();
-                        }
-                    }
+                    Some(message) = applied.next() => self.note(&message),
                 }
             }
             while let Some(Some(message)) = futures_util::FutureExt::now_or_never(applied.next()) {
-                if self.note(&message) {
-                    progress = Instant::now();
-                }
+                self.note(&message);
             }
-            let caught_up = self.watermark() >= reader.seq();
-            if caught_up {
-                progress = Instant::now();
-                reship = RESHIP_MIN;
-            } else if progress.elapsed() > reship {
-                attempt = attempt.saturating_add(1);
-                progress = Instant::now();
-                reship = reship.saturating_mul(2).min(RESHIP_MAX);
+            let (now, kept) = (monotonic(&self.host), self.journal.watermark());
+            let due = self.course.due(now, kept, stop.is_requested());
+            if let Some(from) = due.reship {
                 tracing::info!(
                     journal.id = %self.id,
-                    from = self.watermark(),
+                    from,
                     to = reader.seq(),
                     "records stay unapplied and are shipped again"
                 );
-                reader = self.journal.reader(self.watermark());
+                reader = self.journal.reader(from);
             }
-            if trimmed.elapsed() > TRIM_PERIOD || until_soon(caught_up, stop) {
-                trimmed = Instant::now();
-                self.trim().await?;
+            if let Some(watermark) = due.trim {
+                self.trim(watermark).await?;
             }
             if until(&self.journal) {
-                self.trim().await?;
+                if let Some(watermark) = self.course.let_go(self.journal.watermark()) {
+                    self.trim(watermark).await?;
+                }
                 return Ok(());
             }
         }
@@ -176,41 +145,36 @@ impl Shipper {
         Ok(applied)
     }
 
-    /// Takes note of a watermark; true when it is new.
-    fn note(&mut self, message: &async_nats::Message) -> bool {
+    fn note(&mut self, message: &async_nats::Message) {
         let Ok(applied) = Applied::decode(message.payload.clone()) else {
-            return false;
+            return;
         };
-        let ours = JournalId::from_slice(&applied.journal_id).is_ok_and(|id| id == self.id);
-        // Nobody can have applied what was never written.
-        if !ours || applied.watermark > self.journal.next_seq() {
-            return false;
+        if JournalId::from_slice(&applied.journal_id).is_ok_and(|id| id == self.id) {
+            let (written, now) = (self.journal.next_seq(), monotonic(&self.host));
+            let Applied {
+                consumer,
+                watermark,
+                ..
+            } = applied;
+            self.course.applied(&consumer, watermark, written, now);
         }
-        let Some(mark) = self.marks.get_mut(&applied.consumer) else {
-            return false;
-        };
-        let news = applied.watermark > *mark;
-        *mark = applied.watermark.max(*mark);
-        news
     }
 
-    async fn trim(&self) -> anyhow::Result<()> {
-        let (journal, watermark) = (self.journal.clone(), self.watermark());
-        if watermark > journal.watermark() {
-            self.host
-                .blocking(move || journal.trim(watermark))
-                .await??;
-            crash_point!("gateway.watermark_saved");
-        }
+    async fn trim(&self, watermark: u64) -> anyhow::Result<()> {
+        let journal = self.journal.clone();
+        self.host
+            .blocking(move || journal.trim(watermark))
+            .await??;
+        crash_point!("gateway.watermark_saved");
         Ok(())
     }
 
     /// Publishes until acknowledged. Calls go on meanwhile, into the journal.
-    async fn publish(&self, batch: &Batch, attempt: u64, stop: &Stop) -> anyhow::Result<()> {
+    async fn publish(&self, batch: &Batch, stop: &Stop) -> anyhow::Result<()> {
         let payload = payload(self.id, batch);
         let last = batch.first_seq.saturating_add(len(batch));
         let mut retry = RETRY_MIN;
-        let mut tries = attempt.saturating_mul(1_000_000);
+        let mut tries = self.course.attempt().saturating_mul(1_000_000);
         let mut warned = false;
         loop {
             let mut headers = HeaderMap::new();
@@ -254,17 +218,17 @@ impl Shipper {
     }
 }
 
-/// While stopping, each step forward is saved at once.
-fn until_soon(caught_up: bool, stop: &Stop) -> bool {
-    caught_up && stop.is_requested()
+/// The clock that patience is measured by.
+fn monotonic(host: &Host) -> Duration {
+    Duration::from_nanos(host.clock().monotonic_nanos())
 }
 
-fn len(batch: &Batch) -> u64 {
+pub(crate) fn len(batch: &Batch) -> u64 {
     u64::try_from(batch.records.len()).unwrap_or(u64::MAX)
 }
 
 /// A `UsageBatch` around records that are encoded already.
-fn payload(id: JournalId, batch: &Batch) -> Vec<u8> {
+pub(crate) fn payload(id: JournalId, batch: &Batch) -> Vec<u8> {
     let bytes: usize = batch
         .records
         .iter()
@@ -330,20 +294,12 @@ async fn finish(
         append(host, journal, record).await?;
         crash_point!("gateway.open_call_ended");
     }
-    // What the wallet has closed or written off needs no final count: nothing of it is reserved,
-    // and a count below what was written off would be a dead letter.
-    for (lease, settled_cum) in open {
-        let total = totals.get(&lease);
-        if total.is_some_and(|total| total.closed) {
-            continue;
-        }
-        // Lent, but the reply never came: nothing was spent. Or all its calls are applied, and
-        // their records gone: what is settled is what was spent.
+    for (lease, cum) in finals(&totals, &open) {
         let close = Record {
             kind: RecordKind::Close.into(),
             at_unix_micros: now.as_microsecond(),
             lease_id: lease.bytes().to_vec(),
-            cum: total.map_or(0, |total| total.cum).max(settled_cum),
+            cum,
             ..Record::default()
         };
         append(host, journal, close).await?;
@@ -395,37 +351,56 @@ impl Total {
     }
 }
 
+/// The final counts that a journal owes, of what the wallet calls open with so much settled.
+pub(crate) fn finals(
+    totals: &BTreeMap<LeaseId, Total>,
+    open: &[(LeaseId, i64)],
+) -> Vec<(LeaseId, i64)> {
+    // What the wallet has closed or written off needs no final count: nothing of it is reserved,
+    // and a count below what was written off would be a dead letter.
+    let owed = |(lease, settled_cum): &(LeaseId, i64)| match totals.get(lease) {
+        Some(total) if total.closed => None,
+        // All its calls may be applied and their records gone: what is settled was spent.
+        Some(total) => Some((*lease, total.cum.max(*settled_cum))),
+        // Lent, but the reply never came: nothing was spent. Or all its records are gone.
+        None => Some((*lease, *settled_cum)),
+    };
+    open.iter().filter_map(owed).collect()
+}
+
 /// What a journal says of its leases, and of the calls that it does not end.
 pub(crate) async fn totals(
     host: &Host,
     journal: &Journal,
 ) -> anyhow::Result<(BTreeMap<LeaseId, Total>, Opened)> {
-    let mut reader: Reader = journal.reader(0);
-    let end = journal.next_seq();
-    host.blocking(move || {
-        let mut totals: BTreeMap<LeaseId, Total> = BTreeMap::new();
-        let mut opened = Opened::default();
-        while let Some(batch) = reader.next_batch(Limits::before(end))? {
-            for bytes in batch.records {
-                let record = Record::decode(bytes)?;
-                opened.read(&record)?;
-                for permit in &record.permits {
-                    let lease = LeaseId::from_slice(&permit.lease_id)?;
-                    let total = totals.entry(lease).or_default();
-                    total.cum = total.cum.max(permit.cum);
-                }
-                if record.lease_id.is_empty() {
-                    continue;
-                }
-                let lease = LeaseId::from_slice(&record.lease_id)?;
+    let journal = journal.clone();
+    host.blocking(move || read_totals(&journal)).await?
+}
+
+/// [`totals`], blocking.
+pub(crate) fn read_totals(journal: &Journal) -> anyhow::Result<(BTreeMap<LeaseId, Total>, Opened)> {
+    let (mut reader, end) = (journal.reader(0), journal.next_seq());
+    let mut totals: BTreeMap<LeaseId, Total> = BTreeMap::new();
+    let mut opened = Opened::default();
+    while let Some(batch) = reader.next_batch(Limits::before(end))? {
+        for bytes in batch.records {
+            let record = Record::decode(bytes)?;
+            opened.read(&record)?;
+            for permit in &record.permits {
+                let lease = LeaseId::from_slice(&permit.lease_id)?;
                 let total = totals.entry(lease).or_default();
-                total.cum = total.cum.max(record.cum);
-                total.closed |= record.kind == i32::from(RecordKind::Close);
+                total.cum = total.cum.max(permit.cum);
             }
+            if record.lease_id.is_empty() {
+                continue;
+            }
+            let lease = LeaseId::from_slice(&record.lease_id)?;
+            let total = totals.entry(lease).or_default();
+            total.cum = total.cum.max(record.cum);
+            total.closed |= record.kind == i32::from(RecordKind::Close);
         }
-        Ok((totals, opened))
-    })
-    .await?
+    }
+    Ok((totals, opened))
 }
 
 /// Ends the journal at the wallet and returns its open leases with what is settled of them.
