@@ -18,6 +18,8 @@ mod body;
 mod catalogue;
 mod charge;
 mod config;
+#[cfg(feature = "cores")]
+pub mod cores;
 mod country;
 mod credential;
 mod domain;

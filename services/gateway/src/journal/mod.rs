@@ -91,6 +91,7 @@ mod recover;
 mod root;
 mod scan;
 mod segment;
+mod sync;
 #[cfg(test)]
 mod tests;
 mod upkeep;

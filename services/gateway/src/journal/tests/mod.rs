@@ -9,6 +9,7 @@ mod damage;
 mod disk;
 mod faults;
 mod format;
+mod interleave;
 mod kill;
 mod model;
 mod threads;
