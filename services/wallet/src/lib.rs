@@ -17,6 +17,8 @@
 
 mod background;
 mod config;
+#[cfg(any(test, feature = "cores"))]
+pub mod cores;
 mod domain;
 mod error;
 mod events;

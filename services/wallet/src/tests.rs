@@ -5,6 +5,7 @@
 )]
 
 mod low;
+mod reference;
 mod tables;
 mod world;
 

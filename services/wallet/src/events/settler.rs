@@ -74,7 +74,8 @@ impl Apply for Settler {
     }
 }
 
-fn batch(delivery: &Delivery) -> Result<Batch, String> {
+/// What a delivery says of leases; the error names the rule it breaks.
+pub(crate) fn batch(delivery: &Delivery) -> Result<Batch, String> {
     let mut spends = Vec::with_capacity(delivery.records.len());
     for record in delivery
         .records
