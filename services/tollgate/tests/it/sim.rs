@@ -29,7 +29,7 @@ const SEEDS: u64 = 30;
 /// Seeds within which each mutation must be found out.
 const SEEDS_TO_FIND: u64 = 60;
 /// Seeds of the long form, unless `SIM_SEEDS` says otherwise.
-const SEEDS_LONG: u64 = 20_000;
+const SEEDS_LONG: u64 = 3_000;
 
 /// A rule of the protocol that is broken on purpose.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
