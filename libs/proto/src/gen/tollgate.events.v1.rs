@@ -123,6 +123,9 @@ pub struct Call {
     /// True when a priced unit was not reported, and the cost is what the route says for that case.
     #[prost(bool, tag = "24")]
     pub estimated: bool,
+    /// The call whose kept answer this one was given, by its idempotency key, 16 bytes; else empty.
+    #[prost(bytes = "vec", tag = "31")]
+    pub replay_of: ::prost::alloc::vec::Vec<u8>,
 }
 /// A quantity reported by the upstream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
