@@ -3,6 +3,8 @@
 //! - No network hop is added to an admitted call: keys, limits and credits are in memory.
 //! - Spent + held ≤ granted in every lease; a wallet is never overspent by a credit.
 //! - The record of a call is in the journal before its last byte leaves, however it ends.
+//! - Of the calls with one idempotency key, at most one is charged in 24 hours; the others are
+//!   given its answer. Calls without a key ask nobody about it.
 //! - A record leaves the journal when every consumer has applied it, not when it was sent.
 
 #![warn(
@@ -24,6 +26,7 @@ mod domain;
 mod edge;
 mod hashing;
 mod headers;
+mod idempotency;
 pub mod journal;
 mod keyring;
 mod lease;

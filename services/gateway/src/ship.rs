@@ -15,6 +15,7 @@ use prost::Message as _;
 use proto::{
     channel::Channel,
     events::v1::{Applied, Record, RecordKind},
+    usage_ingest::v1::{EndJournalRequest, usage_ingest_service_client::UsageIngestServiceClient},
     wallet::v1::{RetireJournalRequest, wallet_service_client::WalletServiceClient},
 };
 use runtime::{Host, Stop, USAGE_CONSUMERS, crash_point, streams, trace::TRACEPARENT};
@@ -359,6 +360,8 @@ async fn finish(
         )
         .await?;
     if journal.watermark() >= journal.next_seq() {
+        end(host, journal, stop).await?;
+        crash_point!("gateway.journal_ended");
         let journal = journal.clone();
         host.blocking(move || journal.remove()).await??;
         return Ok(());
@@ -426,6 +429,33 @@ pub(crate) async fn totals(
         Ok((totals, opened))
     })
     .await?
+}
+
+/// Tells `usage-ingest` that a journal has ended, before it is removed: calls of it that have no
+/// row were never recorded, so the idempotency keys they had are free.
+///
+/// # Errors
+/// It was told to stop before.
+pub(crate) async fn end(host: &Host, journal: &Journal, stop: &Stop) -> anyhow::Result<()> {
+    let channel = host.channel("usage-ingest")?;
+    let mut retry = RETRY_MIN;
+    loop {
+        let mut request = tonic::Request::new(EndJournalRequest {
+            journal_id: JournalId::new(journal.id()).to_string(),
+            next_seq: journal.next_seq(),
+        });
+        request.set_timeout(Duration::from_secs(5));
+        let mut client = UsageIngestServiceClient::new(channel.clone());
+        let Err(status) = client.end_journal(request).await else {
+            return Ok(());
+        };
+        tracing::debug!(code = ?status.code(), "a journal's end is not known yet");
+        tokio::select! {
+            () = tokio::time::sleep(retry) => {}
+            () = stop.requested() => anyhow::bail!("stopped before its end was known"),
+        }
+        retry = retry.saturating_mul(2).min(RETRY_MAX);
+    }
 }
 
 /// Ends the journal at the wallet and returns its open leases with what is settled of them.

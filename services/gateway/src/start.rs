@@ -23,6 +23,7 @@ use crate::{
     country::Countries,
     edge::Edge,
     hashing::Hashing,
+    idempotency::desk::Desk,
     journal::{Journal, Options, Recovered},
     keyring::Keyring,
     lease::Account,
@@ -136,6 +137,7 @@ pub(crate) fn edge(
         lender,
         strangers,
         countries,
+        desk: Desk::new(host.channel("usage-ingest")?),
         metrics,
         signer: Signer::new(&config.principal_secret)?,
         trusted_hops: config.trusted_hops,
@@ -261,6 +263,7 @@ async fn ship_until(shipper: Shipper, journal: Journal, host: Host, stops: Stops
     let ended = async {
         shipper.run(done, &drained).await?;
         if retired.load(Ordering::Acquire) {
+            ship::end(&host, &journal, &drained).await?;
             host.blocking(move || journal.remove()).await??;
         }
         anyhow::Ok(())

@@ -24,6 +24,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
+use tokio_util::task::TaskTracker;
 use types::{LeaseId, NewKey, QuotaKind};
 use uuid::Uuid;
 
@@ -248,7 +249,11 @@ impl Rig {
             .with_no_client_auth();
         let pool = Pool::new(Arc::new(tls));
         Self {
-            worker: Rc::new(Worker { edge, pool }),
+            worker: Rc::new(Worker {
+                edge,
+                pool,
+                beyond: TaskTracker::new(),
+            }),
             key,
             lease,
             permits,
