@@ -3,6 +3,7 @@
 //! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
 
 mod credits;
+mod idempotency;
 mod keys;
 mod mutants;
 pub(crate) mod priced;

@@ -18,6 +18,7 @@ mod client;
 mod crash;
 mod docs;
 mod fault;
+mod idempotency;
 mod isolation;
 mod key_life;
 mod letters;
