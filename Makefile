@@ -1,7 +1,7 @@
 # One way to run it, one way to test it; both fetch what they need first and may run side by side.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test tools sqlx deny faults bench
+.PHONY: help run test tools sqlx deny faults fuzz bench
 
 # Prints how long a phase took; a phase that fails ends the recipe with its own output.
 define phase
@@ -37,9 +37,12 @@ deny: ## licences, banned crates and sources of the dependency tree
 	@tools/prepare.sh test
 	@tools/deny.sh
 
-faults: ## every fault test in its long form (an hour or more)
+faults: ## fault tests in their long forms, a line a fault (FAULTS=F1,F6 SECONDS=600; all: hours)
 	@tools/prepare.sh test
-	@cargo nextest run --workspace --cargo-quiet --profile faults --run-ignored all
+	@tools/faults.sh "$(FAULTS)" "$(SECONDS)"
+
+fuzz: ## the fuzz targets, a minute each (ARGS="600 journal": seconds, targets)
+	@tools/fuzz.sh $(ARGS)
 
 bench: ## the measurements behind benches/RESULTS.md, or one (ARGS="calls --seconds 20" …)
 	@tools/prepare.sh

@@ -48,6 +48,7 @@ measure() {
 case ${1-} in
 '')
     measure calls
+    measure backlog
     measure verification
     measure revocation
     measure pepper

@@ -3,6 +3,7 @@
 //! One subcommand for each measurement. Each prints a table for people, then one line of JSON.
 #![forbid(unsafe_code)]
 
+mod backlog;
 mod calls;
 mod cut_off;
 mod metrics;
@@ -39,6 +40,8 @@ struct Arguments {
 enum Measure {
     /// Calls a second, their latency, and how far behind the consumers are
     Calls(calls::Arguments),
+    /// How many events a second a consumer works off, and what a core does
+    Backlog(backlog::Arguments),
     /// How long it takes to find out whose a key is, and how often nobody need be asked
     Verification(verification::Arguments),
     /// How long a key is accepted after it was revoked
@@ -57,6 +60,7 @@ async fn main() -> anyhow::Result<()> {
     let system = System::find(&arguments.data)?;
     let report = match arguments.measure {
         Measure::Calls(it) => calls::run(&system, it).await?,
+        Measure::Backlog(it) => backlog::run(&system, it).await?,
         Measure::Verification(it) => verification::run(&system, it).await?,
         Measure::Revocation(it) => revocation::run(&system, it).await?,
         Measure::Pepper(it) => pepper::run(&system, it).await?,

@@ -121,6 +121,29 @@ create table anomaly_detector.inbox (
     updated_at  timestamptz not null
 );
 
+-- The server whose transactions the inbox has followed so far. Another one, or another timeline of
+-- the same one, may have lost the last of them: the stream is read again.
+create table anomaly_detector.origin (
+    is_only            boolean primary key default true check (is_only),
+    system_identifier  bigint not null,
+    -- The first eight digits of the names of its WAL files.
+    timeline           text not null
+);
+insert into anomaly_detector.origin (system_identifier, timeline)
+select system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) from pg_control_system();
+
+-- Records that will never come, as the owner of their journal has declared. Append-only.
+create table anomaly_detector.gaps (
+    journal_id  uuid not null,
+    from_seq    bigint not null check (from_seq >= 0),
+    -- The number after the last one.
+    below_seq   bigint not null,
+    cause       text not null check (cause in ('damaged', 'missing')),
+    at          timestamptz not null,
+    primary key (journal_id, from_seq),
+    constraint gaps_range_check check (from_seq < below_seq)
+);
+
 create table anomaly_detector.dead_letters (
     id           bigint generated always as identity primary key,
     subject      text not null,

@@ -45,12 +45,14 @@ end $$;
 grant usage on schema anomaly_detector
     to tollgate_anomaly_detector, tollgate_anomaly_detector_tenant;
 grant select on all tables in schema anomaly_detector to tollgate_anomaly_detector;
+grant update on anomaly_detector.origin to tollgate_anomaly_detector;
 grant insert, update
     on anomaly_detector.anomalies, anomaly_detector.sightings, anomaly_detector.loads,
        anomaly_detector.uses, anomaly_detector.sprays, anomaly_detector.inbox
     to tollgate_anomaly_detector;
 grant insert
-    on anomaly_detector.created_keys, anomaly_detector.crossings, anomaly_detector.dead_letters
+    on anomaly_detector.created_keys, anomaly_detector.crossings, anomaly_detector.dead_letters,
+       anomaly_detector.gaps
     to tollgate_anomaly_detector;
 grant delete
     on anomaly_detector.sightings, anomaly_detector.loads, anomaly_detector.sprays,

@@ -30,6 +30,8 @@ create table usage_ingest.api_usage_logs (
     trace_id          text not null default '',
     request_bytes     bigint not null default 0,
     response_bytes    bigint not null default 0,
+    -- The call whose kept answer this one was given, by its idempotency key.
+    replay_of         uuid,
     timestamp         timestamptz not null,
     ingested_at       timestamptz not null default now(),
     primary key (day, journal_id, seq)
@@ -47,10 +49,79 @@ create table usage_ingest.erasures (
     erased_at  timestamptz not null
 );
 
+-- Who has which idempotency key: one call at a time, and for a day the one that counts. An answer is
+-- as secret as what the upstream says in it; it is erased with its row when that expires.
+create table usage_ingest.idempotency_keys (
+    org_id               uuid not null,
+    environment          text not null check (environment in ('production', 'test')),
+    -- Of the key's value, which is kept nowhere.
+    key_sha256           bytea not null check (octet_length(key_sha256) = 32),
+    -- The call that has the key, and where its record is to be.
+    request_id           uuid not null,
+    journal_id           uuid not null,
+    -- Of method, path, query and content type.
+    head_sha256          bytea not null check (octet_length(head_sha256) = 32),
+    -- open: whether the call counts is told by its row, or by the end of its journal without one.
+    state                text not null default 'open'
+                         check (state in ('open', 'answered', 'not_kept')),
+    -- The answer, and the body of the request that it answers.
+    request_body_sha256  bytea check (octet_length(request_body_sha256) = 32),
+    status               integer,
+    header_names         text[],
+    header_values        bytea[],
+    body                 bytea check (octet_length(body) <= 262144),
+    begun_at             timestamptz not null,
+    expires_at           timestamptz not null,
+    primary key (org_id, environment, key_sha256),
+    constraint idempotency_keys_answer_check check (
+        num_nulls(request_body_sha256, status, header_names, header_values, body) in (0, 5)
+    ),
+    constraint idempotency_keys_answered_check check (state <> 'answered' or status is not null)
+);
+create index idx_idempotency_keys_expiry on usage_ingest.idempotency_keys (expires_at);
+
+-- Organisations with too many keys in store, as counted last. They begin no further ones.
+create table usage_ingest.idempotency_full (
+    org_id  uuid primary key,
+    keys    bigint not null,
+    bytes   bigint not null
+);
+
+-- Journals without a further record, all of whose records are applied. Kept longer than any key:
+-- what a dead gateway asked may arrive late.
+create table usage_ingest.ended_journals (
+    journal_id  uuid primary key,
+    next_seq    bigint not null check (next_seq >= 0),
+    ended_at    timestamptz not null
+);
+
 create table usage_ingest.inbox (
     journal_id  uuid primary key,
     applied     int8multirange not null,
     updated_at  timestamptz not null
+);
+
+-- The server whose transactions the inbox has followed so far. Another one, or another timeline of
+-- the same one, may have lost the last of them: the stream is read again.
+create table usage_ingest.origin (
+    is_only            boolean primary key default true check (is_only),
+    system_identifier  bigint not null,
+    -- The first eight digits of the names of its WAL files.
+    timeline           text not null
+);
+insert into usage_ingest.origin (system_identifier, timeline)
+select system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) from pg_control_system();
+
+-- Records that will never come, as the owner of their journal has declared. Append-only.
+create table usage_ingest.gaps (
+    journal_id  uuid not null,
+    from_seq    bigint not null check (from_seq >= 0),
+    -- The number after the last one.
+    below_seq   bigint not null,
+    cause       text not null check (cause in ('damaged', 'missing')),
+    at          timestamptz not null,
+    primary key (journal_id, from_seq),
+    constraint gaps_range_check check (from_seq < below_seq)
 );
 
 create table usage_ingest.dead_letters (

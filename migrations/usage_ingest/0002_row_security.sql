@@ -45,8 +45,13 @@ end $$;
 grant usage on schema usage_ingest
     to tollgate_usage_ingest, tollgate_usage_ingest_tenant;
 grant select on all tables in schema usage_ingest to tollgate_usage_ingest;
+grant update on usage_ingest.origin to tollgate_usage_ingest;
 grant insert, update on usage_ingest.api_usage_logs, usage_ingest.inbox to tollgate_usage_ingest;
-grant insert on usage_ingest.erasures, usage_ingest.dead_letters to tollgate_usage_ingest;
+grant insert, update, delete on usage_ingest.idempotency_keys, usage_ingest.ended_journals
+    to tollgate_usage_ingest;
+grant insert, delete on usage_ingest.idempotency_full to tollgate_usage_ingest;
+grant insert on usage_ingest.erasures, usage_ingest.dead_letters, usage_ingest.gaps
+    to tollgate_usage_ingest;
 grant select on usage_ingest.api_usage_logs to tollgate_usage_ingest_tenant;
 
 -- Partitions are reached by their table only. Their owner is let in: it moves rows between them.

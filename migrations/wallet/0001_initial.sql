@@ -48,8 +48,25 @@ create table wallet.journals (
     id            uuid primary key,
     gateway       text not null,
     heartbeat_at  timestamptz not null,
+    -- When its owner told all its leases last.
+    told_all_at   timestamptz,
     retired_at    timestamptz
 );
+
+-- The server that knows of everything lent. On another one, or on another timeline of the same one,
+-- leases may be missing: nothing is lent until the living gateways have told theirs.
+create table wallet.freeze (
+    is_only            boolean primary key default true check (is_only),
+    system_identifier  bigint not null,
+    timeline           text not null,
+    -- When the last change was noticed. Leases made before it may have been lost.
+    failed_over_at     timestamptz,
+    -- Journals heard of since then were alive before it.
+    alive_since        timestamptz,
+    thawed_at          timestamptz
+);
+insert into wallet.freeze (system_identifier, timeline)
+select system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) from pg_control_system();
 
 -- Permits of one key (or of a lineage of rotated keys, under its first) for one period: as many as its quota, each good for one call. The next period
 -- has a row of its own, so nothing is ever reset.
@@ -196,6 +213,29 @@ create table wallet.inbox (
     journal_id  uuid primary key,
     applied     int8multirange not null,
     updated_at  timestamptz not null
+);
+
+-- The server whose transactions the inbox has followed so far. Another one, or another timeline of
+-- the same one, may have lost the last of them: the stream is read again.
+create table wallet.origin (
+    is_only            boolean primary key default true check (is_only),
+    system_identifier  bigint not null,
+    -- The first eight digits of the names of its WAL files.
+    timeline           text not null
+);
+insert into wallet.origin (system_identifier, timeline)
+select system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) from pg_control_system();
+
+-- Records that will never come, as the owner of their journal has declared. Append-only.
+create table wallet.gaps (
+    journal_id  uuid not null,
+    from_seq    bigint not null check (from_seq >= 0),
+    -- The number after the last one.
+    below_seq   bigint not null,
+    cause       text not null check (cause in ('damaged', 'missing')),
+    at          timestamptz not null,
+    primary key (journal_id, from_seq),
+    constraint gaps_range_check check (from_seq < below_seq)
 );
 
 create table wallet.dead_letters (

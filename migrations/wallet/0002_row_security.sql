@@ -49,9 +49,10 @@ grant insert, update
     on wallet.wallets, wallet.test_wallets, wallet.journals, wallet.quota_buckets, wallet.leases,
        wallet.lows, wallet.write_offs, wallet.inbox
     to tollgate_wallet;
+grant update on wallet.origin, wallet.freeze to tollgate_wallet;
 grant insert on wallet.acquisitions to tollgate_wallet;
 grant delete on wallet.acquisitions, wallet.lows to tollgate_wallet;
-grant insert on wallet.ledger_entries, wallet.dead_letters to tollgate_wallet;
+grant insert on wallet.ledger_entries, wallet.dead_letters, wallet.gaps to tollgate_wallet;
 
 -- Grants and epochs of test credits are written for a tenant; lending and settling are not.
 grant select

@@ -3,28 +3,32 @@
 //! - Acknowledged only after the commit, so a death in between repeats and never loses.
 //! - Applied records are subtracted inside the transaction, so a repetition changes nothing.
 //! - A batch that breaks a rule goes whole to the dead letters; the others go on. Its journal's
-//!   watermark waits at the gap, so the journal keeps it.
+//!   watermark waits there, so the journal keeps it.
+//! - What a journal's owner declares unreadable counts as applied, and is noted as a gap for good.
 //! - A silent subscription is rebuilt: a missed heartbeat is an error here.
+
+mod seen;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::jetstream::{
     AckKind, Message,
     consumer::{AckPolicy, DeliverPolicy, pull},
+    stream::Stream,
 };
 use futures_util::{FutureExt, StreamExt};
-use opentelemetry::trace::TraceContextExt;
 use prost::Message as _;
-use proto::events::v1::{Applied, Record, RecordKind, UsageBatch};
+use proto::events::v1::{Applied, Record, UsageBatch};
 use types::JournalId;
 
 use crate::{
-    crash_point,
+    batch, crash_point,
     host::{Host, Stop},
-    inbox::{self, Ranges},
-    postgres, streams,
+    inbox::{self, Lost},
+    origin::{self, Moved, Server, Since},
+    postgres,
+    standby::Trail,
     supervise::supervise,
-    trace::{self, Kind},
 };
 
 /// The durable consumers of the usage stream. A gateway keeps a record until all have applied it.
@@ -41,7 +45,11 @@ const MESSAGES_MAX: usize = 200;
 const ACK_PENDING_MAX: i64 = 2_000;
 /// The server hands a message out again when nothing is heard for so long: what a killed instance
 /// had in hand. Repetitions are cheap, so it is short.
-const ACK_WAIT: Duration = Duration::from_secs(5);
+const ACK_WAIT: Duration = Duration::from_secs(3);
+/// While a transaction lasts the server hears that its messages are in hand.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+/// What waits is delivered again after so long.
+const LATER: Duration = Duration::from_secs(1);
 /// Journals whose watermarks are told again when a subscription begins, the youngest.
 const JOURNALS_TOLD_MAX: i64 = 1_000;
 /// A pull request lives so long; half of it without a heartbeat means that it is lost.
@@ -49,7 +57,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(10);
 const PULL_HEARTBEAT: Duration = Duration::from_secs(3);
 /// Between attempts after a failure.
 const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(5);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// Records of one message that this consumer has not applied yet, in sequence.
 #[derive(Clone, Debug)]
@@ -69,6 +77,14 @@ pub enum ApplyError {
         /// Its position in the slice.
         delivery: usize,
         /// What rule, in words for an operator.
+        reason: String,
+    },
+    /// What a delivery needs is not there yet: it is delivered again, the rest goes on.
+    #[error("delivery {delivery} waits: {reason}")]
+    Later {
+        /// Its position in the slice.
+        delivery: usize,
+        /// For what.
         reason: String,
     },
     /// Anything else: everything is tried again.
@@ -117,10 +133,25 @@ pub(crate) async fn run<A: Apply>(host: Host, consumer: A, stop: Stop) {
 }
 
 async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyhow::Result<()> {
-    let stream = streams::usage(&host.jetstream()).await?;
+    let streams = host.streams();
+    let stream = streams.usage().await?;
+    let mut connection = host.postgres().acquire().await?;
+    let server = origin::present(&mut connection).await?;
+    let moved = origin::moved(&mut connection, A::SCHEMA, &server).await?;
+    let deliver_policy = match &moved {
+        Some(since) => {
+            read_again(host, &stream, since).await?;
+            since.policy()
+        }
+        // Where it began is no news to one that is there.
+        None => match stream.consumer_info(host.name()).await {
+            Ok(known) => known.config.deliver_policy,
+            Err(_) => DeliverPolicy::All,
+        },
+    };
     let config = pull::Config {
         durable_name: Some(host.name().to_owned()),
-        deliver_policy: DeliverPolicy::All,
+        deliver_policy,
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_deliver: -1,
@@ -128,8 +159,17 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
         ..pull::Config::default()
     };
     // Made, or brought up to date when an older version has made it.
-    let pull = stream.create_consumer(config).await?;
-    tell_watermarks(host, A::SCHEMA).await?;
+    let made = async { Ok(stream.create_consumer(config).await?) };
+    let pull = streams.answered(made).await?;
+    if moved.is_some() {
+        origin::settle(&mut connection, A::SCHEMA, &server).await?;
+    }
+    drop(connection);
+    let mut trail = Trail::new(server);
+    trail.look(host).await?;
+    tell_watermarks(host, A::SCHEMA, &mut trail).await?;
+    let mut looks = tokio::time::interval(Trail::PERIOD);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut messages = pull
         .stream()
         .max_messages_per_batch(MESSAGES_MAX)
@@ -140,6 +180,10 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
     loop {
         let first = tokio::select! {
             first = messages.next() => first,
+            _ = looks.tick() => {
+                trail.look(host).await?;
+                continue;
+            }
             () = stop.requested() => return Ok(()),
         };
         let Some(first) = first else { return Ok(()) };
@@ -151,15 +195,16 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
                 _ => break,
             }
         }
-        batch(host, consumer, fetched, stop).await?;
+        deliver(host, consumer, fetched, &mut trail, stop).await?;
     }
 }
 
 /// Applies fetched messages, whatever it takes; returns early only when asked to stop.
-async fn batch<A: Apply>(
+async fn deliver<A: Apply>(
     host: &Host,
     consumer: &A,
     fetched: Vec<Message>,
+    trail: &mut Trail,
     stop: &Stop,
 ) -> anyhow::Result<()> {
     let mut parcels = Vec::with_capacity(fetched.len());
@@ -168,7 +213,7 @@ async fn batch<A: Apply>(
             .info()
             .map_err(|error| anyhow::anyhow!(error))?
             .stream_sequence;
-        match decode(&message) {
+        match batch::open(message.subject.as_str(), &message.payload) {
             Ok((journal, batch)) => parcels.push(Parcel {
                 message,
                 stream_seq,
@@ -180,9 +225,10 @@ async fn batch<A: Apply>(
     }
     let mut retry = RETRY_MIN;
     while !parcels.is_empty() {
-        match transaction(host, consumer, &parcels).await {
+        let applied = transaction(host, consumer, &parcels, trail.server());
+        match in_hand(&parcels, applied).await {
             Ok(watermarks) => {
-                acknowledge(host, &parcels, watermarks).await?;
+                acknowledge(host, &parcels, watermarks, trail).await?;
                 return Ok(());
             }
             Err(ApplyError::Poison { delivery, reason }) => {
@@ -190,6 +236,14 @@ async fn batch<A: Apply>(
                 let (message, seq) = (&parcel.message, parcel.stream_seq);
                 bury(host, A::SCHEMA, message, seq, &reason, stop).await?;
             }
+            Err(ApplyError::Later { delivery, reason }) => {
+                let parcel = parcels.remove(delivery);
+                tracing::info!(consumer = host.name(), reason, "a usage batch waits");
+                let again = AckKind::Nak(Some(LATER));
+                let told = parcel.message.ack_with(again).await;
+                told.map_err(|error| anyhow::anyhow!(error))?;
+            }
+            Err(ApplyError::Failed(error)) if error.is::<Moved>() => return Err(error),
             Err(ApplyError::Failed(error)) => {
                 tracing::warn!(
                     consumer = host.name(),
@@ -197,13 +251,7 @@ async fn batch<A: Apply>(
                     messages = parcels.len(),
                     "usage not applied, trying again"
                 );
-                for parcel in &parcels {
-                    parcel
-                        .message
-                        .ack_with(AckKind::Progress)
-                        .await
-                        .map_err(|error| anyhow::anyhow!(error))?;
-                }
+                report_progress(&parcels).await?;
                 tokio::select! {
                     () = tokio::time::sleep(retry) => {}
                     () = stop.requested() => return Ok(()),
@@ -215,14 +263,34 @@ async fn batch<A: Apply>(
     Ok(())
 }
 
-fn decode(message: &Message) -> Result<(JournalId, UsageBatch), String> {
-    let batch = UsageBatch::decode(message.payload.clone())
-        .map_err(|error| format!("not a usage batch: {error}"))?;
-    let journal = inbox::check(&batch)?;
-    if message.subject.as_str() != format!("usage.v1.{journal}") {
-        return Err(format!("a batch of {journal} came on {}", message.subject));
+/// Waits for the end of work on these messages, and keeps the server from handing them to another.
+async fn in_hand<T>(
+    parcels: &[Parcel],
+    work: impl Future<Output = Result<T, ApplyError>>,
+) -> Result<T, ApplyError> {
+    let mut work = std::pin::pin!(work);
+    loop {
+        tokio::select! {
+            done = &mut work => return done,
+            () = tokio::time::sleep(PROGRESS_PERIOD) => {
+                // Without it they come once more, and change nothing.
+                if let Err(error) = report_progress(parcels).await {
+                    tracing::debug!(error = format!("{error:#}"), "NATS does not hear of progress");
+                }
+            }
+        }
     }
-    Ok((journal, batch))
+}
+
+async fn report_progress(parcels: &[Parcel]) -> anyhow::Result<()> {
+    for parcel in parcels {
+        parcel
+            .message
+            .ack_with(AckKind::Progress)
+            .await
+            .map_err(|error| anyhow::anyhow!(error))?;
+    }
+    Ok(())
 }
 
 /// One transaction. On success: each journal's watermark.
@@ -230,16 +298,28 @@ async fn transaction<A: Apply>(
     host: &Host,
     consumer: &A,
     parcels: &[Parcel],
+    server: &Server,
 ) -> Result<BTreeMap<JournalId, u64>, ApplyError> {
     let started = host.clock().system_time();
     let journals: Vec<JournalId> = parcels.iter().map(|parcel| parcel.journal).collect();
     let mut transaction = postgres::begin(&host.postgres()).await?;
-    let mut inbox = inbox::lock(&mut transaction, A::SCHEMA, &journals).await?;
+    let (timeline, mut inbox) = inbox::lock(&mut transaction, A::SCHEMA, &journals).await?;
+    if timeline != server.timeline {
+        return Err(ApplyError::Failed(anyhow::Error::new(Moved)));
+    }
     let mut fresh: Vec<Delivery> = Vec::with_capacity(parcels.len());
     let mut origins = Vec::with_capacity(parcels.len());
+    let mut lost: Vec<Lost> = Vec::new();
     for (index, parcel) in parcels.iter().enumerate() {
         let ranges = inbox.entry(parcel.journal).or_default();
-        let records = unseen(ranges, &parcel.batch);
+        let records = batch::unseen(ranges, &parcel.batch);
+        let unreadable = batch::unreadable(ranges, &parcel.batch).into_iter();
+        lost.extend(unreadable.map(|(from, below, cause)| Lost {
+            journal: parcel.journal,
+            from,
+            below,
+            cause,
+        }));
         if !records.is_empty() {
             fresh.push(Delivery {
                 journal: parcel.journal,
@@ -252,33 +332,34 @@ async fn transaction<A: Apply>(
     if !fresh.is_empty() {
         match consumer.apply(&mut transaction, &fresh).await {
             Ok(()) => {}
+            // The caller knows messages, not deliveries.
             Err(ApplyError::Poison { delivery, reason }) => {
-                // The caller knows messages, not deliveries.
                 let delivery = origins.get(delivery).copied().unwrap_or(0);
                 return Err(ApplyError::Poison { delivery, reason });
             }
+            Err(ApplyError::Later { delivery, reason }) => {
+                let delivery = origins.get(delivery).copied().unwrap_or(0);
+                return Err(ApplyError::Later { delivery, reason });
+            }
             Err(failed) => return Err(failed),
         }
+    }
+    if !lost.is_empty() {
+        inbox::note_gaps(&mut transaction, A::SCHEMA, &lost).await?;
+    }
+    if !fresh.is_empty() || !lost.is_empty() {
         inbox::save(&mut transaction, A::SCHEMA, &inbox).await?;
     }
     transaction.commit().await?;
     crash_point!("consumer.apply_committed");
     consumer.applied(&fresh);
-    trace_batch::<A>(host, &fresh, started);
-    lag(host, &fresh);
+    seen::lament(host, &lost);
+    seen::trace_batch::<A>(host, &fresh, started);
+    seen::lag(host, &fresh);
     Ok(inbox
         .iter()
         .map(|(journal, ranges)| (*journal, ranges.watermark()))
         .collect())
-}
-
-fn unseen(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<Record> {
-    batch
-        .records
-        .iter()
-        .filter(|record| ranges.insert(record.seq))
-        .cloned()
-        .collect()
 }
 
 /// Acknowledges and tells the gateways how far their journals are applied. A lost watermark is
@@ -287,6 +368,7 @@ async fn acknowledge(
     host: &Host,
     parcels: &[Parcel],
     watermarks: BTreeMap<JournalId, u64>,
+    trail: &mut Trail,
 ) -> anyhow::Result<()> {
     for parcel in parcels {
         parcel
@@ -295,25 +377,38 @@ async fn acknowledge(
             .await
             .map_err(|error| anyhow::anyhow!(error))?;
     }
-    for (journal, watermark) in watermarks {
-        tell(host, journal, watermark).await?;
-    }
+    trail.tell(host, watermarks).await?;
     crash_point!("consumer.watermark_published");
     Ok(())
 }
 
 /// Repeats what an earlier instance may have died before telling.
-async fn tell_watermarks(host: &Host, schema: &'static str) -> anyhow::Result<()> {
+async fn tell_watermarks(
+    host: &Host,
+    schema: &'static str,
+    trail: &mut Trail,
+) -> anyhow::Result<()> {
     let mut connection = host.postgres().acquire().await?;
     let known = inbox::watermarks(&mut connection, schema, JOURNALS_TOLD_MAX).await?;
     drop(connection);
-    for (journal, watermark) in known {
-        tell(host, journal, watermark).await?;
+    trail.tell(host, known.into_iter().collect()).await
+}
+
+/// What the stream still has of the time that the database may have lost. What is applied is
+/// subtracted as ever.
+async fn read_again(host: &Host, stream: &Stream, since: &Since) -> anyhow::Result<()> {
+    tracing::error!(
+        consumer = host.name(),
+        %since,
+        "PostgreSQL was failed over or restored: the usage stream is read again"
+    );
+    if stream.consumer_info(host.name()).await.is_ok() {
+        stream.delete_consumer(host.name()).await?;
     }
     Ok(())
 }
 
-async fn tell(host: &Host, journal: JournalId, watermark: u64) -> anyhow::Result<()> {
+pub(crate) async fn tell(host: &Host, journal: JournalId, watermark: u64) -> anyhow::Result<()> {
     let applied = Applied {
         journal_id: journal.bytes().to_vec(),
         consumer: host.name().to_owned(),
@@ -376,55 +471,6 @@ async fn bury(
                 }
                 retry = (retry * 2).min(RETRY_MAX);
             }
-        }
-    }
-}
-
-/// One span under each sampled call: the processing of its message, and in it the database's part.
-fn trace_batch<A: Apply>(host: &Host, fresh: &[Delivery], started: std::time::SystemTime) {
-    let tracer = host.tracer();
-    for delivery in fresh {
-        for record in &delivery.records {
-            let Some(call) = record
-                .call
-                .as_ref()
-                .filter(|call| !call.traceparent.is_empty())
-            else {
-                continue;
-            };
-            let parent = trace::context_of(&call.traceparent);
-            if !parent.span().span_context().is_sampled() {
-                continue;
-            }
-            let name = "process usage.v1";
-            let span = tracer.child_from(name, Kind::Consumer, &parent, Some(started));
-            span.set("messaging.system", "nats");
-            span.set("messaging.operation.type", "process");
-            span.set(
-                "messaging.destination.name",
-                format!("usage.v1.{}", delivery.journal),
-            );
-            span.set("messaging.consumer.group.name", host.name());
-            let context = span.context();
-            let store = tracer.child_from(A::OPERATION, Kind::Client, &context, Some(started));
-            store.set("db.system.name", "postgresql");
-            store.set("db.namespace", A::SCHEMA);
-            store.set(
-                "db.operation.batch.size",
-                i64::try_from(fresh.len()).unwrap_or(i64::MAX),
-            );
-        }
-    }
-}
-
-/// Notes how old the newest call of the batch was when its effect became durable.
-fn lag(host: &Host, fresh: &[Delivery]) {
-    let now = host.clock().now().as_microsecond();
-    for delivery in fresh {
-        let call = i32::from(RecordKind::Call);
-        if let Some(last) = delivery.records.iter().rfind(|record| record.kind == call) {
-            let micros = u32::try_from(now.saturating_sub(last.at_unix_micros)).unwrap_or(u32::MAX);
-            host.shared.usage.lag(host.name(), f64::from(micros) / 1e6);
         }
     }
 }

@@ -12,6 +12,15 @@ macro_rules! crash_point {
     };
 }
 
+/// Fails here with `EIO`, once, when `TOLLGATE_CRASH_AT` names this point instead.
+#[macro_export]
+macro_rules! error_point {
+    ($name:literal) => {
+        #[cfg(debug_assertions)]
+        $crate::crash::failing($name)?;
+    };
+}
+
 #[cfg(debug_assertions)]
 mod armed {
     use std::{
@@ -65,13 +74,30 @@ mod armed {
         Ok(Some(first.to_owned()))
     }
 
+    /// Is this the passage of the point at which something is to happen?
+    fn is_due(name: &str) -> bool {
+        let Some((point, left)) = POINT.get() else {
+            return false;
+        };
+        point == name && left.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Counts a passage; the counted-down one fails.
+    ///
+    /// # Errors
+    /// `EIO`, as a disk says it.
+    pub fn failing(name: &str) -> std::io::Result<()> {
+        if is_due(name) {
+            tracing::warn!(point = name, "failed at this point");
+            return Err(rustix::io::Errno::IO.into());
+        }
+        Ok(())
+    }
+
     /// Counts a passage; the counted-down one does not return.
     pub fn passed(name: &str) {
-        let Some((point, left)) = POINT.get() else {
-            return;
-        };
-        if point == name && left.fetch_sub(1, Ordering::AcqRel) == 1 {
-            tracing::warn!(point, "died at this point");
+        if is_due(name) {
+            tracing::warn!(point = name, "died at this point");
             let myself = rustix::process::getpid();
             // A failed kill would leave the test waiting for a death: it would say so.
             if rustix::process::kill_process(myself, rustix::process::Signal::KILL).is_ok() {
@@ -82,7 +108,7 @@ mod armed {
 }
 
 #[cfg(debug_assertions)]
-pub use armed::passed;
+pub use armed::{failing, passed};
 
 #[cfg(debug_assertions)]
 pub(crate) use armed::arm;

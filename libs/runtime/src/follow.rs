@@ -24,7 +24,7 @@ use prost::Message as _;
 use crate::{
     host::{Host, Stop},
     inbox,
-    streams::{self, Layout},
+    streams::Layout,
     supervise::supervise,
     trace::{self, Kind, Span, TRACEPARENT},
 };
@@ -89,7 +89,7 @@ pub(crate) async fn run<F: Follow>(host: Host, follower: F, stop: Stop) {
 }
 
 async fn subscription<F: Follow>(host: &Host, follower: &F) -> anyhow::Result<()> {
-    let stream = streams::ensure(&host.jetstream(), F::STREAM).await?;
+    let stream = host.streams().ensure(F::STREAM).await?;
     let config = pull::Config {
         durable_name: Some(F::NAME.to_owned()),
         filter_subject: F::SUBJECT.to_owned(),

@@ -22,6 +22,7 @@ use crate::{
     node::Shared,
     postgres::{Pools, Tenants},
     secrets::{self, Generation, Succession},
+    streams::Streams,
     time::{Clock, Ids},
     trace::Tracer,
 };
@@ -101,10 +102,10 @@ impl Host {
         self.shared.nats.clone()
     }
 
-    /// JetStream on that connection.
+    /// The streams of JetStream on that connection.
     #[must_use]
-    pub fn jetstream(&self) -> async_nats::jetstream::Context {
-        self.shared.jetstream.clone()
+    pub fn streams(&self) -> Streams {
+        self.shared.streams.clone()
     }
 
     /// The connection to Redis, when one is configured.

@@ -12,70 +12,24 @@
 
 use std::collections::BTreeMap;
 
-use proto::events::v1::UsageBatch;
+use proto::events::v1::GapCause;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use types::JournalId;
 
-/// Half-open ranges of sequence numbers, sorted and disjoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ranges(Vec<(u64, u64)>);
-
-impl Ranges {
-    pub(crate) fn contains(&self, seq: u64) -> bool {
-        let after = self.0.partition_point(|(low, _)| *low <= seq);
-        after > 0 && self.0.get(after - 1).is_some_and(|(_, high)| seq < *high)
-    }
-
-    /// The first number that is missing.
-    pub(crate) fn watermark(&self) -> u64 {
-        match self.0.first() {
-            Some((0, high)) => *high,
-            _ => 0,
-        }
-    }
-
-    /// Adds a number; false when it was there.
-    pub(crate) fn insert(&mut self, seq: u64) -> bool {
-        if self.contains(seq) {
-            return false;
-        }
-        let at = self.0.partition_point(|(low, _)| *low <= seq);
-        let joins_left = at > 0 && self.0.get(at - 1).is_some_and(|(_, high)| *high == seq);
-        let joins_right = self.0.get(at).is_some_and(|(low, _)| *low == seq + 1);
-        match (joins_left, joins_right) {
-            (true, true) => {
-                let (_, high) = self.0.remove(at);
-                if let Some(left) = self.0.get_mut(at - 1) {
-                    left.1 = high;
-                }
-            }
-            (true, false) => {
-                if let Some(left) = self.0.get_mut(at - 1) {
-                    left.1 = seq + 1;
-                }
-            }
-            (false, true) => {
-                if let Some(right) = self.0.get_mut(at) {
-                    right.0 = seq;
-                }
-            }
-            (false, false) => self.0.insert(at, (seq, seq + 1)),
-        }
-        true
-    }
-}
+use crate::batch::Ranges;
 
 fn bound(text: Option<i64>) -> u64 {
     text.and_then(|bound| u64::try_from(bound).ok())
         .unwrap_or(0)
 }
 
-/// Locks the inboxes of the journals in id order and reads what is applied.
+/// Locks the inboxes of the journals in id order and reads what is applied. With it, the server's
+/// timeline: what was committed on another one may not be here.
 pub(crate) async fn lock(
     connection: &mut PgConnection,
     schema: &'static str,
     journals: &[JournalId],
-) -> sqlx::Result<BTreeMap<JournalId, Ranges>> {
+) -> sqlx::Result<(String, BTreeMap<JournalId, Ranges>)> {
     let mut ids: Vec<uuid::Uuid> = journals.iter().map(|journal| journal.uuid()).collect();
     ids.sort_unstable();
     ids.dedup();
@@ -89,13 +43,14 @@ pub(crate) async fn lock(
         .execute(&mut *connection)
         .await?;
     let lock = format!(
-        "select journal_id from {schema}.inbox
+        "select left(pg_walfile_name(pg_current_wal_lsn()), 8) as timeline from {schema}.inbox
           where journal_id = any($1) order by journal_id for update"
     );
-    sqlx::query(AssertSqlSafe(lock))
+    let locked = sqlx::query(AssertSqlSafe(lock))
         .bind(&ids)
-        .execute(&mut *connection)
+        .fetch_all(&mut *connection)
         .await?;
+    let timeline = locked.first().map(|row| row.try_get("timeline"));
     let read = format!(
         "select i.journal_id, lower(r) as low, upper(r) as high
            from {schema}.inbox i, unnest(i.applied) r
@@ -114,7 +69,7 @@ pub(crate) async fn lock(
         let range = (bound(row.try_get("low")?), bound(row.try_get("high")?));
         found.entry(journal).or_default().0.push(range);
     }
-    Ok(found)
+    Ok((timeline.transpose()?.unwrap_or_default(), found))
 }
 
 /// Writes the ranges back. The rows are locked by this transaction.
@@ -171,6 +126,51 @@ pub(crate) async fn watermarks(
     rows.iter().map(read).collect()
 }
 
+/// Notes for good what will never come. Each part is new to the inbox, so it is noted once.
+pub(crate) async fn note_gaps(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    lost: &[Lost],
+) -> sqlx::Result<()> {
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let column = |column: fn(&Lost) -> u64| -> Vec<i64> {
+        lost.iter().map(|gap| number(column(gap))).collect()
+    };
+    let journals: Vec<uuid::Uuid> = lost.iter().map(|gap| gap.journal.uuid()).collect();
+    let causes: Vec<&str> = lost.iter().map(|gap| cause(gap.cause)).collect();
+    let statement = format!(
+        "insert into {schema}.gaps (journal_id, from_seq, below_seq, cause, at)
+         select journal_id, from_seq, below_seq, cause, now()
+           from unnest($1::uuid[], $2::int8[], $3::int8[], $4::text[])
+                u (journal_id, from_seq, below_seq, cause)"
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(&journals)
+        .bind(column(|gap| gap.from))
+        .bind(column(|gap| gap.below))
+        .bind(&causes)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Records that a consumer will never see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lost {
+    pub(crate) journal: JournalId,
+    pub(crate) from: u64,
+    pub(crate) below: u64,
+    pub(crate) cause: GapCause,
+}
+
+/// As in the table.
+pub(crate) fn cause(cause: GapCause) -> &'static str {
+    match cause {
+        GapCause::Missing => "missing",
+        GapCause::Damaged | GapCause::Unspecified => "damaged",
+    }
+}
+
 /// Keeps a batch that breaks a rule, with its reason, once.
 pub(crate) async fn bury(
     connection: &mut PgConnection,
@@ -193,22 +193,4 @@ pub(crate) async fn bury(
         .execute(connection)
         .await?;
     Ok(done.rows_affected() == 1)
-}
-
-/// Checks the shape every batch must have: a journal, and consecutive sequence numbers.
-pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
-    let journal =
-        JournalId::from_slice(&batch.journal_id).map_err(|error| format!("journal_id: {error}"))?;
-    let Some(first) = batch.records.first() else {
-        return Err("the batch has no records".to_owned());
-    };
-    for (expected, record) in (first.seq..).zip(&batch.records) {
-        if record.seq != expected {
-            return Err(format!(
-                "record {} stands where {expected} should",
-                record.seq
-            ));
-        }
-    }
-    Ok(journal)
 }

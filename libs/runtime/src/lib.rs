@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod config;
 mod consume;
 pub mod crash;
@@ -19,8 +20,10 @@ mod inbox;
 mod logs;
 mod node;
 mod ops;
+mod origin;
 mod postgres;
 mod secrets;
+mod standby;
 pub mod streams;
 mod supervise;
 mod time;

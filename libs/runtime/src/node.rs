@@ -25,6 +25,7 @@ use crate::{
     host::{Host, Stop},
     logs, ops,
     postgres::{self, Pools},
+    streams::{self, Streams},
     time::Clock,
     trace::{self, Tracer},
 };
@@ -42,10 +43,13 @@ pub struct Settings {
     remotes: BTreeMap<&'static str, String>,
     tokens: Tokens,
     stop_limit: Duration,
+    stream_replicas: usize,
     log_directives: String,
     log_pretty: bool,
     #[cfg(debug_assertions)]
     crash_at: Option<String>,
+    #[cfg(debug_assertions)]
+    clock_at: Option<String>,
     trace: trace::Settings,
 }
 
@@ -114,24 +118,35 @@ fn read_remotes(
     remotes
 }
 
+/// Where PostgreSQL, NATS and Redis are.
+fn read_servers(
+    variables: &mut Variables,
+    services: &[&'static str],
+) -> (SecretString, SecretString, Option<SecretString>) {
+    let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database; the user \
+                            is a member of the two roles of each service that runs here";
+    let postgres_url = match services.iter().any(|service| has_tables(service)) {
+        true => variables.secret("DATABASE_URL", postgres_meaning),
+        false => {
+            let url = variables.secret_optional("DATABASE_URL", postgres_meaning);
+            url.unwrap_or_default()
+        }
+    };
+    let nats_url = variables.secret(
+        "NATS_URL",
+        "NATS with JetStream, e.g. nats://host:4222; members of a cluster with commas between",
+    );
+    let redis_url = variables.secret_optional(
+        "REDIS_URL",
+        "Redis or Valkey; without it keys are cached in-process only",
+    );
+    (postgres_url, nats_url, redis_url)
+}
+
 impl Settings {
     /// Reads what a process with these services needs. `calls` are the services they call.
     pub fn read(variables: &mut Variables, services: &[&'static str], calls: &[&str]) -> Self {
-        let stores = services.iter().any(|service| has_tables(service));
-        let postgres_meaning = "PostgreSQL, e.g. postgres://user:password@host/database; the user \
-                                is a member of the two roles of each service that runs here";
-        let postgres_url = if stores {
-            variables.secret("DATABASE_URL", postgres_meaning)
-        } else {
-            variables
-                .secret_optional("DATABASE_URL", postgres_meaning)
-                .unwrap_or_default()
-        };
-        let nats_url = variables.secret("NATS_URL", "NATS with JetStream, e.g. nats://host:4222");
-        let redis_url = variables.secret_optional(
-            "REDIS_URL",
-            "Redis or Valkey; without it keys are cached in-process only",
-        );
+        let (postgres_url, nats_url, redis_url) = read_servers(variables, services);
         let grpc_listen = variables.address(
             "TOLLGATE_GRPC_LISTEN",
             "127.0.0.1:9090",
@@ -166,6 +181,12 @@ impl Settings {
             "TOLLGATE_CRASH_AT",
             "debug builds: die at this point, `name:n`, or a folder with a file of them",
         );
+        #[cfg(debug_assertions)]
+        let clock_at = variables.optional(
+            "TOLLGATE_CLOCK_AT",
+            "debug builds: a file, or a folder with a file of each process, with the milliseconds \
+             by which its clock is off",
+        );
         Self {
             postgres_url,
             nats_url,
@@ -175,10 +196,13 @@ impl Settings {
             remotes,
             tokens,
             stop_limit,
+            stream_replicas: streams::read_replicas(variables),
             log_directives: variables.text("RUST_LOG", "info", "what is logged"),
             log_pretty: variables.flag("TOLLGATE_LOG_PRETTY", false, "text instead of JSON"),
             #[cfg(debug_assertions)]
             crash_at,
+            #[cfg(debug_assertions)]
+            clock_at,
             trace: trace::Settings::read(variables),
         }
     }
@@ -197,7 +221,7 @@ pub(crate) struct Shared {
     /// The services with tables that run here, and their pools.
     pub(crate) stores: Mutex<Vec<(&'static str, Pools)>>,
     pub(crate) nats: async_nats::Client,
-    pub(crate) jetstream: async_nats::jetstream::Context,
+    pub(crate) streams: Streams,
     pub(crate) redis: Option<redis::aio::ConnectionManager>,
     pub(crate) clock: Clock,
     pub(crate) registry: Mutex<Registry>,
@@ -235,8 +259,17 @@ impl Node {
             crate::crash::arm(point, services)?;
         }
         let login = login(&settings, services.iter().any(|it| has_tables(it)))?;
+        let (lost, losses) = watch::channel(0);
+        let members: Vec<&str> = settings.nats_url.expose_secret().split(',').collect();
         let nats = async_nats::ConnectOptions::new()
             .name(format!("tollgate {}", services.join(",")))
+            .event_callback(move |event| {
+                tracing::debug!(%event, "the connection to NATS");
+                if matches!(event, async_nats::Event::Disconnected) {
+                    lost.send_modify(|losses: &mut u64| *losses += 1);
+                }
+                std::future::ready(())
+            })
             .retry_on_initial_connect()
             .max_reconnects(None)
             .reconnect_delay_callback(|attempt| {
@@ -245,7 +278,7 @@ impl Node {
                     .saturating_mul(50);
                 Duration::from_millis(millis.min(1_000))
             })
-            .connect(settings.nats_url.expose_secret())
+            .connect(members)
             .await
             .context("NATS_URL")?;
         let mut jetstream = async_nats::jetstream::new(nats.clone());
@@ -256,9 +289,9 @@ impl Node {
         let shared = Shared {
             stores: Mutex::default(),
             nats,
-            jetstream,
+            streams: Streams::new(jetstream, settings.stream_replicas, losses),
             redis: redis(&settings)?,
-            clock: Clock::system(),
+            clock: clock(&settings, services)?,
             registry: Mutex::new(registry),
             usage,
             offers: Mutex::default(),
@@ -418,6 +451,19 @@ async fn bind(variable: &str, address: SocketAddr) -> anyhow::Result<TcpListener
     TcpListener::bind(address)
         .await
         .with_context(|| format!("{variable}: cannot listen on {address}; is it taken?"))
+}
+
+#[cfg(debug_assertions)]
+fn clock(settings: &Settings, services: &[&str]) -> anyhow::Result<Clock> {
+    match &settings.clock_at {
+        Some(path) => Clock::stepped(path, services).context("TOLLGATE_CLOCK_AT"),
+        None => Ok(Clock::system()),
+    }
+}
+
+#[cfg(not(debug_assertions))]
+fn clock(_: &Settings, _: &[&str]) -> anyhow::Result<Clock> {
+    Ok(Clock::system())
 }
 
 /// A gateway has a journal; everybody else has tables.

@@ -40,6 +40,7 @@ struct ConsumerLabel {
 pub(crate) struct UsageMetrics {
     lag: Family<ConsumerLabel, Histogram, fn() -> Histogram>,
     dead_letters: Family<ConsumerLabel, Counter>,
+    gap_records: Family<ConsumerLabel, Counter>,
 }
 
 impl UsageMetrics {
@@ -53,7 +54,17 @@ impl UsageMetrics {
             lag.clone(),
         );
         registry.register("dead_letters", "Batches put aside", dead_letters.clone());
-        Self { lag, dead_letters }
+        let gap_records = Family::default();
+        registry.register(
+            "usage_gap_records",
+            "Records of journals that are lost for good",
+            gap_records.clone(),
+        );
+        Self {
+            lag,
+            dead_letters,
+            gap_records,
+        }
     }
 
     pub(crate) fn lag(&self, consumer: &str, seconds: f64) {
@@ -68,6 +79,13 @@ impl UsageMetrics {
             consumer: consumer.to_owned(),
         };
         self.dead_letters.get_or_create(&label).inc();
+    }
+
+    pub(crate) fn gap_records(&self, consumer: &str, records: u64) {
+        let label = ConsumerLabel {
+            consumer: consumer.to_owned(),
+        };
+        self.gap_records.get_or_create(&label).inc_by(records);
     }
 }
 

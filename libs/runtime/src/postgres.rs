@@ -106,6 +106,8 @@ pub async fn begin(pool: &PgPool) -> sqlx::Result<Transaction<'static, Postgres>
 pub(crate) struct Pools {
     pub(crate) own: PgPool,
     pub(crate) tenants: Tenants,
+    /// Who logs in, in no role of a service.
+    pub(crate) login: PgConnectOptions,
 }
 
 impl Pools {
@@ -135,6 +137,7 @@ impl Pools {
                     TENANT_CONNECTIONS_MAX,
                 ),
             },
+            login: login.clone(),
         }
     }
 

@@ -11,7 +11,9 @@ use async_nats::{
     },
 };
 
-use crate::trace::TRACEPARENT;
+use tokio::sync::watch;
+
+use crate::{config::Variables, trace::TRACEPARENT};
 
 /// A stream and what it holds.
 #[derive(Clone, Copy, Debug)]
@@ -46,65 +48,129 @@ pub const ANOMALY: Layout = Layout {
 /// Days a stream keeps its messages.
 const KEEP_DAYS: u64 = 7;
 
-/// Makes sure that a stream exists: file storage, limits retention, `discard: new` (a full stream
-/// pushes back to the publisher instead of forgetting). One that exists keeps what an operator has
-/// set, and gets the subjects it lacks.
-///
-/// # Errors
-/// NATS cannot be reached, or refuses.
-pub async fn ensure(jetstream: &Context, layout: Layout) -> anyhow::Result<Stream> {
-    let config = Config {
-        name: layout.name.to_owned(),
-        subjects: layout.subjects.iter().copied().map(str::to_owned).collect(),
-        retention: RetentionPolicy::Limits,
-        discard: DiscardPolicy::New,
-        storage: StorageType::File,
-        max_age: Duration::from_secs(KEEP_DAYS * 24 * 3600),
-        duplicate_window: Duration::from_secs(120),
-        ..Config::default()
-    };
-    let stream = jetstream.get_or_create_stream(config).await?;
-    let mut present = stream.cached_info().config.clone();
-    for subject in layout.subjects {
-        if !present.subjects.iter().any(|known| known == subject) {
-            present.subjects.push((*subject).to_owned());
+/// How many servers keep each stream that is made, of a cluster that has as many.
+pub(crate) fn read_replicas(variables: &mut Variables) -> usize {
+    variables.number(
+        "TOLLGATE_STREAM_REPLICAS",
+        1,
+        1..=5,
+        "servers of a NATS cluster that keep each stream, an odd number; a stream that exists keeps \
+         its own",
+    )
+}
+
+/// The streams of one connection to NATS. Cheap to clone.
+#[derive(Clone)]
+pub struct Streams {
+    jetstream: Context,
+    replicas: usize,
+    losses: watch::Receiver<u64>,
+}
+
+impl Streams {
+    pub(crate) fn new(jetstream: Context, replicas: usize, losses: watch::Receiver<u64>) -> Self {
+        Self {
+            jetstream,
+            replicas,
+            losses,
         }
     }
-    if present.subjects != stream.cached_info().config.subjects {
-        jetstream.update_stream(&present).await?;
-    }
-    Ok(stream)
-}
 
-/// The stream of usage batches, which every publisher and consumer needs.
-///
-/// # Errors
-/// As [`ensure`].
-pub async fn usage(jetstream: &Context) -> anyhow::Result<Stream> {
-    ensure(jetstream, USAGE).await
-}
-
-/// Publishes an event and waits until its stream has it. The same `id` again within two minutes is
-/// stored once; later repetitions are the consumers' affair. `traceparent` may be empty.
-///
-/// # Errors
-/// The stream did not confirm.
-pub async fn publish(
-    jetstream: &Context,
-    subject: String,
-    id: &str,
-    traceparent: &str,
-    event: &impl prost::Message,
-) -> anyhow::Result<()> {
-    let mut headers = HeaderMap::new();
-    headers.insert(NATS_MESSAGE_ID, id);
-    if !traceparent.is_empty() {
-        headers.insert(TRACEPARENT, traceparent);
+    /// Makes sure that a stream exists: file storage, limits retention, `discard: new` (a full
+    /// stream pushes back to the publisher instead of forgetting). One that exists keeps what an
+    /// operator has set, and gets the subjects it lacks.
+    ///
+    /// # Errors
+    /// NATS cannot be reached, or refuses.
+    pub async fn ensure(&self, layout: Layout) -> anyhow::Result<Stream> {
+        let config = Config {
+            name: layout.name.to_owned(),
+            subjects: layout.subjects.iter().copied().map(str::to_owned).collect(),
+            retention: RetentionPolicy::Limits,
+            discard: DiscardPolicy::New,
+            storage: StorageType::File,
+            max_age: Duration::from_secs(KEEP_DAYS * 24 * 3600),
+            duplicate_window: Duration::from_secs(120),
+            num_replicas: self.replicas,
+            ..Config::default()
+        };
+        let made = async { Ok(self.jetstream.get_or_create_stream(config).await?) };
+        let stream = self.answered(made).await?;
+        let mut present = stream.cached_info().config.clone();
+        for subject in layout.subjects {
+            if !present.subjects.iter().any(|known| known == subject) {
+                present.subjects.push((*subject).to_owned());
+            }
+        }
+        if present.subjects != stream.cached_info().config.subjects {
+            self.jetstream.update_stream(&present).await?;
+        }
+        Ok(stream)
     }
-    let payload = event.encode_to_vec().into();
-    jetstream
-        .publish_with_headers(subject, headers, payload)
-        .await?
-        .await?;
-    Ok(())
+
+    /// The stream of usage batches, which every publisher and consumer needs.
+    ///
+    /// # Errors
+    /// As [`Streams::ensure`].
+    pub async fn usage(&self) -> anyhow::Result<Stream> {
+        self.ensure(USAGE).await
+    }
+
+    /// Publishes an event and waits until its stream has it. The same `id` again within two minutes
+    /// is stored once; later repetitions are the consumers' affair. `traceparent` may be empty.
+    ///
+    /// # Errors
+    /// The stream did not confirm.
+    pub async fn publish(
+        &self,
+        subject: String,
+        id: &str,
+        traceparent: &str,
+        event: &impl prost::Message,
+    ) -> anyhow::Result<()> {
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, id);
+        if !traceparent.is_empty() {
+            headers.insert(TRACEPARENT, traceparent);
+        }
+        self.put(subject, headers, event.encode_to_vec().into())
+            .await
+    }
+
+    /// Publishes bytes and waits until their stream has them.
+    ///
+    /// # Errors
+    /// The stream did not confirm: it has them, or has not.
+    pub async fn put(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: bytes::Bytes,
+    ) -> anyhow::Result<()> {
+        let published = async {
+            let sent = self
+                .jetstream
+                .publish_with_headers(subject, headers, payload);
+            sent.await?.await?;
+            Ok(())
+        };
+        self.answered(published).await
+    }
+
+    /// Waits for an answer of NATS, but not on a connection that is lost: there it cannot come any
+    /// more, and the client would wait for its whole time limit.
+    ///
+    /// # Errors
+    /// Of the question, or the connection was lost.
+    pub async fn answered<T>(
+        &self,
+        asked: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
+        let mut losses = self.losses.clone();
+        losses.mark_unchanged();
+        tokio::select! {
+            answer = asked => answer,
+            Ok(()) = losses.changed() => anyhow::bail!("the connection to NATS was lost meanwhile"),
+        }
+    }
 }

@@ -1,12 +1,15 @@
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
+use prost::Message as _;
+use proto::events::v1::{Gap, Record, UsageBatch};
 use secrecy::ExposeSecret;
+use types::JournalId;
 
 use crate::{
+    batch::{self, Ranges},
     config::Variables,
     follow,
-    inbox::Ranges,
     secrets::Succession,
     trace::{format_traceparent, parse_traceparent},
 };
@@ -46,7 +49,56 @@ fn a_secret_comes_from_a_file_without_its_line_end() {
     assert!(v.finish(&BTreeSet::new()).is_ok());
 }
 
+/// A batch whose records have these numbers.
+fn batch(seqs: &[u64]) -> Result<(JournalId, UsageBatch), String> {
+    let journal = JournalId::new(uuid::Uuid::from_u128(7));
+    let record = |seq: &u64| Record {
+        seq: *seq,
+        ..Record::default()
+    };
+    let batch = UsageBatch {
+        journal_id: journal.bytes().to_vec(),
+        records: seqs.iter().map(record).collect(),
+        gaps: Vec::new(),
+    };
+    batch::open(&format!("usage.v1.{journal}"), &batch.encode_to_vec())
+}
+
+#[test]
+fn a_batch_that_no_inbox_could_keep_is_refused() {
+    const LAST: u64 = i64::MAX as u64 - 1;
+    assert!(batch(&[LAST - 1, LAST]).is_ok());
+    for seqs in [
+        &[LAST, LAST + 1][..],
+        &[LAST + 1],
+        &[u64::MAX],
+        &[u64::MAX, 0],
+    ] {
+        assert!(batch(seqs).is_err(), "{seqs:?}");
+    }
+    for seqs in [&[][..], &[3, 5], &[5, 4], &[5, 5]] {
+        assert!(batch(seqs).is_err(), "{seqs:?}");
+    }
+}
+
 proptest! {
+    /// Whatever is cut, repeated and mixed up: each record is new once, and the ranges are the set
+    /// of all numbers seen.
+    #[test]
+    fn each_record_is_new_once(cuts in prop::collection::vec((0_u64..60, 1_u64..9), 0..40)) {
+        let mut ranges = Ranges::default();
+        let mut model = BTreeSet::new();
+        for (first, count) in cuts {
+            let seqs: Vec<u64> = (first..first + count).collect();
+            let (_, batch) = batch(&seqs).expect("well-formed");
+            let unseen = batch::unseen(&mut ranges, &batch);
+            let expected: Vec<u64> = seqs.into_iter().filter(|seq| model.insert(*seq)).collect();
+            prop_assert_eq!(unseen.iter().map(|it| it.seq).collect::<Vec<_>>(), expected);
+            let gap = (0..).find(|seq| !model.contains(seq)).expect("finite");
+            prop_assert_eq!(ranges.watermark(), gap);
+        }
+    }
+
     #[test]
     fn ranges_are_a_set(seqs in prop::collection::vec(0_u64..40, 0..120)) {
         let mut ranges = Ranges::default();
@@ -62,10 +114,81 @@ proptest! {
     }
 
     #[test]
+    fn a_gap_covers_what_is_missing_and_nothing_twice(
+        seqs in prop::collection::vec(0_u64..40, 0..30),
+        gaps in prop::collection::vec((0_u64..40, 1_u64..12), 0..12),
+    ) {
+        let mut ranges = Ranges::default();
+        let mut model = BTreeSet::new();
+        for seq in seqs {
+            prop_assert_eq!(ranges.insert(seq), model.insert(seq));
+        }
+        for (from, length) in gaps {
+            let new: Vec<u64> = ranges.cover(from, from + length).into_iter()
+                .flat_map(|(low, high)| low..high).collect();
+            let wanted: Vec<u64> = (from..from + length).filter(|n| model.insert(*n)).collect();
+            prop_assert_eq!(new, wanted);
+            for probe in 0..60 {
+                prop_assert_eq!(ranges.contains(probe), model.contains(&probe));
+            }
+            // Sorted, disjoint and not even adjacent: the next insertion relies on it.
+            let mut copy = ranges.clone();
+            prop_assert!(copy.cover(0, 60).len() == copy_gaps(&model));
+        }
+    }
+
+    #[test]
     fn a_traceparent_never_panics(text in ".{0,70}") {
         if let Some(context) = parse_traceparent(&text) {
             prop_assert!(context.is_valid());
         }
+    }
+}
+
+/// Runs of missing numbers below 60.
+fn copy_gaps(model: &BTreeSet<u64>) -> usize {
+    let begins = |n: &u64| !model.contains(n) && (*n == 0 || model.contains(&(n - 1)));
+    (0..60).filter(begins).count()
+}
+
+#[test]
+fn a_batch_whose_gaps_make_no_sense_is_refused() {
+    let gap = |from, below| Gap {
+        from,
+        below,
+        ..Gap::default()
+    };
+    let batch = |seqs: std::ops::Range<u64>, gaps: Vec<Gap>| UsageBatch {
+        journal_id: vec![7; 16],
+        records: seqs
+            .map(|seq| Record {
+                seq,
+                ..Record::default()
+            })
+            .collect(),
+        gaps,
+    };
+    for good in [
+        batch(3..5, vec![]),
+        batch(0..0, vec![gap(0, 9)]),
+        batch(3..5, vec![gap(0, 3), gap(5, 6), gap(6, 7)]),
+    ] {
+        assert!(batch::check(&good).is_ok(), "{good:?}");
+    }
+    for bad in [
+        batch(0..0, vec![]),
+        batch(0..0, vec![gap(4, 4)]),
+        batch(0..0, vec![gap(5, 4)]),
+        batch(0..0, vec![gap(0, u64::MAX)]),
+        batch(0..0, vec![gap(u64::MAX - 4, u64::MAX)]),
+        batch(3..5, vec![gap(0, 4)]),
+        batch(3..5, vec![gap(4, 9)]),
+        batch(3..5, vec![gap(0, 9)]),
+        batch(0..0, vec![gap(5, 7), gap(0, 2)]),
+        batch(0..0, vec![gap(0, 7), gap(5, 9)]),
+        batch(0..0, (0..65).map(|n| gap(2 * n, 2 * n + 1)).collect()),
+    ] {
+        assert!(batch::check(&bad).is_err(), "{bad:?}");
     }
 }
 

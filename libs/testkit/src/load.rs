@@ -240,6 +240,8 @@ pub struct Outcome {
     pub unreachable: u64,
     /// Complete answers by status.
     pub by_status: BTreeMap<u16, u64>,
+    /// Refusals by their code.
+    pub by_code: BTreeMap<String, u64>,
     /// Duration of complete answers, microseconds.
     pub micros: Vec<u64>,
 }
@@ -318,6 +320,12 @@ fn note(outcome: &mut Outcome, began: Instant, answer: anyhow::Result<Answer>) {
     let micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
     outcome.micros.push(micros);
     *outcome.by_status.entry(answer.status.as_u16()).or_default() += 1;
+    if let Some(code) = answer.json()["code"]
+        .as_str()
+        .filter(|_| !answer.status.is_success())
+    {
+        *outcome.by_code.entry(code.to_owned()).or_default() += 1;
+    }
     outcome.done.push(Done {
         request_id: answer.header("x-request-id").to_owned(),
         status: answer.status.as_u16(),

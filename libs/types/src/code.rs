@@ -117,11 +117,16 @@ refusals! {
     ServiceDisabled = 403 "service_disabled" "The service is switched off";
     UnknownService = 404 "unknown_service" "There is no such service";
     UnknownRoute = 404 "unknown_route" "The service has no such route";
+    IdempotencyKeyInUse = 409 "idempotency_key_in_use" "Another call with this key is under way";
+    IdempotencyAnswerNotKept = 409 "idempotency_answer_not_kept"
+        "A call with this key was charged, and its answer is not kept";
+    IdempotencyKeyReused = 422 "idempotency_key_reused" "The key stands for another request";
     BodyTooLarge = 413 "body_too_large" "The body is too large";
     HeadersTooLarge = 431 "headers_too_large" "The headers are too large";
     RateLimited = 429 "rate_limited" "Too many calls a second";
     DailyQuotaExceeded = 429 "daily_quota_exceeded" "The day's quota is used up";
     MonthlyQuotaExceeded = 429 "monthly_quota_exceeded" "The month's quota is used up";
+    IdempotencyKeysExhausted = 429 "idempotency_keys_exhausted" "Too many idempotency keys are kept";
     AbnormalUsageDetected = 429 "abnormal_usage_detected" "Unusual use of the key was detected";
     UpstreamUnreachable = 502 "upstream_unreachable" "The service could not be reached";
     UpstreamTimeout = 504 "upstream_timeout" "The service did not answer in time";

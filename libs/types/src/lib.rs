@@ -17,6 +17,7 @@ mod address;
 mod code;
 mod credits;
 mod id;
+mod idempotency;
 mod key;
 mod limit;
 mod names;
@@ -34,6 +35,7 @@ pub use id::{
     AnomalyId, Id, IdError, JournalId, Key, KeyId, Kind, Lease, LeaseId, OrgId, RequestId, RouteId,
     ServiceId, UserId,
 };
+pub use idempotency::{KEPT_BODY_BYTES_MAX, KEPT_HEADERS_BYTES_MAX, KEPT_HEADERS_MAX};
 pub use key::{
     KEY_BODY_CHARS, KEY_RANDOM_BYTES, KeyDigest, KeyError, KeyHash, NewKey, Pepper, PepperError,
     PresentedKey,

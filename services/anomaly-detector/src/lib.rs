@@ -46,7 +46,7 @@ const PRUNE_PERIOD: Duration = Duration::from_secs(600);
 #[expect(clippy::unused_async, reason = "every service starts the same way")]
 pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     let store = Store::new(host.postgres(), host.tenants());
-    let outbox = Outbox::new(store.clone(), host.jetstream(), host.clock());
+    let outbox = Outbox::new(store.clone(), host.streams(), host.clock());
     host.metrics(|registry| outbox.register(registry));
     let counted = outbox.clone();
     host.every("count-open-anomalies", COUNT_PERIOD, move || {

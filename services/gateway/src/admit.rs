@@ -16,6 +16,7 @@ use crate::{
     catalogue::{Catalogue, Route, Service},
     domain,
     edge::{Denied, Edge},
+    idempotency::{self, Replay},
     keyring::Entry,
     lease::{Account, Hold, Owner},
     limits::{Limits, QuotaSpent},
@@ -30,6 +31,8 @@ pub(crate) struct Admitted<'a> {
     pub(crate) route: &'a Route,
     /// The path behind the service, as it came.
     pub(crate) rest: String,
+    /// What is answered instead of the upstream.
+    pub(crate) replay: Option<Box<Replay>>,
 }
 
 /// Judges a call, and takes what it needs: a place in the rate, permits, credits.
@@ -59,11 +62,18 @@ pub(crate) async fn admit<'a>(
     if let Err(refused) = take_places(edge, &entry, &mut limits) {
         return Err(deny(ticket, refused, limits));
     }
-    match take(edge, &entry, route, &ticket.facts().span).await {
-        Ok((permits, hold)) => ticket.holds(hold, permits, route),
-        Err((refused, spent)) => {
-            give_back_places(&entry, limits);
-            return Err(deny(ticket, refused, Limits { spent, ..limits }));
+    let replay = match idempotency::begin(edge, &ticket, request).await {
+        Ok(replay) => replay,
+        Err(refused) => return Err(deny(ticket, refused, limits)),
+    };
+    // What is given again has taken its credits and permits already.
+    if replay.is_none() {
+        match take(edge, &entry, route, &ticket.facts().span).await {
+            Ok((permits, hold)) => ticket.holds(hold, permits, route),
+            Err((refused, spent)) => {
+                give_back_places(&entry, limits);
+                return Err(deny(ticket, refused, Limits { spent, ..limits }));
+            }
         }
     }
     touch(edge, &entry, ticket.facts().client);
@@ -72,6 +82,7 @@ pub(crate) async fn admit<'a>(
         service,
         route,
         rest,
+        replay,
     };
     Ok((admitted, limits))
 }

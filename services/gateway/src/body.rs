@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use crate::{
     edge::COST,
     headers,
+    idempotency::{BodyDigest, relay::Relayed},
     meter::{Finished, Proof, Ticket},
     pool::Lent,
 };
@@ -35,6 +36,8 @@ pub(crate) enum EdgeBody {
     Full(Option<Bytes>),
     /// An answer of the upstream, measured on its way.
     Metered(Box<Metered>),
+    /// The same, for a call that goes on without its client.
+    Relayed(Relayed),
 }
 
 /// An upstream's answer on its way to the client.
@@ -150,13 +153,24 @@ impl Metered {
         };
         match proof {
             Proof::Given => Poll::Ready(last.map(Ok)),
-            awaited @ Proof::Awaited(..) => {
+            awaited => {
                 self.held_back = Some(HeldBack {
                     last,
                     proof: Box::pin(awaited.wait()),
                 });
                 self.poll_held_back(task)
             }
+        }
+    }
+
+    /// Trailers are not kept, and what had some is not given again without.
+    fn pass_trailers(&self, trailers: &HeaderMap) {
+        let keyed = self
+            .ticket
+            .as_ref()
+            .and_then(|it| it.facts().keyed.as_ref());
+        if let Some(keyed) = keyed.filter(|_| !trailers.is_empty()) {
+            keyed.cannot_keep();
         }
     }
 
@@ -227,6 +241,7 @@ impl Metered {
                         return self.complete(last, task);
                     }
                     headers::strip_response(&mut trailers);
+                    self.pass_trailers(&trailers);
                     Some(Frame::trailers(trailers))
                 }
                 Err(frame) if self.left == Some(0) => Some(frame),
@@ -252,6 +267,7 @@ impl Body for EdgeBody {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Self::Metered(metered) => metered.poll(task),
+            Self::Relayed(relayed) => relayed.poll_frame(task),
         }
     }
 
@@ -264,6 +280,7 @@ impl Body for EdgeBody {
                     && !metered.tells_cost
                     && metered.inner.is_end_stream()
             }
+            Self::Relayed(_) => false,
         }
     }
 
@@ -278,6 +295,7 @@ impl Body for EdgeBody {
                 Some(left) => SizeHint::with_exact(left),
                 None => SizeHint::default(),
             },
+            Self::Relayed(relayed) => relayed.size_hint(),
         }
     }
 }
@@ -308,16 +326,26 @@ pub(crate) struct Uploaded {
     inner: Option<Incoming>,
     bytes_max: u64,
     upload: Rc<Upload>,
+    /// Of a call with an idempotency key.
+    digest: Option<BodyDigest>,
 }
 
 impl Uploaded {
-    pub(crate) fn new(inner: Incoming, bytes_max: u64) -> (Self, Rc<Upload>) {
+    pub(crate) fn new(
+        inner: Incoming,
+        bytes_max: u64,
+        digest: Option<BodyDigest>,
+    ) -> (Self, Rc<Upload>) {
         let upload = Rc::new(Upload::default());
+        if let Some(digest) = digest.as_ref().filter(|_| inner.is_end_stream()) {
+            digest.end();
+        }
         (
             Self {
                 inner: Some(inner),
                 bytes_max,
                 upload: Rc::clone(&upload),
+                digest,
             },
             upload,
         )
@@ -329,6 +357,7 @@ impl Uploaded {
             inner: None,
             bytes_max: 0,
             upload: Rc::default(),
+            digest: None,
         }
     }
 }
@@ -345,12 +374,20 @@ impl Body for Uploaded {
         let Some(inner) = &mut this.inner else {
             return Poll::Ready(None);
         };
-        let frame = match Pin::new(inner).poll_frame(task) {
+        let frame = match Pin::new(&mut *inner).poll_frame(task) {
             Poll::Ready(Some(Ok(frame))) => frame,
             Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
-            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Ready(None) => {
+                if let Some(digest) = &this.digest {
+                    digest.end();
+                }
+                return Poll::Ready(None);
+            }
             Poll::Pending => return Poll::Pending,
         };
+        if let Some(digest) = &this.digest {
+            digest.pass(&frame, inner.is_end_stream());
+        }
         // A client's trailers are no way around what its headers may say.
         let frame = match frame.into_trailers() {
             Ok(mut trailers) => {

@@ -137,7 +137,8 @@ impl Terms {
         }
     }
 
-    fn charges(&self, status: u16) -> bool {
+    /// Whether an answer with this status is one that is charged for, be it with nothing.
+    pub(crate) fn charges(&self, status: u16) -> bool {
         match self.charge_on {
             ChargeOn::Always => true,
             ChargeOn::Success => (200..300).contains(&status),

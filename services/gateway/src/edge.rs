@@ -24,6 +24,7 @@ use tokio::{
     runtime::Handle,
     sync::{Notify, mpsc, watch},
 };
+use tokio_util::task::TaskTracker;
 use types::{Gcra, PresentedKey, Rate, Refusal, RequestId};
 
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
     catalogue::Catalogue,
     country::Countries,
     credential, headers,
+    idempotency::{self, Keyed, desk::Desk, relay},
     journal::Journal,
     keyring::{Entry, Keyring},
     lender::Lender,
@@ -63,6 +65,7 @@ pub(crate) struct Edge {
     pub(crate) lender: Arc<Lender>,
     pub(crate) strangers: Arc<Strangers>,
     pub(crate) countries: Countries,
+    pub(crate) desk: Desk,
     pub(crate) metrics: Metrics,
     pub(crate) signer: Signer,
     pub(crate) trusted_hops: u8,
@@ -90,6 +93,8 @@ pub(crate) struct Edge {
 pub(crate) struct Worker {
     pub(crate) edge: Arc<Edge>,
     pub(crate) pool: Pool,
+    /// Calls that go on when their client has gone.
+    pub(crate) beyond: TaskTracker,
 }
 
 /// Counts a call while it is in flight, to the last byte of its answer.
@@ -117,7 +122,11 @@ pub(crate) async fn handle(
     let edge = &worker.edge;
     let id: RequestId = edge.ids.new_id();
     let version = request.version();
-    let answered = answer(&worker, peer, request, id).await;
+    let answered = match idempotency::find(request.method(), request.headers()) {
+        Ok(None) => answer(&worker, peer, request, id, None).await,
+        Ok(Some(keyed)) => relay::answer(&worker, peer, request, id, keyed).await,
+        Err(refused) => Err(refused.into()),
+    };
     let (mut response, limits) = match answered {
         Ok((response, limits)) => (response, limits),
         Err(Denied {
@@ -167,13 +176,15 @@ impl From<Refused> for Denied {
     }
 }
 
-type Answered = Result<(Response<EdgeBody>, Limits), Denied>;
+pub(crate) type Answered = Result<(Response<EdgeBody>, Limits), Denied>;
 
-async fn answer(
+/// Answers one request, which may carry an idempotency key.
+pub(crate) async fn answer(
     worker: &Rc<Worker>,
     peer: SocketAddr,
     request: Request<Incoming>,
     id: RequestId,
+    keyed: Option<Rc<Keyed>>,
 ) -> Answered {
     let edge = &worker.edge;
     let started = edge.clock.monotonic_nanos();
@@ -194,7 +205,10 @@ async fn answer(
     let Some(reservation) = edge.journal.reserve() else {
         return Err(Refusal::MeteringUnavailable.into());
     };
-    let facts = facts(edge, peer.ip(), &request, id, started, (name, rest));
+    let facts = Facts {
+        keyed,
+        ..facts(edge, peer.ip(), &request, id, started, (name, rest))
+    };
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
     let catalogue = edge.catalogue.load_full();
     let (name, rest) = (name.to_owned(), rest.to_owned());
@@ -290,6 +304,7 @@ fn facts(
         .get(USER_AGENT)
         .and_then(|value| value.to_str().ok());
     Facts {
+        keyed: None,
         in_flight: InFlight::new(edge),
         request: id,
         started,

@@ -1,11 +1,13 @@
-//! Brings credits and permits from the wallet: acquisition and renewal; `upkeep` has what follows.
+//! Brings credits and permits from the wallet: acquisition and renewal; `upkeep` has what follows,
+//! and `desk` decides.
 
+pub(crate) mod desk;
 mod upkeep;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -21,6 +23,7 @@ use tokio::sync::mpsc;
 use tonic::Code as Grpc;
 use types::{JournalId, LeaseId, QuotaKind, Refusal};
 
+use self::desk::{Desk, Grant, News};
 use crate::{
     journal::Journal,
     lease::{Account, Hold, Lease, Owner},
@@ -49,18 +52,10 @@ pub(crate) struct Lender {
     channel: Channel,
     name: String,
     accounts: papaya::HashMap<Owner, Arc<Account>>,
-    /// Open leases, current and draining ones.
-    leases: papaya::HashMap<LeaseId, Arc<Lease>>,
+    desk: Desk,
     /// Requests whose answer has not come: the wallet may have lent. Asked again with the same
     /// nonce, so that an owner who calls no more does not keep what he was lent.
     unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
-    /// Leases whose final count is written: nothing the wallet says opens them again. With it, the
-    /// monotonic microsecond from which the wallet cannot even speak of them: those of a period
-    /// that is long over are forgotten, the others are few, since renewals extend.
-    closed: papaya::HashMap<LeaseId, i64>,
-    heartbeats: AtomicU64,
-    /// The wallet has missed a heartbeat: it is told of everything.
-    missed: AtomicBool,
     /// One at a time closes leases.
     closing: tokio::sync::Mutex<()>,
     stopping: AtomicBool,
@@ -80,11 +75,8 @@ impl Lender {
             channel: host.channel("wallet")?,
             name,
             accounts: papaya::HashMap::new(),
-            leases: papaya::HashMap::new(),
+            desk: Desk::default(),
             unanswered: papaya::HashMap::new(),
-            closed: papaya::HashMap::new(),
-            heartbeats: AtomicU64::new(0),
-            missed: AtomicBool::new(false),
             closing: tokio::sync::Mutex::new(()),
             stopping: AtomicBool::new(false),
             renewals,
@@ -147,7 +139,12 @@ impl Lender {
         let mut refusal = Refusal::CreditsUnavailable;
         // An answer may be about a lease that has ended meanwhile; then the wallet is asked again.
         for _ in 0..ATTEMPTS_MAX {
-            let acquired = self.acquire(account, credits).await;
+            let acquired = match self.acquire(account, credits).await {
+                Err(refusal) if refusal == account.owner.exhausted() => {
+                    self.acquire_missing(account, credits, refusal).await
+                }
+                acquired => acquired,
+            };
             if let Ok(Some(hold)) = acquired {
                 account.took(credits);
                 return Ok(hold);
@@ -165,9 +162,32 @@ impl Lender {
         Err(refusal)
     }
 
+    /// The wallet has less than a call needs, but with what is in hand it may be enough: asks for
+    /// the difference, which nobody but the caller would make use of.
+    async fn acquire_missing(
+        &self,
+        account: &Account,
+        credits: i64,
+        refusal: Refusal,
+    ) -> Result<Option<Hold>, Refusal> {
+        let in_hand = account.in_hand();
+        if !(1..credits).contains(&in_hand) {
+            return Err(refusal);
+        }
+        let missing = credits.saturating_sub(in_hand);
+        let lent = self.lend(account, missing).await?;
+        self.accept(account, lent, 0).await
+    }
+
     /// One acquisition, for a call that needs `credits` or, with 0, for those to come. The caller
     /// holds the account's turn.
     async fn acquire(&self, account: &Account, credits: i64) -> Result<Option<Hold>, Refusal> {
+        let lent = self.lend(account, credits).await?;
+        self.accept(account, lent, credits).await
+    }
+
+    /// What the wallet lends, at least so many credits.
+    async fn lend(&self, account: &Account, credits: i64) -> Result<wire::Lease, Refusal> {
         if self.stopping.load(Ordering::Acquire) {
             return Err(Refusal::Draining);
         }
@@ -189,10 +209,7 @@ impl Lender {
         let answer = self.ask(request).await?;
         crash_point!("gateway.lease_reply_received");
         self.unanswered.pin().remove(&account.owner);
-        let Some(lent) = answer.lease else {
-            return Err(account.owner.exhausted());
-        };
-        self.accept(account, lent, credits).await
+        answer.lease.ok_or(account.owner.exhausted())
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.
@@ -229,25 +246,25 @@ impl Lender {
             tracing::error!("the wallet sent a lease without an id");
             return Err(Refusal::CreditsUnavailable);
         };
-        let replied_at = self.monotonic_micros();
-        let current = account
-            .lease()
-            .filter(|lease| lease.id == id && !lease.is_draining());
-        let is_new = current.is_none();
-        if is_new && (self.leases.pin().contains_key(&id) || self.closed.pin().contains_key(&id)) {
-            // A lease that drains is never extended, and one that is closed never opened again: its
-            // total would begin anew. The wallet knows after the next heartbeat.
-            return Err(Refusal::CreditsUnavailable);
-        }
-        let lease = current.unwrap_or_else(|| Arc::new(Lease::new(id)));
-        if !lease.is_news(lent.granted_cum) {
-            return Ok(None);
-        }
+        let grant = Grant {
+            lease: id,
+            granted_cum: lent.granted_cum,
+            spend_until: match lent.spend_for_micros {
+                Some(left) => self.monotonic_micros().saturating_add(left),
+                None => i64::MAX,
+            },
+        };
+        let (lease, is_new) = match self.desk.judge(account, &grant) {
+            News::More { lease, is_new } => (lease, is_new),
+            News::Old => return Ok(None),
+            News::Ended => return Err(Refusal::CreditsUnavailable),
+        };
         let record = Record {
             kind: RecordKind::Grant.into(),
             at_unix_micros: self.now_micros(),
             lease_id: id.bytes().to_vec(),
             granted: lent.granted_cum,
+            account: Some(wire_account(account)),
             ..Record::default()
         };
         if let Err(error) = self.append_synced(record, None).await {
@@ -255,18 +272,10 @@ impl Lender {
             return Err(Refusal::MeteringUnavailable);
         }
         crash_point!("gateway.grant_written");
-        if is_new {
-            self.leases.pin().insert(id, Arc::clone(&lease));
-        }
-        lease.end_at(match lent.spend_for_micros {
-            Some(left) => replied_at.saturating_add(left),
-            None => i64::MAX,
-        });
-        let hold = lease.extend(lent.granted_cum, credits, self.monotonic_micros());
-        if let Some(before) = account.replace(lease).filter(|before| before.id != id) {
-            before.drain();
-        }
-        Ok(hold)
+        let now = self.monotonic_micros();
+        Ok(self
+            .desk
+            .take(account, (lease, is_new), &grant, credits, now))
     }
 
     /// Writes a record to disk. With a lease, `cum` is its total under the journal's lock.

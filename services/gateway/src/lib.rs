@@ -3,6 +3,8 @@
 //! - No network hop is added to an admitted call: keys, limits and credits are in memory.
 //! - Spent + held ≤ granted in every lease; a wallet is never overspent by a credit.
 //! - The record of a call is in the journal before its last byte leaves, however it ends.
+//! - Of the calls with one idempotency key, at most one is charged in 24 hours; the others are
+//!   given its answer. Calls without a key ask nobody about it.
 //! - A record leaves the journal when every consumer has applied it, not when it was sent.
 
 #![warn(
@@ -18,12 +20,15 @@ mod body;
 mod catalogue;
 mod charge;
 mod config;
+#[cfg(feature = "cores")]
+pub mod cores;
 mod country;
 mod credential;
 mod domain;
 mod edge;
 mod hashing;
 mod headers;
+mod idempotency;
 pub mod journal;
 mod keyring;
 mod lease;
@@ -38,6 +43,7 @@ mod pool;
 mod principal;
 mod proxy;
 mod record;
+mod recovery;
 mod refuse;
 mod ship;
 mod start;
@@ -48,4 +54,5 @@ mod tests;
 mod units;
 
 pub use config::Config;
+pub use recovery::{Recovery, recover};
 pub use start::start;

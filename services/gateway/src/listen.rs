@@ -95,6 +95,7 @@ pub(crate) fn start(
             let worker = Rc::new(Worker {
                 edge,
                 pool: Pool::new(tls),
+                beyond: TaskTracker::new(),
             });
             if let Err(error) = accept(worker, socket, stop, cut).await {
                 tracing::error!(%error, "a thread of the edge has died");
@@ -135,8 +136,13 @@ async fn accept(
     }
     drop(listener);
     connections.close();
+    worker.beyond.close();
+    let ended = async {
+        connections.wait().await;
+        worker.beyond.wait().await;
+    };
     tokio::select! {
-        () = connections.wait() => {}
+        () = ended => {}
         () = cut.cancelled() => {}
     }
     Ok(())

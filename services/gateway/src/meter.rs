@@ -5,6 +5,7 @@
 
 use std::{
     net::IpAddr,
+    pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
     time::Duration,
@@ -22,6 +23,7 @@ use crate::{
     charge::{Reached, Terms},
     country::Country,
     edge::{Edge, InFlight},
+    idempotency::{Keyed, Replay},
     journal::{Kept, Reservation},
     keyring::Entry,
     lease::Hold,
@@ -53,13 +55,17 @@ pub(crate) enum Proof {
     Given,
     /// It is once the watched number is above the record's.
     Awaited(watch::Receiver<u64>, u64),
+    /// The call has an idempotency key: its answer is kept first, and then it is recorded.
+    Kept(Pin<Box<dyn Future<Output = bool>>>),
 }
 
 impl Proof {
     /// Resolves to whether the last byte may leave.
     pub(crate) async fn wait(self) -> bool {
-        let Self::Awaited(mut durable, seq) = self else {
-            return true;
+        let (mut durable, seq) = match self {
+            Self::Given => return true,
+            Self::Kept(kept) => return kept.await,
+            Self::Awaited(durable, seq) => (durable, seq),
         };
         let reached = durable.wait_for(|next| *next > seq);
         matches!(
@@ -74,6 +80,8 @@ pub(crate) struct Facts {
     /// Ends with the call's record.
     #[expect(dead_code, reason = "held for its drop")]
     pub(crate) in_flight: InFlight,
+    /// The idempotency key it carries.
+    pub(crate) keyed: Option<Rc<Keyed>>,
     pub(crate) request: RequestId,
     pub(crate) started: u64,
     pub(crate) client: IpAddr,
@@ -109,6 +117,8 @@ pub(crate) struct Ticket {
     /// A call whose cost is known only afterwards.
     open: Option<Open>,
     upload: Option<Rc<Upload>>,
+    /// The call whose kept answer it is given.
+    replay_of: Option<RequestId>,
     /// Sent to the client.
     response_bytes: u64,
     /// Read ahead of that.
@@ -160,6 +170,7 @@ impl Ticket {
             is_announced: false,
             open: None,
             upload: None,
+            replay_of: None,
             response_bytes: 0,
             read_bytes: 0,
             upstream_began: 0,
@@ -218,7 +229,17 @@ impl Ticket {
         if self.reads(head, |media| media == "text/event-stream") {
             self.events = Some(Box::default());
         }
+        if let Some(keyed) = &self.facts.keyed {
+            keyed.answered(self.terms.charges(self.status), self.status, head);
+        }
         crash_point!("gateway.upstream_answered");
+    }
+
+    /// It is given the answer of an earlier call, whole.
+    pub(crate) fn replays(&mut self, replay: &Replay) {
+        self.status = replay.status();
+        self.replay_of = Some(replay.original);
+        self.sent(&replay.answer.body);
     }
 
     /// What the call costs when it comes to its end, once that is certain. From then on it is
@@ -276,6 +297,9 @@ impl Ticket {
     pub(crate) fn sent(&mut self, data: &[u8]) {
         let bytes = u64::try_from(data.len()).unwrap_or(u64::MAX);
         self.response_bytes = self.response_bytes.saturating_add(bytes);
+        if let Some(keyed) = &self.facts.keyed {
+            keyed.pass(data);
+        }
         if let (Some(events), Some(price)) = (&mut self.events, &self.terms.price) {
             events.read(data, price, &mut self.units);
         }
@@ -347,6 +371,22 @@ impl Ticket {
         if let (Some(mut events), Some(price)) = (self.events.take(), &self.terms.price) {
             events.end(price, &mut self.units);
         }
+        let keyed = self.facts.keyed.clone().filter(|keyed| keyed.has_key());
+        let Some(keyed) = keyed else {
+            return self.close();
+        };
+        // What it costs is certain; its record waits until its answer is kept.
+        let cost = match &self.hold {
+            Some(_) => self.charge(Disposition::Completed).cost,
+            None => 0,
+        };
+        let edge = Arc::clone(&self.edge);
+        let proof = Proof::Kept(Box::pin(keyed.finish(edge, self)));
+        Finished { proof, cost }
+    }
+
+    /// Ends a call that is complete and whose answer is kept, or need not be.
+    pub(crate) fn close(mut self) -> Finished {
         let (seq, cost) = self.record(Disposition::Completed).unwrap_or_default();
         let proof = match self.durability {
             Durability::Process => Proof::Given,
@@ -401,6 +441,10 @@ impl Ticket {
             (record::encode(&record, slot.buf), ())
         });
         crash_point!("gateway.appended");
+        if let Some(keyed) = &self.facts.keyed {
+            let is_complete = disposition == Disposition::Completed && self.code.is_empty();
+            keyed.ended(&self.edge, cost > 0, is_complete);
+        }
         if let Some(hold) = hold {
             hold.settle(cost);
         }
@@ -446,6 +490,10 @@ impl Ticket {
             response_bytes: self.response_bytes,
             overrun: charge.overrun,
             estimated: charge.estimated,
+            replay_of: self
+                .replay_of
+                .map(|id| id.bytes().to_vec())
+                .unwrap_or_default(),
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use proto::events::v1::{Disposition, Permit, Record, RecordKind};
 use types::{LeaseId, RequestId};
 
-use crate::ship::Total;
+use crate::recovery::Total;
 
 /// The last note of each call that has no record yet.
 #[derive(Debug, Default)]

@@ -19,7 +19,7 @@ use crate::{
     body::{self, Answer, EdgeBody, Uploaded},
     catalogue::Service,
     edge::{COST, REQUEST_ID, Worker},
-    headers,
+    headers, idempotency,
     meter::Ticket,
     pool::Lent,
     principal::PRINCIPAL,
@@ -42,6 +42,7 @@ pub(crate) async fn forward(
         service,
         route,
         rest,
+        replay,
     } = admitted;
     let client = Client {
         version: request.version(),
@@ -52,6 +53,9 @@ pub(crate) async fn forward(
         ticket.refuse(Refusal::BodyTooLarge, Disposition::Refused);
         return Err(Refusal::BodyTooLarge.into());
     }
+    if let Some(replay) = replay {
+        return Box::pin(idempotency::replay(request, ticket, replay, route)).await;
+    }
     let span = upstream_span(worker, &ticket, service);
     let Some(request) = outgoing(worker, request, &ticket, service, &rest, &span) else {
         ticket.refuse(Refusal::BadRequest, Disposition::Refused);
@@ -59,7 +63,9 @@ pub(crate) async fn forward(
     };
     let (request, upload) = {
         let (parts, body) = request.into_parts();
-        let (body, upload) = Uploaded::new(body, route.body_bytes_max);
+        let keyed = ticket.facts().keyed.as_ref();
+        let digest = keyed.map(|keyed| keyed.body());
+        let (body, upload) = Uploaded::new(body, route.body_bytes_max, digest);
         (Request::from_parts(parts, body), upload)
     };
     if let Err(refusal) = ticket.forwarding(Rc::clone(&upload)) {

@@ -56,6 +56,20 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::ServiceDisabled => "The seller has switched this service off.",
         Refusal::UnknownService => "Check the name behind /api/v1/.",
         Refusal::UnknownRoute => "Check method and path; the service does not offer this one.",
+        Refusal::IdempotencyKeyInUse => {
+            "Call again with this key when Retry-After has passed; the call is charged once."
+        }
+        Refusal::IdempotencyAnswerNotKept => {
+            "The call was made and charged, and its answer was too large to be kept or broke off. \
+             Send another key for another call."
+        }
+        Refusal::IdempotencyKeyReused => {
+            "Send another key: this one was sent with another method, path, query, content type or \
+             body."
+        }
+        Refusal::IdempotencyKeysExhausted => {
+            "Wait until older keys have expired, 24 hours after their use, or call without one."
+        }
         Refusal::BodyTooLarge => "Send a smaller body.",
         Refusal::HeadersTooLarge => "Send fewer or shorter headers.",
         Refusal::RateLimited => "Slow down; Retry-After says when the next call is welcome.",

@@ -23,6 +23,7 @@ use crate::{
     country::Countries,
     edge::Edge,
     hashing::Hashing,
+    idempotency::desk::Desk,
     journal::{Journal, Options, Recovered},
     keyring::Keyring,
     lease::Account,
@@ -30,7 +31,8 @@ use crate::{
     listen,
     metrics::Metrics,
     principal::Signer,
-    ship::{self, Shipper},
+    recovery,
+    ship::Shipper,
     strangers::{self, Strangers},
     sync,
 };
@@ -90,7 +92,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     for found in recovered {
         let (own, wallet) = (host.clone(), wallet.clone());
         host.spawn("recover-journal", move |stop| {
-            ship::recover(own, wallet, found, stop)
+            recovery::end(own, wallet, found, stop)
         });
     }
     let (own, wake) = (host.clone(), Arc::clone(&edge.shipping));
@@ -136,6 +138,7 @@ pub(crate) fn edge(
         lender,
         strangers,
         countries,
+        desk: Desk::new(host.channel("usage-ingest")?),
         metrics,
         signer: Signer::new(&config.principal_secret)?,
         trusted_hops: config.trusted_hops,
@@ -252,7 +255,7 @@ async fn heartbeat(lender: Arc<Lender>, stop: Stop) {
 
 /// Ships until everything is applied after the last call, and then removes the journal. Until that
 /// call has ended, shipping goes on though the host is stopping.
-async fn ship_until(shipper: Shipper, journal: Journal, host: Host, stops: Stops) {
+async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: Stops) {
     let Stops {
         drained, retired, ..
     } = stops;
@@ -261,6 +264,7 @@ async fn ship_until(shipper: Shipper, journal: Journal, host: Host, stops: Stops
     let ended = async {
         shipper.run(done, &drained).await?;
         if retired.load(Ordering::Acquire) {
+            recovery::tell_end(&host, &journal, &drained).await?;
             host.blocking(move || journal.remove()).await??;
         }
         anyhow::Ok(())

@@ -1,8 +1,8 @@
 //! What needs several modules at once: decisions as tables, and calls from end to end.
 
 mod flow;
+mod power;
 mod priced;
-
 pub(crate) mod rig;
 mod strangers;
 mod tables;

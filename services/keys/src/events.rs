@@ -3,12 +3,16 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use async_nats::{HeaderMap, header::NATS_MESSAGE_ID, jetstream};
+use async_nats::{HeaderMap, header::NATS_MESSAGE_ID};
+use futures_util::future::try_join_all;
 use jiff::{SignedDuration, Timestamp};
 use prost::Message;
 use proto::events::v1::{KeyCreated, KeysChanged};
 use redis::AsyncCommands;
-use runtime::{Clock, Stop, crash_point, streams};
+use runtime::{
+    Clock, Stop, crash_point,
+    streams::{self, Streams},
+};
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 use types::{KeyHash, KeyId};
@@ -37,7 +41,7 @@ const FORGET_ANOMALIES_HOURS: i64 = 8 * 24;
 /// change at their next synchronisation.
 pub(crate) struct Relay {
     store: Store,
-    jetstream: jetstream::Context,
+    streams: Streams,
     clock: Clock,
     redis: Option<redis::aio::ConnectionManager>,
     nudge: Arc<Notify>,
@@ -46,14 +50,14 @@ pub(crate) struct Relay {
 impl Relay {
     pub(crate) fn new(
         store: Store,
-        jetstream: jetstream::Context,
+        streams: Streams,
         clock: Clock,
         redis: Option<redis::aio::ConnectionManager>,
         nudge: Arc<Notify>,
     ) -> Self {
         Self {
             store,
-            jetstream,
+            streams,
             clock,
             redis,
             nudge,
@@ -100,7 +104,7 @@ impl Relay {
     /// Publishes a batch of everything there is. Returns how many changes there were.
     async fn publish_pending(&self, has_stream: &mut bool) -> anyhow::Result<i64> {
         if !*has_stream {
-            streams::ensure(&self.jetstream, streams::KEYS).await?;
+            self.streams.ensure(streams::KEYS).await?;
             *has_stream = true;
         }
         // Gateways first: a new key can wait to be talked about.
@@ -119,7 +123,9 @@ impl Relay {
         for key in &created {
             let subject = format!("keys.v1.created.{}", key.org);
             let event = created_event(key);
-            streams::publish(&self.jetstream, subject, &event.key_id, "", &event).await?;
+            self.streams
+                .publish(subject, &event.key_id, "", &event)
+                .await?;
         }
         crash_point!("keys.created_published");
         let keys: Vec<KeyId> = created.iter().map(|key| key.key).collect();
@@ -136,13 +142,7 @@ impl Relay {
         if pending.is_empty() {
             return Ok(0);
         }
-        let mut acknowledgements = Vec::with_capacity(pending.len());
-        for change in &pending {
-            acknowledgements.push(self.publish(change).await?);
-        }
-        for acknowledgement in acknowledgements {
-            acknowledgement.await?;
-        }
+        try_join_all(pending.iter().map(|change| self.publish(change))).await?;
         crash_point!("keys.outbox_published");
         self.forget_copies(&pending).await;
         let changes: Vec<i64> = pending.iter().map(|change| change.change).collect();
@@ -166,10 +166,7 @@ impl Relay {
         }
     }
 
-    async fn publish(
-        &self,
-        pending: &Pending,
-    ) -> anyhow::Result<jetstream::context::PublishAckFuture> {
+    async fn publish(&self, pending: &Pending) -> anyhow::Result<()> {
         let subject = match pending.key {
             Some(key) => format!("keys.v1.changed.{key}"),
             None => "keys.v1.changed.catalogue".to_owned(),
@@ -182,10 +179,7 @@ impl Relay {
             change: pending.change,
         }
         .encode_to_vec();
-        Ok(self
-            .jetstream
-            .publish_with_headers(subject, headers, message.into())
-            .await?)
+        self.streams.put(subject, headers, message.into()).await
     }
 }
 

@@ -79,7 +79,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
 
     let relay = Relay::new(
         store.clone(),
-        host.jetstream(),
+        host.streams(),
         host.clock(),
         host.redis(),
         Arc::clone(&nudge),

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use runtime::Clock;
 use secrecy::ExposeSecret;
 use serde_json::json;
-use testkit::auditor::{Report, Sources, audit, read_transcript};
+use testkit::auditor::{Report, Sources, audit, read_transcript, read_upstream};
 
 use crate::connect::System;
 use crate::failure::{Failure, Result};
 use crate::output::Output;
+use crate::reconciliation;
 
 /// Recomputes everything.
 #[derive(Args)]
@@ -25,6 +27,13 @@ pub(crate) struct Audit {
     /// What clients saw, a JSON line an answer: request_id, status, complete, cost
     #[arg(long, value_name = "FILE")]
     transcript: Option<PathBuf>,
+    /// What upstreams answered, a JSON line a call: service, request_id, status; may be repeated
+    #[arg(long = "upstream-transcript", value_name = "FILE")]
+    upstreams: Vec<PathBuf>,
+    /// Write a report in this folder, for people and for programs: rows, statistics and ledger by
+    /// organisation and day. For a timer: exit code 1 says that something differs
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
 }
 
 pub(crate) async fn run(args: Audit, system: &System, output: &Output) -> Result {
@@ -38,15 +47,23 @@ pub(crate) async fn run(args: Audit, system: &System, output: &Output) -> Result
         Some(path) => read_transcript(path)?,
         None => Vec::new(),
     };
+    let mut upstream = Vec::new();
+    for path in &args.upstreams {
+        upstream.extend(read_upstream(path)?);
+    }
     let sources = Sources {
         postgres_url: system.postgres_url()?.expose_secret().to_owned(),
         journals,
         transcript,
+        upstream,
     };
     let progress = (!output.is_json()).then(|| output.progress("recomputing everything"));
     let report = audit(&sources, Duration::from_secs(args.wait)).await?;
     drop(progress);
     print(&report, output);
+    if let Some(folder) = &args.report {
+        reconciliation::write(folder, &report, Clock::system().now(), output)?;
+    }
     if report.differences > 0 {
         return Err(Failure::Found);
     }
@@ -66,6 +83,9 @@ fn print(report: &Report, output: &Output) {
         ("stranded", report.stranded),
         ("dead letters", report.dead_letters),
         ("unapplied", report.unapplied),
+        ("recorded gaps", report.recorded_gaps),
+        ("unitemised", report.unitemised),
+        ("unserved", report.unserved),
         ("calls", report.calls),
         ("records on disk", report.records_on_disk),
     ];

@@ -105,7 +105,7 @@ enum Command {
     Audit(audit::Audit),
     /// Tell the whole story of a call
     Why(why::Why),
-    /// Look at the journals of a gateway
+    /// Look at the journals of a gateway, or bring those of a dead one to their end
     #[command(subcommand)]
     Journal(journal_cmd::Journal),
     /// Print completions for a shell
@@ -160,7 +160,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result {
         Command::Migrate => Box::pin(migrate::run(data, output)).await,
         Command::Config(args) => config_cmd::run(&args, output),
         Command::Pepper(command) => Box::pin(pepper::run(command, find, output)).await,
-        Command::Journal(command) => journal_cmd::run(&command, output),
+        Command::Journal(command) => Box::pin(journal_cmd::run(command, find, output)).await,
         Command::Completions { shell } => completions(shell, output),
         Command::Seed(command) => Box::pin(seed::run(command, &find()?, output)).await,
         Command::Org(command) => Box::pin(org::run(command, &find()?, output)).await,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use prost_types::Timestamp;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::Value;
 use tonic::Status;
 
@@ -47,6 +47,7 @@ pub(crate) struct System {
     urls: BTreeMap<&'static str, String>,
     token: Option<SecretString>,
     postgres_url: Option<SecretString>,
+    nats_url: Option<SecretString>,
 }
 
 impl System {
@@ -77,6 +78,7 @@ impl System {
             urls: URLS.iter().filter_map(|(name, _)| url(name)).collect(),
             token: Some(SecretString::from(ready.demo.operator_token.clone())),
             postgres_url: Some(SecretString::from(ready.postgres_url.clone())),
+            nats_url: Some(SecretString::from(ready.nats_url.clone())),
             dev: Some(ready),
         }
     }
@@ -95,7 +97,31 @@ impl System {
             urls: urls.collect(),
             token: variables.secret_optional("TOLLGATE_OPERATOR_TOKEN", "may call every method"),
             postgres_url: variables.secret_optional("DATABASE_URL", "PostgreSQL"),
+            nats_url: variables.secret_optional("NATS_URL", "NATS with JetStream"),
         }
+    }
+
+    /// What a process needs that does a gateway's work on this system.
+    pub(crate) fn as_gateway(&self) -> Result<Variables> {
+        let mut own = Variables::from_process();
+        let service = own.secret_optional("TOLLGATE_SERVICE_TOKEN", "shared by all services");
+        let token = self.token.clone().or(service);
+        let token = token.ok_or_else(|| missing("TOLLGATE_OPERATOR_TOKEN"))?;
+        let wallet = self.urls.get("wallet");
+        let wallet = wallet.ok_or_else(|| missing("TOLLGATE_WALLET_GRPC_URL"))?;
+        let nats = self.nats_url.as_ref().ok_or_else(|| missing("NATS_URL"))?;
+        let mut pairs = vec![
+            ("NATS_URL", nats.expose_secret().to_owned()),
+            ("TOLLGATE_WALLET_GRPC_URL", wallet.clone()),
+            ("TOLLGATE_SERVICE_TOKEN", token.expose_secret().to_owned()),
+            ("TOLLGATE_OPERATOR_TOKEN", token.expose_secret().to_owned()),
+            ("TOLLGATE_LOG_PRETTY", "true".to_owned()),
+            ("RUST_LOG", own.text("RUST_LOG", "warn", "what is logged")),
+        ];
+        let crash_at = own.optional("TOLLGATE_CRASH_AT", "debug builds: die at this point");
+        pairs.extend(crash_at.map(|point| ("TOLLGATE_CRASH_AT", point)));
+        let owned = |(name, value): (&str, String)| (name.to_owned(), value);
+        Ok(Variables::from_pairs(pairs.into_iter().map(owned)))
     }
 
     /// Does it say where PostgreSQL is?

@@ -1,16 +1,18 @@
-//! `tollgate journal`: what lies in the directory of a gateway, without changing it.
+//! `tollgate journal`: what lies in the directory of a gateway, and bringing it to its end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use testkit::auditor::journal::{Journal as Found, Journals};
 use testkit::auditor::records::{Permit, Record};
 
+use crate::connect::System;
 use crate::failure::{Failure, Result};
+use crate::journal_recover;
 use crate::output::Output;
 
-/// Looks at journals.
+/// Looks at journals, and ends them.
 #[derive(Subcommand)]
 pub(crate) enum Journal {
     /// Show journals, segments, watermark and damage; also while a gateway uses them
@@ -21,20 +23,36 @@ pub(crate) enum Journal {
         #[arg(long)]
         records: bool,
     },
+    /// Settle, ship and remove the journals of a gateway that is dead
+    #[command(after_help = journal_recover::EXAMPLE)]
+    Recover {
+        /// The root directory, TOLLGATE_GATEWAY_JOURNAL_DIR of the dead gateway
+        dir: PathBuf,
+    },
 }
 
-pub(crate) fn run(command: &Journal, output: &Output) -> Result {
-    let Journal::Inspect { dir, records } = command;
+pub(crate) async fn run(
+    command: Journal,
+    find: impl FnOnce() -> Result<System>,
+    output: &Output,
+) -> Result {
+    match command {
+        Journal::Inspect { dir, records } => inspect(&dir, records, output),
+        Journal::Recover { dir } => journal_recover::run(dir, &find()?, output).await,
+    }
+}
+
+fn inspect(dir: &Path, records: bool, output: &Output) -> Result {
     if !dir.is_dir() {
         return Err(Failure::usage(format!("{} is no directory", dir.display())));
     }
-    let journals = Journals::read(std::slice::from_ref(dir))?;
+    let journals = Journals::read(&[dir.to_owned()])?;
     if output.is_json() {
-        let all: Vec<Value> = journals.all.iter().map(|it| show(it, *records)).collect();
+        let all: Vec<Value> = journals.all.iter().map(|it| show(it, records)).collect();
         output.json(&json!({ "journals": all }));
     } else {
         for journal in &journals.all {
-            describe(journal, *records, output);
+            describe(journal, records, output);
         }
         if journals.count() == 0 {
             output.note(&format!("no journal in {}", dir.display()));

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 
+/// What a step looks like whose end is known.
+const BAR: &str = "{spinner} {msg} [{bar:30}] {pos} of {len} ({elapsed})";
 const SPINNER_INTERVAL: Duration = Duration::from_millis(120);
 
 /// Prints for a person or for a script.
@@ -124,6 +126,20 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
+    /// So much of so much is done; on a terminal a bar shows it.
+    pub(crate) fn reach(&self, done: u64, of: u64) {
+        let Some(bar) = &self.bar else {
+            return;
+        };
+        if bar.length() != Some(of) {
+            bar.set_length(of);
+            if let Ok(style) = ProgressStyle::with_template(BAR) {
+                bar.set_style(style);
+            }
+        }
+        bar.set_position(done);
+    }
+
     /// The next step has begun.
     pub(crate) fn step(&self, text: &str) {
         match &self.bar {

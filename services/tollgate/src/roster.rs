@@ -68,7 +68,7 @@ pub(crate) const ROSTER: [Entry; 7] = [
     },
     Entry {
         name: "gateway",
-        calls: &["keys", "wallet"],
+        calls: &["keys", "wallet", "usage-ingest"],
         schema: None,
         read: |variables| Config::Gateway(Box::new(gateway::Config::read(variables))),
     },

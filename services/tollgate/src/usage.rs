@@ -145,6 +145,7 @@ pub(crate) fn show(call: &wire::Call) -> Value {
         "environment": call.environment,
         "disposition": call.disposition,
         "code": call.code,
+        "replay_of": call.replay_of,
         "trace_id": call.trace_id,
         "price_version": call.price_version,
     })

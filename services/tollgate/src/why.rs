@@ -88,12 +88,12 @@ impl Story {
         })
     }
 
-    /// `forwarded`, or the code of the refusal.
+    /// `forwarded`, `replayed` when it was given a kept answer, or the code of the refusal.
     fn decision(&self) -> &str {
-        if self.call.code.is_empty() {
-            "forwarded"
-        } else {
-            &self.call.code
+        match (self.call.code.as_str(), self.call.replay_of.as_str()) {
+            ("", "") => "forwarded",
+            ("", _) => "replayed",
+            (code, _) => code,
         }
     }
 
@@ -117,6 +117,7 @@ impl Story {
             "request_id": self.call.request_id,
             "decision": self.decision(),
             "disposition": self.call.disposition,
+            "replay_of": filled(&self.call.replay_of),
             "cost": self.call.credits_used,
             "settled": self.is_settled(),
             "row": usage_cmd::show(&self.call),
@@ -168,6 +169,11 @@ impl Story {
                 }
             ),
         ];
+        if let Some(original) = filled(&self.call.replay_of) {
+            lines.push(format!(
+                "  answer      of {original}, by its idempotency key"
+            ));
+        }
         let traces = system.dev.as_ref().and_then(|dev| dev.traces.as_ref());
         lines.push(match (self.call.trace_id.as_str(), traces) {
             ("", _) => "  trace       not sampled".to_owned(),
@@ -204,6 +210,10 @@ impl Story {
             ),
         }
     }
+}
+
+fn filled(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
 }
 
 fn lease_id(bytes: &[u8]) -> String {

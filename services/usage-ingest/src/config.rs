@@ -7,6 +7,8 @@ use runtime::Variables;
 pub struct Config {
     /// Days after which address and agent of a call are erased.
     pub personal_data_days: u32,
+    /// Idempotency keys an organisation may have in store.
+    pub idempotency_keys_max: i64,
 }
 
 impl Config {
@@ -18,6 +20,13 @@ impl Config {
                 90,
                 1..=3650,
                 "Days after which the client address and user agent of a call are erased",
+            ),
+            idempotency_keys_max: variables.number(
+                "TOLLGATE_USAGE_INGEST_IDEMPOTENCY_KEYS_MAX",
+                1_000_000,
+                1..=1_000_000_000,
+                "Idempotency keys an organisation may have in store, each for 24 hours; above, \
+                 calls with further ones answer 429",
             ),
         }
     }

@@ -1,5 +1,7 @@
 //! What a row holds, which partitions there must be, what is too old to keep, and pages.
 
+pub(crate) mod idempotency;
+
 use std::{fmt, net::IpAddr, str::FromStr};
 
 use jiff::{Timestamp, ToSpan, civil::Date, tz::Offset};
@@ -69,6 +71,8 @@ pub(crate) struct Row {
     pub(crate) trace_id: String,
     pub(crate) request_bytes: i64,
     pub(crate) response_bytes: i64,
+    /// The call whose kept answer it was given.
+    pub(crate) replay_of: Option<RequestId>,
 }
 
 impl Row {

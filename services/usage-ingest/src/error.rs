@@ -2,7 +2,7 @@
 
 use tonic::Status;
 use tracing::error;
-use types::{Code, RequestId};
+use types::{Code, JournalId, RequestId};
 
 /// A failure of the service.
 #[derive(Debug, thiserror::Error)]
@@ -11,6 +11,13 @@ pub(crate) enum Error {
     UnknownCall { request: RequestId },
     #[error("`page_token` is not one of ours: pass the `next_page_token` of the page before")]
     PageToken,
+    #[error("`{field}` is no SHA-256: 32 bytes")]
+    Digest { field: &'static str },
+    #[error("`{field}` is missing or beyond its limit")]
+    Answer { field: &'static str },
+    /// Its gateway asks again when they have come.
+    #[error("journal {journal} has records that are not applied here")]
+    JournalUnapplied { journal: JournalId },
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
@@ -21,7 +28,8 @@ impl Error {
     pub(crate) fn code(&self) -> Code {
         match self {
             Self::UnknownCall { .. } => Code::NotFound,
-            Self::PageToken => Code::Invalid,
+            Self::PageToken | Self::Digest { .. } | Self::Answer { .. } => Code::Invalid,
+            Self::JournalUnapplied { .. } => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }

@@ -71,6 +71,18 @@ pub(crate) async fn erase_personal_data(store: Store, days: u32, now: Timestamp)
     }
 }
 
+/// One run of the periodic task of idempotency keys.
+pub(crate) async fn keep_keys(store: Store, keys_max: i64, now: Timestamp) {
+    match store.erase_expired_keys(now).await {
+        Ok(0) => {}
+        Ok(keys) => tracing::debug!(keys, "expired idempotency keys erased"),
+        Err(error) => tracing::warn!(%error, "expired idempotency keys not erased, trying later"),
+    }
+    if let Err(error) = store.count_keys(keys_max).await {
+        tracing::warn!(%error, "idempotency keys not counted, trying later");
+    }
+}
+
 /// Reads a record: nothing for kinds that are no calls, a reason when it cannot be a row.
 pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, String> {
     if record.kind() != RecordKind::Call {
@@ -115,6 +127,7 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         trace_id: domain::trace_id(&call.traceparent).to_owned(),
         request_bytes: number("request_bytes", call.request_bytes)?,
         response_bytes: number("response_bytes", call.response_bytes)?,
+        replay_of: optional("replay_of", &call.replay_of)?,
     }))
 }
 

@@ -1,12 +1,18 @@
-//! Queries over calls.
+//! Queries over calls, and idempotency keys.
+
+mod idempotency;
 
 use proto::{
     convert::{page, parse_id, timestamp},
     usage_ingest::v1::{
-        self, GetCallRequest, GetCallResponse, ListCallsRequest, ListCallsResponse,
+        self, BeginKeyedCallRequest, BeginKeyedCallResponse, EndJournalRequest, EndJournalResponse,
+        EndKeyedCallRequest, EndKeyedCallResponse, GetCallRequest, GetCallResponse,
+        KeepAnswerRequest, KeepAnswerResponse, ListCallsRequest, ListCallsResponse,
         usage_ingest_service_server::UsageIngestService,
     },
 };
+use runtime::Clock;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 use types::{JournalId, KeyId, OrgId, RequestId, ServiceId};
 
@@ -16,16 +22,26 @@ use crate::{
     store::{Call, Store},
 };
 
+/// Questions about idempotency keys that are with the database at once: they leave connections to
+/// the consumer, whoever asks how often.
+const KEYED_AT_ONCE_MAX: usize = 6;
+
 type Reply<T> = Result<Response<T>, Status>;
 
 /// The service as callers see it.
 pub(crate) struct UsageIngest {
     store: Store,
+    clock: Clock,
+    places: Semaphore,
 }
 
 impl UsageIngest {
-    pub(crate) fn new(store: Store) -> Self {
-        Self { store }
+    pub(crate) fn new(store: Store, clock: Clock) -> Self {
+        Self {
+            store,
+            clock,
+            places: Semaphore::new(KEYED_AT_ONCE_MAX),
+        }
     }
 }
 
@@ -72,6 +88,33 @@ impl UsageIngestService for UsageIngest {
             next_page_token,
         }))
     }
+
+    async fn begin_keyed_call(
+        &self,
+        request: Request<BeginKeyedCallRequest>,
+    ) -> Reply<BeginKeyedCallResponse> {
+        let now = self.clock.now();
+        Ok(Response::new(self.begin(request.into_inner(), now).await?))
+    }
+
+    async fn keep_answer(&self, request: Request<KeepAnswerRequest>) -> Reply<KeepAnswerResponse> {
+        let now = self.clock.now();
+        let kept = self.keep(request.into_inner(), now).await?;
+        Ok(Response::new(KeepAnswerResponse { kept }))
+    }
+
+    async fn end_keyed_call(
+        &self,
+        request: Request<EndKeyedCallRequest>,
+    ) -> Reply<EndKeyedCallResponse> {
+        self.end(request.into_inner(), self.clock.now()).await?;
+        Ok(Response::new(EndKeyedCallResponse {}))
+    }
+
+    async fn end_journal(&self, request: Request<EndJournalRequest>) -> Reply<EndJournalResponse> {
+        self.end_of(request.into_inner(), self.clock.now()).await?;
+        Ok(Response::new(EndJournalResponse {}))
+    }
 }
 
 impl From<Call> for v1::Call {
@@ -110,6 +153,10 @@ impl From<Call> for v1::Call {
             lease_cum: call.lease_cum.unwrap_or(0),
             trace_id: call.trace_id,
             price_version: call.price_version,
+            replay_of: call
+                .replay_of
+                .map(|id| RequestId::new(id).to_string())
+                .unwrap_or_default(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Every statement.
 
+pub(crate) mod idempotency;
+
 use std::net::IpAddr;
 
 use jiff::{Timestamp, civil::Date};
@@ -53,6 +55,7 @@ pub(crate) struct Call {
     pub(crate) lease_cum: Option<i64>,
     pub(crate) trace_id: String,
     pub(crate) price_version: i64,
+    pub(crate) replay_of: Option<Uuid>,
 }
 
 impl From<sqlx::Error> for Error {
@@ -71,7 +74,7 @@ macro_rules! calls {
                    method, status_code, response_time_ms, credits_used,
                    details::text as "details!", host(ip_address) as ip_address, country,
                    user_agent, timestamp, environment, disposition, code, lease_id, lease_cum,
-                   trace_id, price_version
+                   trace_id, price_version, replay_of
               from usage_ingest.api_usage_logs
             "# + $condition,
             $($argument),+
@@ -284,6 +287,7 @@ struct Columns {
     request_bytes: Vec<i64>,
     response_bytes: Vec<i64>,
     at: Vec<jiff_sqlx::Timestamp>,
+    replay_of: Vec<Option<Uuid>>,
 }
 
 impl Columns {
@@ -320,6 +324,7 @@ impl Columns {
         self.request_bytes.push(row.request_bytes);
         self.response_bytes.push(row.response_bytes);
         self.at.push(row.at.to_sqlx());
+        self.replay_of.push(row.replay_of.map(|id| id.uuid()));
     }
 }
 
@@ -367,6 +372,7 @@ pub(crate) async fn insert(connection: &mut Connection, rows: Vec<Row>) -> sqlx:
         &c.at as &[jiff_sqlx::Timestamp],
         &c.first_permit as &[Option<Uuid>],
         &c.second_permit as &[Option<Uuid>],
+        &c.replay_of as &[Option<Uuid>],
     )
     .execute(connection)
     .await?;

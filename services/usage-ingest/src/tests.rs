@@ -1,5 +1,7 @@
 //! What becomes a row, what does not, and what the service's periods are.
 
+mod idempotency;
+
 use jiff::{Timestamp, civil::date};
 use proptest::prelude::*;
 use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind, Unit};

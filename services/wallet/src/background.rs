@@ -3,7 +3,12 @@
 use jiff::{SignedDuration, Timestamp};
 use runtime::Clock;
 
-use crate::{config::Config, error::Result, metrics::Metrics, store::Store};
+use crate::{
+    config::Config,
+    error::Result,
+    metrics::Metrics,
+    store::{Standing, Store},
+};
 
 /// The periodic work. Several instances may do it at once.
 #[derive(Clone)]
@@ -20,6 +25,40 @@ impl Background {
         if let Err(error) = self.watch().await {
             tracing::warn!(error = %error_chain(error), "silent leases were not looked after");
         }
+    }
+
+    /// Looks whether the database was failed over, and whether lending may go on.
+    pub(crate) async fn watch_failover(self) {
+        let now = self.clock.now();
+        let standing = match self.store.watch_failover(self.config.orphan, now).await {
+            Ok(standing) => standing,
+            // Lending asks the same database.
+            Err(error) => {
+                tracing::debug!(error = %error_chain(error), "where the database is, is unknown");
+                return;
+            }
+        };
+        match &standing {
+            Standing::Open => {}
+            Standing::FailedOver { from, to } => tracing::error!(
+                from,
+                to,
+                "PostgreSQL was failed over or restored: nothing is lent until the gateways have \
+                 told what they were lent"
+            ),
+            Standing::Frozen { awaited } => tracing::warn!(
+                gateways = awaited,
+                "lending is frozen: gateways have not told their leases yet"
+            ),
+            Standing::Thawed => {
+                tracing::info!("all gateways have told their leases, lending goes on")
+            }
+        }
+        let is_frozen = matches!(
+            standing,
+            Standing::FailedOver { .. } | Standing::Frozen { .. }
+        );
+        self.metrics.frozen(is_frozen);
     }
 
     /// Refreshes the figures.
@@ -44,6 +83,10 @@ impl Background {
     }
 
     async fn watch(&self) -> Result<()> {
+        // A restored database remembers old heartbeats only.
+        if self.metrics.is_frozen() {
+            return Ok(());
+        }
         let now = self.clock.now();
         for lease in self
             .store

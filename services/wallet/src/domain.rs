@@ -2,6 +2,7 @@
 
 mod book;
 mod epoch;
+mod failover;
 mod lending;
 mod low;
 mod quota;
@@ -12,6 +13,9 @@ use types::{Credits, Id, JournalId, Kind, LeaseId, OrgId, UserId};
 
 pub(crate) use book::{Book, Changes, Entry, EntryKind, Movement};
 pub(crate) use epoch::{Epoch, TEST_CREDITS};
+pub(crate) use failover::{
+    Lent, TELL_SECONDS, had_time, is_awaited, is_forgotten, made_at, may_be_lost,
+};
 pub(crate) use lending::{Ask, Report, size};
 pub(crate) use low::{Fallen, Level};
 pub(crate) use quota::{Quota, permits};

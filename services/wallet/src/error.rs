@@ -19,6 +19,15 @@ pub enum Error {
         /// Which.
         journal: JournalId,
     },
+    /// The journal's owner is alive, and may not be ended by somebody else.
+    #[error("journal {journal} belongs to a gateway that is alive")]
+    JournalAlive {
+        /// Which.
+        journal: JournalId,
+    },
+    /// The database was failed over: what it has lent last is not known to it yet.
+    #[error("nothing is lent until the gateways have told what they were lent")]
+    Frozen,
     /// The nonce stands for credits of another account.
     #[error("the nonce was used for another account")]
     NonceReused,
@@ -48,9 +57,12 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } => Code::Invalid,
-            Self::JournalRetired { .. } | Self::NonceReused | Self::GrantDiffers => Code::Conflict,
+            Self::JournalRetired { .. }
+            | Self::JournalAlive { .. }
+            | Self::NonceReused
+            | Self::GrantDiffers => Code::Conflict,
             Self::UnknownLease { .. } => Code::NotFound,
-            Self::Unavailable(_) => Code::Unavailable,
+            Self::Unavailable(_) | Self::Frozen => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }

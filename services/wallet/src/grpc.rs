@@ -10,15 +10,16 @@ use runtime::{Actor, Clock, Ids, actor};
 use tonic::{Request, Response, Status, async_trait};
 use types::{Code, Credits, KeyId};
 
+pub(crate) use self::wire::account;
 use self::wire::{
-    ask, check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, page_token,
-    report_of, use_to_wire,
+    ask, check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, lent_of,
+    page_token, report_of, use_to_wire,
 };
 use crate::{
-    domain::{Ask, Breach, GRANT_CREDITS_MAX, Lease, Live, Report, Test},
+    domain::{self, Ask, Breach, GRANT_CREDITS_MAX, Lease, Live, Report, Test},
     error::{Error, Result},
     events::Recall,
-    store::{Grant, Lent, Store, WalletView},
+    store::{Grant, Heartbeat, Lent, Store, WalletView},
 };
 
 type Reply<T> = Result<Response<T>, Status>;
@@ -89,6 +90,7 @@ impl WalletService for Service {
             journal_id,
             gateway,
             leases,
+            tells_all,
         } = request.into_inner();
         let journal = parse_id("journal_id", &journal_id)?;
         check_gateway(&gateway)?;
@@ -99,20 +101,30 @@ impl WalletService for Service {
             .iter()
             .map(|report| report_of(journal, report))
             .collect();
-        let heard = self
-            .store
-            .heartbeat(journal, &gateway, &reports?, self.clock.now())
-            .await?;
+        let lent: Result<Vec<domain::Lent>, Status> = leases
+            .iter()
+            .filter_map(|report| lent_of(journal, report).transpose())
+            .collect();
+        let heartbeat = Heartbeat {
+            journal,
+            gateway: &gateway,
+            reports: &reports?,
+            lent: &lent?,
+            tells_all,
+        };
+        let new_id = || self.ids.new_id::<Test>().uuid();
+        let now = self.clock.now();
+        let heard = self.store.heartbeat(&heartbeat, new_id, now).await?;
         log(&heard.breaches);
         let drain = heard
             .drain
             .iter()
             .map(|lease| lease.bytes().to_vec())
             .collect();
-        let live_gateways = heard.live_gateways;
         Ok(Response::new(message::HeartbeatResponse {
             drain,
-            live_gateways,
+            live_gateways: heard.live_gateways,
+            tell_all: heard.tell_all,
         }))
     }
 
@@ -120,9 +132,10 @@ impl WalletService for Service {
         &self,
         request: Request<message::RetireJournalRequest>,
     ) -> Reply<message::RetireJournalResponse> {
-        let journal = parse_id("journal_id", &request.into_inner().journal_id)?;
+        let it = request.into_inner();
+        let journal = parse_id("journal_id", &it.journal_id)?;
         let now = self.clock.now();
-        let open = self.store.retire(journal, now).await?;
+        let open = self.store.retire(journal, it.unless_alive, now).await?;
         let leases = open.iter().map(|lease| lease_to_wire(lease, now)).collect();
         Ok(Response::new(message::RetireJournalResponse { leases }))
     }

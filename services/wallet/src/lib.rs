@@ -5,6 +5,7 @@
 //! - `settled_cum` of a lease never decreases, and never exceeds what the lease was granted.
 //! - No timer releases a lease: its owner's final count does, or a write-off that operators see.
 //! - A retired journal is never lent another credit.
+//! - After a failover of its database nothing is lent until the gateways have told their leases.
 //! - A wallet that falls to 50, 20 or 10 percent is announced once each, with the debit itself.
 
 #![forbid(unsafe_code)]
@@ -17,6 +18,8 @@
 
 mod background;
 mod config;
+#[cfg(any(test, feature = "cores"))]
+pub mod cores;
 mod domain;
 mod error;
 mod events;
@@ -38,6 +41,8 @@ pub use error::Error;
 const GATEWAY_METHODS: &[&str] = &["Acquire", "Heartbeat", "RetireJournal"];
 /// Between two looks at silent leases, and between two counts.
 const WATCH_PERIOD: Duration = Duration::from_secs(5);
+/// Between two looks at whether the database is where it was. Lending looks for itself each time.
+const FAILOVER_PERIOD: Duration = Duration::from_secs(1);
 const FORGET_PERIOD: Duration = Duration::from_secs(60);
 /// How often wallets that run dry are looked for in the outbox.
 const PUBLISH_PERIOD: Duration = Duration::from_secs(1);
@@ -60,8 +65,12 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
         }),
         GATEWAY_METHODS,
     );
-    host.consume(events::Settler::new(host.clock(), figures.clone()));
-    let lows = events::Lows::new(store.clone(), host.jetstream(), host.clock());
+    host.consume(events::Settler::new(
+        host.clock(),
+        host.ids(),
+        figures.clone(),
+    ));
+    let lows = events::Lows::new(store.clone(), host.streams(), host.clock());
     host.every("publish-low-wallets", PUBLISH_PERIOD, move || {
         lows.clone().publish()
     });
@@ -74,6 +83,10 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     };
     let it = background.clone();
     host.every("watch-leases", watch, move || it.clone().watch_leases());
+    let it = background.clone();
+    host.every("watch-failover", FAILOVER_PERIOD, move || {
+        it.clone().watch_failover()
+    });
     let it = background.clone();
     host.every("count-leases", WATCH_PERIOD, move || {
         it.clone().count_leases()

@@ -19,6 +19,7 @@ pub(crate) struct Metrics {
     leases: Family<State, Gauge>,
     settled: Counter,
     written_off: Counter,
+    frozen: Gauge,
 }
 
 impl Metrics {
@@ -38,6 +39,20 @@ impl Metrics {
             "Credits of lost leases that went back to their wallets",
             self.written_off.clone(),
         );
+        registry.register(
+            "wallet_frozen",
+            "1 after a failover of the database, until gateways have told their leases",
+            self.frozen.clone(),
+        );
+    }
+
+    pub(crate) fn frozen(&self, is_frozen: bool) {
+        self.frozen.set(i64::from(is_frozen));
+    }
+
+    /// Whether nothing is lent at present, as far as was looked.
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.frozen.get() == 1
     }
 
     /// Sets the number of leases in each state; a state that is not there has none.

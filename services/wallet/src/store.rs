@@ -9,6 +9,8 @@
 //! done by the clock are the service's own work.
 
 mod background;
+mod failover;
+mod heartbeats;
 mod lending;
 mod lows;
 mod quotas;
@@ -29,6 +31,8 @@ use crate::{
     error::Error,
 };
 
+pub(crate) use failover::{Standing, lock_book_and_take_over};
+pub(crate) use heartbeats::Heartbeat;
 pub(crate) use lending::Lent;
 pub(crate) use lows::Low;
 pub(crate) use quotas::QuotaUse;

@@ -4,7 +4,9 @@
     reason = "a naive reference is plain sums"
 )]
 
+mod failover;
 mod low;
+mod reference;
 mod tables;
 mod world;
 

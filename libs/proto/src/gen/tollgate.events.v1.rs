@@ -37,6 +37,9 @@ pub struct Record {
     /// OPEN, PROGRESS: credits that the call costs if its gateway dies now; 0 to `held`.
     #[prost(int64, tag = "11")]
     pub due: i64,
+    /// GRANT: who was lent to. A wallet whose database has lost the lease makes it again by this.
+    #[prost(message, optional, tag = "20")]
+    pub account: ::core::option::Option<super::super::wallet::v1::Account>,
 }
 /// A permit of a key's quota, used by a call: it costs 1 of a lease of permits.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -123,6 +126,9 @@ pub struct Call {
     /// True when a priced unit was not reported, and the cost is what the route says for that case.
     #[prost(bool, tag = "24")]
     pub estimated: bool,
+    /// The call whose kept answer this one was given, by its idempotency key, 16 bytes; else empty.
+    #[prost(bytes = "vec", tag = "31")]
+    pub replay_of: ::prost::alloc::vec::Vec<u8>,
 }
 /// A quantity reported by the upstream.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -134,7 +140,20 @@ pub struct Unit {
     #[prost(uint64, tag = "2")]
     pub count: u64,
 }
-/// One message on `usage.v1.<journal_id>`: consecutive records of one journal.
+/// Records that will never come: the journal's owner has found them unreadable.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Gap {
+    /// The first of them.
+    #[prost(uint64, tag = "1")]
+    pub from: u64,
+    /// The number after the last one.
+    #[prost(uint64, tag = "2")]
+    pub below: u64,
+    /// Why.
+    #[prost(enumeration = "GapCause", tag = "3")]
+    pub cause: i32,
+}
+/// One message on `usage.v1.<journal_id>`: consecutive records of one journal, gaps, or both.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct UsageBatch {
     /// 16 bytes of the journal's UUIDv7.
@@ -143,6 +162,10 @@ pub struct UsageBatch {
     /// At most 256 records, their `seq` consecutive.
     #[prost(message, repeated, tag = "2")]
     pub records: ::prost::alloc::vec::Vec<Record>,
+    /// At most 64, in order and apart from each other and from the records. What a consumer has
+    /// applied of one stays applied; the rest of it counts as applied from now on.
+    #[prost(message, repeated, tag = "3")]
+    pub gaps: ::prost::alloc::vec::Vec<Gap>,
 }
 /// Published on `usage.v1.applied.<consumer>.<journal_id>` after a commit (core NATS, no stream).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -361,6 +384,39 @@ impl Disposition {
             "DISPOSITION_REFUSED" => Some(Self::Refused),
             "DISPOSITION_UPSTREAM_FAILED" => Some(Self::UpstreamFailed),
             "DISPOSITION_GATEWAY_ABORTED" => Some(Self::GatewayAborted),
+            _ => None,
+        }
+    }
+}
+/// Why records of a journal cannot be read any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GapCause {
+    /// Never written.
+    Unspecified = 0,
+    /// The records, or the header before them, are damaged.
+    Damaged = 1,
+    /// The file that held them is not there.
+    Missing = 2,
+}
+impl GapCause {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GAP_CAUSE_UNSPECIFIED",
+            Self::Damaged => "GAP_CAUSE_DAMAGED",
+            Self::Missing => "GAP_CAUSE_MISSING",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GAP_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GAP_CAUSE_DAMAGED" => Some(Self::Damaged),
+            "GAP_CAUSE_MISSING" => Some(Self::Missing),
             _ => None,
         }
     }

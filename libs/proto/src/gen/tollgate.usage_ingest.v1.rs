@@ -74,6 +74,9 @@ pub struct Call {
     /// Price version the call was admitted under.
     #[prost(int64, tag = "24")]
     pub price_version: i64,
+    /// `req_…` of the call whose kept answer this one was given, by its idempotency key; else empty.
+    #[prost(string, tag = "31")]
+    pub replay_of: ::prost::alloc::string::String,
 }
 /// Reads a call.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -118,6 +121,172 @@ pub struct ListCallsResponse {
     #[prost(string, tag = "2")]
     pub next_page_token: ::prost::alloc::string::String,
 }
+/// An idempotency key, as it is stored.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct IdempotencyKey {
+    /// `org_…` whose key it is; other organisations' keys are others.
+    #[prost(string, tag = "1")]
+    pub org_id: ::prost::alloc::string::String,
+    /// Presented with a key of the test environment: keys of production are others.
+    #[prost(bool, tag = "2")]
+    pub test: bool,
+    /// SHA-256 of its value.
+    #[prost(bytes = "vec", tag = "3")]
+    pub sha256: ::prost::alloc::vec::Vec<u8>,
+}
+/// Asks for a key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BeginKeyedCallRequest {
+    /// Which.
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<IdempotencyKey>,
+    /// `req_…` of the call. Asked again with the same, the answer is the same.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// `jrn_…` in which the call's record will be.
+    #[prost(string, tag = "3")]
+    pub journal_id: ::prost::alloc::string::String,
+    /// SHA-256 over method, path, query and content type.
+    #[prost(bytes = "vec", tag = "4")]
+    pub head_sha256: ::prost::alloc::vec::Vec<u8>,
+}
+/// The verdict.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BeginKeyedCallResponse {
+    /// What is to be done.
+    #[prost(enumeration = "KeyedCallVerdict", tag = "1")]
+    pub verdict: i32,
+    /// With ANSWERED: what the other call was told.
+    #[prost(message, optional, tag = "2")]
+    pub answer: ::core::option::Option<KeptAnswer>,
+    /// With ANSWERED: `req_…` of the other call.
+    #[prost(string, tag = "3")]
+    pub answered_request_id: ::prost::alloc::string::String,
+}
+/// An answer that is given again.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeptAnswer {
+    /// HTTP status.
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    /// Headers in their order; at most 100, and 8 KiB.
+    #[prost(message, repeated, tag = "2")]
+    pub headers: ::prost::alloc::vec::Vec<KeptHeader>,
+    /// At most 256 KiB.
+    #[prost(bytes = "vec", tag = "3")]
+    pub body: ::prost::alloc::vec::Vec<u8>,
+    /// SHA-256 of the body of the request that it answers.
+    #[prost(bytes = "vec", tag = "4")]
+    pub request_body_sha256: ::prost::alloc::vec::Vec<u8>,
+}
+/// A header of a kept answer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeptHeader {
+    /// Lower case.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// As the upstream sent it.
+    #[prost(bytes = "vec", tag = "2")]
+    pub value: ::prost::alloc::vec::Vec<u8>,
+}
+/// Keeps an answer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct KeepAnswerRequest {
+    /// Which key.
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<IdempotencyKey>,
+    /// `req_…` of the call that has it.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// What it was told.
+    #[prost(message, optional, tag = "3")]
+    pub answer: ::core::option::Option<KeptAnswer>,
+}
+/// Whether it is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeepAnswerResponse {
+    /// False: the call does not have the key any more.
+    #[prost(bool, tag = "1")]
+    pub kept: bool,
+}
+/// Ends a call that has a key.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndKeyedCallRequest {
+    /// Which key.
+    #[prost(message, optional, tag = "1")]
+    pub key: ::core::option::Option<IdempotencyKey>,
+    /// `req_…` of the call that has it.
+    #[prost(string, tag = "2")]
+    pub request_id: ::prost::alloc::string::String,
+    /// The call was charged, or its answer is kept. Else the key is free again.
+    #[prost(bool, tag = "3")]
+    pub counts: bool,
+}
+/// Done.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndKeyedCallResponse {}
+/// Ends a journal.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndJournalRequest {
+    /// `jrn_…`
+    #[prost(string, tag = "1")]
+    pub journal_id: ::prost::alloc::string::String,
+    /// The journal has the records below.
+    #[prost(uint64, tag = "2")]
+    pub next_seq: u64,
+}
+/// Noted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EndJournalResponse {}
+/// What is to be done with the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum KeyedCallVerdict {
+    /// Never sent.
+    Unspecified = 0,
+    /// It has the key: forward it.
+    First = 1,
+    /// Another call has the key and may still be charged.
+    InFlight = 2,
+    /// Another call was answered; `answer` is what it was told.
+    Answered = 3,
+    /// Another call was charged; its answer is not kept.
+    NotKept = 4,
+    /// The key stands for another request.
+    Reused = 5,
+    /// The organisation has too many keys in store.
+    Full = 6,
+}
+impl KeyedCallVerdict {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "KEYED_CALL_VERDICT_UNSPECIFIED",
+            Self::First => "KEYED_CALL_VERDICT_FIRST",
+            Self::InFlight => "KEYED_CALL_VERDICT_IN_FLIGHT",
+            Self::Answered => "KEYED_CALL_VERDICT_ANSWERED",
+            Self::NotKept => "KEYED_CALL_VERDICT_NOT_KEPT",
+            Self::Reused => "KEYED_CALL_VERDICT_REUSED",
+            Self::Full => "KEYED_CALL_VERDICT_FULL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "KEYED_CALL_VERDICT_UNSPECIFIED" => Some(Self::Unspecified),
+            "KEYED_CALL_VERDICT_FIRST" => Some(Self::First),
+            "KEYED_CALL_VERDICT_IN_FLIGHT" => Some(Self::InFlight),
+            "KEYED_CALL_VERDICT_ANSWERED" => Some(Self::Answered),
+            "KEYED_CALL_VERDICT_NOT_KEPT" => Some(Self::NotKept),
+            "KEYED_CALL_VERDICT_REUSED" => Some(Self::Reused),
+            "KEYED_CALL_VERDICT_FULL" => Some(Self::Full),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod usage_ingest_service_client {
     #![allow(
@@ -129,7 +298,7 @@ pub mod usage_ingest_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Queries over rows of api_usage_logs.
+    /// Queries over rows of api_usage_logs, and who has which idempotency key.
     #[derive(Debug, Clone)]
     pub struct UsageIngestServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -270,6 +439,131 @@ pub mod usage_ingest_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// Asks for an idempotency key on behalf of a call: one call at a time has it. May be repeated.
+        /// For gateways.
+        pub async fn begin_keyed_call(
+            &mut self,
+            request: impl tonic::IntoRequest<super::BeginKeyedCallRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginKeyedCallResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.usage_ingest.v1.UsageIngestService/BeginKeyedCall",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tollgate.usage_ingest.v1.UsageIngestService",
+                        "BeginKeyedCall",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Keeps the answer of the call that has the key, before the call's record is written: whoever is
+        /// charged has an answer that is kept. It is given to nobody before that record is known. For
+        /// gateways.
+        pub async fn keep_answer(
+            &mut self,
+            request: impl tonic::IntoRequest<super::KeepAnswerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepAnswerResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.usage_ingest.v1.UsageIngestService/KeepAnswer",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tollgate.usage_ingest.v1.UsageIngestService",
+                        "KeepAnswer",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says early what the call's record will say when it arrives: whether the call counts. Nothing
+        /// depends on it but when the next one is answered. For gateways.
+        pub async fn end_keyed_call(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndKeyedCallRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndKeyedCallResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.usage_ingest.v1.UsageIngestService/EndKeyedCall",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tollgate.usage_ingest.v1.UsageIngestService",
+                        "EndKeyedCall",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Says that a journal has ended and all its records are applied: a call of it that has no row
+        /// never had a record. Refused while records are missing here. For gateways.
+        pub async fn end_journal(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EndJournalRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndJournalResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/tollgate.usage_ingest.v1.UsageIngestService/EndJournal",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new(
+                        "tollgate.usage_ingest.v1.UsageIngestService",
+                        "EndJournal",
+                    ),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -298,8 +592,45 @@ pub mod usage_ingest_service_server {
             tonic::Response<super::ListCallsResponse>,
             tonic::Status,
         >;
+        /// Asks for an idempotency key on behalf of a call: one call at a time has it. May be repeated.
+        /// For gateways.
+        async fn begin_keyed_call(
+            &self,
+            request: tonic::Request<super::BeginKeyedCallRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::BeginKeyedCallResponse>,
+            tonic::Status,
+        >;
+        /// Keeps the answer of the call that has the key, before the call's record is written: whoever is
+        /// charged has an answer that is kept. It is given to nobody before that record is known. For
+        /// gateways.
+        async fn keep_answer(
+            &self,
+            request: tonic::Request<super::KeepAnswerRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::KeepAnswerResponse>,
+            tonic::Status,
+        >;
+        /// Says early what the call's record will say when it arrives: whether the call counts. Nothing
+        /// depends on it but when the next one is answered. For gateways.
+        async fn end_keyed_call(
+            &self,
+            request: tonic::Request<super::EndKeyedCallRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndKeyedCallResponse>,
+            tonic::Status,
+        >;
+        /// Says that a journal has ended and all its records are applied: a call of it that has no row
+        /// never had a record. Refused while records are missing here. For gateways.
+        async fn end_journal(
+            &self,
+            request: tonic::Request<super::EndJournalRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EndJournalResponse>,
+            tonic::Status,
+        >;
     }
-    /// Queries over rows of api_usage_logs.
+    /// Queries over rows of api_usage_logs, and who has which idempotency key.
     #[derive(Debug)]
     pub struct UsageIngestServiceServer<T> {
         inner: Arc<T>,
@@ -451,6 +782,190 @@ pub mod usage_ingest_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListCallsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.usage_ingest.v1.UsageIngestService/BeginKeyedCall" => {
+                    #[allow(non_camel_case_types)]
+                    struct BeginKeyedCallSvc<T: UsageIngestService>(pub Arc<T>);
+                    impl<
+                        T: UsageIngestService,
+                    > tonic::server::UnaryService<super::BeginKeyedCallRequest>
+                    for BeginKeyedCallSvc<T> {
+                        type Response = super::BeginKeyedCallResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::BeginKeyedCallRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UsageIngestService>::begin_keyed_call(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = BeginKeyedCallSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.usage_ingest.v1.UsageIngestService/KeepAnswer" => {
+                    #[allow(non_camel_case_types)]
+                    struct KeepAnswerSvc<T: UsageIngestService>(pub Arc<T>);
+                    impl<
+                        T: UsageIngestService,
+                    > tonic::server::UnaryService<super::KeepAnswerRequest>
+                    for KeepAnswerSvc<T> {
+                        type Response = super::KeepAnswerResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::KeepAnswerRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UsageIngestService>::keep_answer(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = KeepAnswerSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.usage_ingest.v1.UsageIngestService/EndKeyedCall" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndKeyedCallSvc<T: UsageIngestService>(pub Arc<T>);
+                    impl<
+                        T: UsageIngestService,
+                    > tonic::server::UnaryService<super::EndKeyedCallRequest>
+                    for EndKeyedCallSvc<T> {
+                        type Response = super::EndKeyedCallResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndKeyedCallRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UsageIngestService>::end_keyed_call(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndKeyedCallSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/tollgate.usage_ingest.v1.UsageIngestService/EndJournal" => {
+                    #[allow(non_camel_case_types)]
+                    struct EndJournalSvc<T: UsageIngestService>(pub Arc<T>);
+                    impl<
+                        T: UsageIngestService,
+                    > tonic::server::UnaryService<super::EndJournalRequest>
+                    for EndJournalSvc<T> {
+                        type Response = super::EndJournalResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EndJournalRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as UsageIngestService>::end_journal(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EndJournalSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -86,6 +86,9 @@ pub struct Lease {
     /// Spend that is settled. The final count of a lease is never below it.
     #[prost(int64, tag = "5")]
     pub settled_cum: i64,
+    /// Spend its owner has reported or that is settled, whichever is more.
+    #[prost(int64, tag = "6")]
+    pub known_cum: i64,
 }
 /// A gateway's leases.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -96,9 +99,13 @@ pub struct HeartbeatRequest {
     /// Name of the gateway.
     #[prost(string, tag = "2")]
     pub gateway: ::prost::alloc::string::String,
-    /// All its open leases.
+    /// What has changed of its open leases; all of them, in one message or several, when the wallet
+    /// has asked for that, and now and then.
     #[prost(message, repeated, tag = "3")]
     pub leases: ::prost::alloc::vec::Vec<LeaseReport>,
+    /// Ends a report of all open leases: each was in this message or in those before it.
+    #[prost(bool, tag = "4")]
+    pub tells_all: bool,
 }
 /// One of them.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -112,6 +119,12 @@ pub struct LeaseReport {
     /// Given back so far.
     #[prost(int64, tag = "3")]
     pub returned_cum: i64,
+    /// In a report of all: lent in all, as the owner's journal has it. 0: not told.
+    #[prost(int64, tag = "4")]
+    pub granted_cum: i64,
+    /// In a report of all: whose. A wallet whose database has lost the lease makes it again.
+    #[prost(message, optional, tag = "5")]
+    pub account: ::core::option::Option<Account>,
 }
 /// The wallet's view.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -122,6 +135,9 @@ pub struct HeartbeatResponse {
     /// Journals that sent a heartbeat in the last 5 seconds, this one included.
     #[prost(uint32, tag = "2")]
     pub live_gateways: u32,
+    /// The next heartbeat must tell all leases: the wallet's database may have lost some.
+    #[prost(bool, tag = "3")]
+    pub tell_all: bool,
 }
 /// Ends a journal.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -129,6 +145,10 @@ pub struct RetireJournalRequest {
     /// `jrn_…`
     #[prost(string, tag = "1")]
     pub journal_id: ::prost::alloc::string::String,
+    /// Refuse (ALREADY_EXISTS) while a heartbeat of the journal is younger than 5 seconds: the caller
+    /// may hold a copy of a directory whose owner lives.
+    #[prost(bool, tag = "2")]
+    pub unless_alive: bool,
 }
 /// What is still open.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::days::Day;
+
 /// Differences described in a report; the others are counted.
 const DESCRIBED_MAX: usize = 50;
 
@@ -22,6 +24,8 @@ pub(super) enum Kind {
     DeadLetters(u64),
     /// So many records wait for a consumer.
     Unapplied(u64),
+    /// Credits for a call that no upstream has answered.
+    Unserved,
     /// Anything else that does not add up.
     Sum,
 }
@@ -51,6 +55,17 @@ pub struct Report {
     pub dead_letters: u64,
     /// Records that a consumer has not applied yet.
     pub unapplied: u64,
+    /// Records that can never be read again, as their journals' owners have declared: explained,
+    /// and no difference.
+    pub recorded_gaps: u64,
+    /// Credits of such records, debited by the total that a later record states: no row says for
+    /// which call.
+    pub unitemised: u64,
+    /// Calls that were paid for though no upstream says that it answered them.
+    pub unserved: u64,
+    /// Calls an upstream has answered that left no record: their gateway died in between, and no
+    /// client has the answer. No difference.
+    pub answered_unrecorded: u64,
     /// Wallets looked at.
     pub wallets: usize,
     /// Test wallets looked at.
@@ -72,10 +87,15 @@ pub struct Report {
     pub open_calls: usize,
     /// Answers of clients that were compared.
     pub transcript: usize,
+    /// Calls of upstreams that were compared.
+    pub upstream: usize,
     /// Milliseconds until this look was over.
     pub waited_ms: u64,
     /// The first differences in words.
     pub first_differences: Vec<String>,
+    /// Sums by organisation and day; a report of its own shows them.
+    #[serde(skip)]
+    pub days: Vec<Day>,
 }
 
 impl Findings {
@@ -92,11 +112,18 @@ impl Findings {
             Kind::Stranded(by) => report.stranded += credits(by),
             Kind::DeadLetters(batches) => report.dead_letters += batches,
             Kind::Unapplied(records) => report.unapplied += records,
+            Kind::Unserved => report.unserved += 1,
             Kind::Sum => {}
         }
         if report.first_differences.len() < DESCRIBED_MAX {
             report.first_differences.push(text.into());
         }
+    }
+
+    /// Counts credits that were spent by calls whose records are lost, as recorded.
+    pub(super) fn add_unitemised(&mut self, credits: i128) {
+        let credits = u64::try_from(credits.max(0)).unwrap_or(u64::MAX);
+        self.report.unitemised = self.report.unitemised.saturating_add(credits);
     }
 
     /// Notes two numbers that should be one.

@@ -7,6 +7,7 @@
 //! - While consumers catch up there are differences; it looks again until they are gone or the
 //!   time is over, and then says what was left.
 
+mod days;
 mod findings;
 pub mod journal;
 mod money;
@@ -15,6 +16,7 @@ pub mod records;
 mod rows;
 mod statistics;
 mod transcript;
+mod upstream;
 
 #[cfg(test)]
 mod tests;
@@ -27,10 +29,12 @@ use sqlx::Connection;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use tokio::time::{Instant, sleep};
 
+pub use self::days::{Day, Totals};
 pub use self::findings::Report;
 use self::findings::{Findings, Kind};
 use self::journal::Journals;
 pub use self::transcript::{Transcript, read_transcript};
+pub use self::upstream::{UpstreamCall, read_upstream};
 
 /// Between two looks.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -45,6 +49,8 @@ pub struct Sources {
     pub journals: Vec<PathBuf>,
     /// What clients saw; empty outside of tests.
     pub transcript: Vec<Transcript>,
+    /// What upstreams answered; empty where they write nothing down.
+    pub upstream: Vec<UpstreamCall>,
 }
 
 /// Looks until nothing differs, at most for `wait`, and reports the last look.
@@ -97,11 +103,23 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     let detector = rows::inbox_of_detector(&mut connection)
         .await
         .context("schema anomaly_detector")?;
+    let booked = days::booked(&mut connection)
+        .await
+        .context("the ledger by day")?;
+    let paid = match sources.upstream.as_slice() {
+        [] => Vec::new(),
+        _ => upstream::paid(&mut connection)
+            .await
+            .context("paid calls")?,
+    };
     connection.close().await?;
 
     money.check(&mut findings);
-    money.check_spend(&rows.spend, &mut findings);
-    money.quotas.check_uses(&rows.uses, &mut findings);
+    let with_gaps = rows.with_gaps();
+    money.check_spend(&rows.spend, &with_gaps, &mut findings);
+    money
+        .quotas
+        .check_uses(&rows.uses, &with_gaps, &mut findings);
     if !sources.journals.is_empty() {
         money.check_owners(&journals, &mut findings);
     }
@@ -112,11 +130,18 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     rows.check_journals(&replay, &inboxes, &mut findings);
     rows.check_transcript(&sources.transcript, &mut findings);
 
+    let clients = &sources.transcript;
+    let unrecorded = upstream::check(&sources.upstream, &paid, &rows, clients, &mut findings);
+
     let mut report = findings.into_report();
+    report.upstream = sources.upstream.len();
+    report.answered_unrecorded = unrecorded;
+    report.days = days::days(&rows, &statistics, &booked);
     report.wallets = money.wallets();
     report.test_wallets = money.test_wallets();
     report.leases = money.leases();
     report.ledger_entries = money.ledger_entries();
+    report.recorded_gaps = rows.recorded_gaps();
     report.calls = rows.calls();
     report.credits = rows.credits();
     report.journals = journals.count();

@@ -4,7 +4,7 @@
     reason = "an oracle writes its own statements and is not compiled against the schema"
 )]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -255,13 +255,23 @@ impl Money {
     }
 
     /// I5: what is settled is what the rows of a lease cost, and belongs to who called.
-    pub(super) fn check_spend(&self, spend: &HashMap<Uuid, Spend>, findings: &mut Findings) {
+    pub(super) fn check_spend(
+        &self,
+        spend: &HashMap<Uuid, Spend>,
+        with_gaps: &BTreeSet<Uuid>,
+        findings: &mut Findings,
+    ) {
         for (id, lease) in &self.leases {
             let (cost, calls) = spend.get(id).map_or((0, 0), |it| (it.credits, it.calls));
             let over = lease.settled - cost;
             // The rows of a journal that never came back are unknown; up to what its owner had
             // reported they were debited all the same.
             if over == 0 || (lease.state == "written_off" && over > 0) {
+                continue;
+            }
+            // A total counts what was before it, also what nobody can read any more.
+            if over > 0 && with_gaps.contains(&lease.journal) {
+                findings.add_unitemised(over);
                 continue;
             }
             let text = format!(

@@ -1,6 +1,7 @@
 //! What the records of journals say, replayed lease by lease.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use prost::Message;
 use uuid::Uuid;
@@ -133,6 +134,8 @@ pub(super) struct Replay {
     pub(super) calls: Vec<CallOnDisk>,
     /// Journal, and the number after its last record.
     pub(super) ends: BTreeMap<Uuid, u64>,
+    /// What of them cannot be read.
+    pub(super) gaps: Vec<(Uuid, Range<u64>)>,
     pub(super) records: u64,
     /// Calls that no record ends: they go on, or their gateway is dead and not recovered.
     pub(super) open_calls: usize,
@@ -151,22 +154,23 @@ pub(super) fn replay(journals: &Journals, findings: &mut Findings) -> Replay {
     let mut replay = Replay::default();
     for journal in &journals.all {
         let name = format!("jrn_{}", journal.id.simple());
-        for gap in &journal.gaps {
-            let text = format!(
-                "{name}: records {} to {} are missing",
-                gap.start,
-                gap.end - 1
-            );
-            findings.add(Kind::Gap(gap.end - gap.start), text);
-        }
+        let gaps = journal.gaps.iter().map(|gap| (journal.id, gap.clone()));
+        replay.gaps.extend(gaps);
         for damage in &journal.damage {
             findings.add(Kind::Sum, format!("{name}: {damage}"));
         }
         replay.ends.insert(journal.id, journal.end);
         let mut leases = BTreeMap::new();
         let mut open = BTreeMap::new();
+        let mut expected = None;
         for (seq, payload) in &journal.records {
             replay.records += 1;
+            // Behind a gap every total begins anew: what it grew by meanwhile is lost, and calls
+            // that were open may have ended.
+            if expected.replace(seq + 1).is_some_and(|next| next != *seq) {
+                leases.clear();
+                open.clear();
+            }
             let record = match Record::read(payload) {
                 Ok(record) => record,
                 Err(error) => {

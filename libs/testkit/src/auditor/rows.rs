@@ -6,6 +6,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -22,6 +23,8 @@ pub(super) struct Inbox {
     pub(super) consumer: &'static str,
     /// Half-open ranges in order.
     pub(super) applied: BTreeMap<Uuid, Vec<(i64, i64)>>,
+    /// What of them was declared lost: half-open ranges in order.
+    pub(super) gaps: BTreeMap<Uuid, Vec<(i64, i64)>>,
     pub(super) dead_letters: i64,
 }
 
@@ -32,6 +35,17 @@ impl Inbox {
             Some([(0, high), ..]) => u64::try_from(*high).unwrap_or(0),
             _ => 0,
         }
+    }
+
+    /// What of a range is neither applied nor declared lost.
+    fn missing(&self, journal: Uuid, range: &Range<u64>) -> u64 {
+        let wide = |bound: i64| u64::try_from(bound).unwrap_or(0);
+        let known = self.applied.get(&journal).into_iter().flatten();
+        let covered = known.map(|(low, high)| {
+            let (low, high) = (wide(*low).max(range.start), wide(*high).min(range.end));
+            high.saturating_sub(low)
+        });
+        (range.end - range.start).saturating_sub(covered.sum())
     }
 
     /// The number after the last one that is applied.
@@ -53,6 +67,11 @@ macro_rules! read_inbox {
                 $schema,
                 ".inbox i, unnest(i.applied) r order by i.journal_id, lower(r)"
             ),
+            concat!(
+                "select journal_id, from_seq as low, below_seq as high from ",
+                $schema,
+                ".gaps order by journal_id, from_seq"
+            ),
             concat!("select count(*) as letters from ", $schema, ".dead_letters"),
         )
         .await?
@@ -63,17 +82,12 @@ pub(super) use read_inbox;
 pub(super) async fn inbox(
     connection: &mut PgConnection,
     consumer: &'static str,
-    ranges: &'static str,
+    applied: &'static str,
+    gaps: &'static str,
     letters: &'static str,
 ) -> sqlx::Result<Inbox> {
-    let mut applied: BTreeMap<Uuid, Vec<(i64, i64)>> = BTreeMap::new();
-    for row in sqlx::query(ranges).fetch_all(&mut *connection).await? {
-        let range = (row.try_get("low")?, row.try_get("high")?);
-        applied
-            .entry(row.try_get("journal_id")?)
-            .or_default()
-            .push(range);
-    }
+    let applied = ranges(connection, applied).await?;
+    let gaps = ranges(connection, gaps).await?;
     let dead_letters = sqlx::query(letters)
         .fetch_one(connection)
         .await?
@@ -81,8 +95,24 @@ pub(super) async fn inbox(
     Ok(Inbox {
         consumer,
         applied,
+        gaps,
         dead_letters,
     })
+}
+
+async fn ranges(
+    connection: &mut PgConnection,
+    sql: &'static str,
+) -> sqlx::Result<BTreeMap<Uuid, Vec<(i64, i64)>>> {
+    let mut found: BTreeMap<Uuid, Vec<(i64, i64)>> = BTreeMap::new();
+    for row in sqlx::query(sql).fetch_all(connection).await? {
+        let range = (row.try_get("low")?, row.try_get("high")?);
+        found
+            .entry(row.try_get("journal_id")?)
+            .or_default()
+            .push(range);
+    }
+    Ok(found)
 }
 
 /// The detector keeps nothing that could be added up, but it applies the same records.
@@ -267,6 +297,11 @@ impl Rows {
         u64::try_from(self.by_record.len()).unwrap_or(u64::MAX)
     }
 
+    /// Rows of a call.
+    pub(super) fn of_request(&self, request: Uuid) -> u32 {
+        self.by_request.get(&request).copied().unwrap_or(0)
+    }
+
     pub(super) fn credits(&self) -> i64 {
         let sum: i128 = self
             .by_record
@@ -274,6 +309,18 @@ impl Rows {
             .map(|(_, cost)| i128::from(*cost))
             .sum();
         i64::try_from(sum).unwrap_or(i64::MAX)
+    }
+
+    /// Records that will never be rows.
+    pub(super) fn recorded_gaps(&self) -> u64 {
+        let all = self.inbox.gaps.values().flatten();
+        let records = all.map(|(low, high)| u64::try_from(high - low).unwrap_or(0));
+        records.sum()
+    }
+
+    /// Journals of which records will never be rows.
+    pub(super) fn with_gaps(&self) -> BTreeSet<Uuid> {
+        self.inbox.gaps.keys().copied().collect()
     }
 
     /// I6 within the schema.
@@ -296,6 +343,19 @@ impl Rows {
         for call in &replay.calls {
             if call.seq < self.inbox.watermark(call.journal) {
                 self.check_call(call, findings);
+            }
+        }
+        for (journal, gap) in &replay.gaps {
+            let missing = self.inbox.missing(*journal, gap);
+            if missing > 0 {
+                let text = format!(
+                    "jrn_{}: {missing} of the records {} to {} can't be read, and that is not \
+                     recorded",
+                    journal.simple(),
+                    gap.start,
+                    gap.end - 1
+                );
+                findings.add(Kind::Gap(missing), text);
             }
         }
         for (journal, end) in &replay.ends {

@@ -78,6 +78,11 @@ fn sums(row: &PgRow) -> sqlx::Result<Sums> {
 }
 
 impl Statistics {
+    /// Sums of each day.
+    pub(super) fn days(&self) -> impl Iterator<Item = (&Day, Sums)> {
+        self.days.iter().map(|(day, (sums, _))| (day, *sums))
+    }
+
     /// I7: totals are the sums of rows, for days and for hours.
     pub(super) fn check(&self, rows: &Rows, findings: &mut Findings) {
         let mut days: BTreeMap<Day, (Sums, Services)> = BTreeMap::new();

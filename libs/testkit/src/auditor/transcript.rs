@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -37,6 +38,11 @@ impl Transcript {
 /// # Errors
 /// The file cannot be read or a line is no answer. A last line cut short is left out.
 pub fn read_transcript(path: &Path) -> anyhow::Result<Vec<Transcript>> {
+    read_lines(path)
+}
+
+/// Reads a file with a JSON value in each line. A last line cut short is left out.
+pub(super) fn read_lines<T: DeserializeOwned>(path: &Path) -> anyhow::Result<Vec<T>> {
     let text =
         fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let whole = text

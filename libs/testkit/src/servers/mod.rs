@@ -66,6 +66,9 @@ pub struct Options {
     pub nats_sync_interval: Option<String>,
     /// Largest message NATS takes.
     pub nats_payload_bytes_max: u32,
+    /// Ports on which the members of a cluster of NATS meet, the server's own first; none: it is
+    /// alone.
+    pub nats_cluster: Vec<u16>,
 }
 
 impl Options {
@@ -79,6 +82,7 @@ impl Options {
             fsync: false,
             nats_sync_interval: None,
             nats_payload_bytes_max: 1 << 20,
+            nats_cluster: Vec::new(),
         }
     }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use super::find::{Binary, Version, Wanted};
 use super::home::Home;
 use super::{Kind, Options, Server, private};
+use crate::ports;
 use crate::processes::ProcessSpec;
 
 const WANTED: Wanted = Wanted {
@@ -37,10 +38,47 @@ impl Server<Nats> {
     pub fn url(&self) -> String {
         format!("nats://127.0.0.1:{}", self.port())
     }
+
+    /// How it calls itself, among others as a leader.
+    #[must_use]
+    pub fn name(&self) -> String {
+        server_name(self.port())
+    }
+
+    /// Starts three that keep each other's streams.
+    ///
+    /// # Errors
+    /// One of them does not start, or they do not agree on a leader.
+    pub async fn start_three(options: &Options) -> Result<[Self; 3]> {
+        let [a, b, c] = [ports::free(), ports::free(), ports::free()];
+        let member = |ports: [u16; 3]| Options {
+            nats_cluster: ports.to_vec(),
+            ..options.clone()
+        };
+        let (a, b, c) = tokio::try_join!(
+            Box::pin(async { Self::start(&member([a, b, c])).await }),
+            Box::pin(async { Self::start(&member([b, c, a])).await }),
+            Box::pin(async { Self::start(&member([c, a, b])).await }),
+        )?;
+        Ok([a, b, c])
+    }
 }
 
 impl Kind for Nats {
     const NAME: &'static str = "nats";
+}
+
+/// The part of the configuration that says who else there is.
+fn cluster(ports: &[u16]) -> String {
+    let Some((own, others)) = ports.split_first() else {
+        return String::new();
+    };
+    let others = others.iter().map(|port| format!("nats://127.0.0.1:{port}"));
+    let others: Vec<String> = others.collect();
+    format!(
+        "cluster {{\n  name: tollgate\n  listen: 127.0.0.1:{own}\n  routes: [{}]\n}}\n",
+        others.join(", ")
+    )
 }
 
 /// Tells our server from another on this port.
@@ -66,10 +104,11 @@ impl private::Sealed for Nats {
         let sync_interval = sync_interval.filter(|_| binary.version >= SYNC_INTERVAL_SINCE);
         let sync_interval = sync_interval.map(|it| format!("sync_interval: {it}"));
         let text = format!(
-            "max_payload: {}\njetstream {{\n  store_dir: {:?}\n  {}\n}}\n",
+            "max_payload: {}\njetstream {{\n  store_dir: {:?}\n  {}\n}}\n{}",
             options.nats_payload_bytes_max,
             home.path("jetstream"),
             sync_interval.unwrap_or_default(),
+            cluster(&options.nats_cluster),
         );
         fs::write(home.path("nats.conf"), text).context("cannot write nats.conf")?;
         Ok(Self {

@@ -1,12 +1,14 @@
 //! Announces anomalies. The row is the promise: what is not announced now is so a second later.
 
-use async_nats::jetstream::Context;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use runtime::{Clock, streams};
+use runtime::{
+    Clock,
+    streams::{self, Streams},
+};
 
 use crate::{domain::Rule, store::Store};
 
@@ -20,17 +22,17 @@ pub(crate) struct KindLabel {
 #[derive(Clone)]
 pub(crate) struct Outbox {
     store: Store,
-    jetstream: Context,
+    streams: Streams,
     clock: Clock,
     announced: Family<KindLabel, Counter>,
     open: Family<KindLabel, Gauge>,
 }
 
 impl Outbox {
-    pub(crate) fn new(store: Store, jetstream: Context, clock: Clock) -> Self {
+    pub(crate) fn new(store: Store, streams: Streams, clock: Clock) -> Self {
         Self {
             store,
-            jetstream,
+            streams,
             clock,
             announced: Family::default(),
             open: Family::default(),
@@ -72,7 +74,7 @@ impl Outbox {
         if waiting.is_empty() {
             return Ok(());
         }
-        streams::ensure(&self.jetstream, streams::ANOMALY).await?;
+        self.streams.ensure(streams::ANOMALY).await?;
         for flagged in waiting {
             let message = &flagged.message;
             let scope = match message.org_id.as_str() {
@@ -84,7 +86,7 @@ impl Outbox {
             let keys = message.key_ids.len();
             let id = format!("{}-{keys}", message.anomaly_id);
             let trace = &flagged.traceparent;
-            streams::publish(&self.jetstream, subject, &id, trace, message).await?;
+            self.streams.publish(subject, &id, trace, message).await?;
             let now = self.clock.now();
             if self.store.published(flagged.id, keys, now).await? {
                 let rule = Rule::ALL.into_iter().find(|it| it.as_str() == message.kind);

@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::Path;
 
+use runtime::error_point;
 use rustix::fs::{FallocateFlags, fallocate};
 
 /// The file operations whose failure the journal must survive.
@@ -39,6 +40,7 @@ impl Disk for SystemDisk {
     }
 
     fn sync(&self, _path: &Path, file: &File) -> io::Result<()> {
+        error_point!("gateway.disk_sync");
         file.sync_data()
     }
 

@@ -3,15 +3,14 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 use runtime::crash_point;
 
 use super::root::Root;
 use super::segment::{Scratch, Segment, frame_bytes, frames_in};
+use super::sync::{AtomicBool, AtomicU64, Mutex, Ordering, RwLock};
 use super::{Error, HEADER_BYTES, RECORD_BYTES_MAX, Result, Stats};
 
 /// Where a record's writer puts it.

@@ -91,11 +91,12 @@ mod recover;
 mod root;
 mod scan;
 mod segment;
+mod sync;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upkeep;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -104,7 +105,7 @@ pub use self::disk::{Disk, SystemDisk};
 pub use self::error::Error;
 pub use self::log::{Kept, Reservation, Slot};
 pub use self::reader::{Batch, Limits, Reader};
-pub use self::recover::{Cause, Damage, Recovered};
+pub use self::recover::{Cause, Damage, Gap, Recovered};
 
 use self::log::{Capacity, Log, State};
 use self::root::Root;
@@ -235,6 +236,14 @@ impl Journal {
             Err(error) if !error.is_disk_full() => Err(error),
             _ => Ok((Self { log }, recovered)),
         }
+    }
+
+    /// Locks a root directory that exists and recovers all journals in it, without starting one.
+    ///
+    /// Blocks.
+    pub fn take_over(dir: &Path) -> Result<Vec<Recovered>> {
+        let root = Root::lock_existing(Arc::new(SystemDisk), dir)?;
+        recover::recover_all(&root)
     }
 
     /// The journal's id.

@@ -40,6 +40,14 @@ pub struct Batch {
     pub records: Vec<Bytes>,
 }
 
+impl Batch {
+    /// The number after its last record.
+    pub fn next_seq(&self) -> u64 {
+        let records = u64::try_from(self.records.len()).unwrap_or(u64::MAX);
+        self.first_seq.saturating_add(records)
+    }
+}
+
 /// A position in a journal.
 pub struct Reader {
     log: Arc<Log>,
@@ -68,6 +76,13 @@ impl Reader {
     /// Number of the record that comes next, if it is not in a gap.
     pub fn seq(&self) -> u64 {
         self.seq
+    }
+
+    /// Goes on at a later number: those before it cannot be read.
+    pub fn skip_to(&mut self, seq: u64) {
+        assert!(self.seq <= seq, "a reader goes forward");
+        self.seq = seq;
+        self.place = None;
     }
 
     /// Reads the next batch; `None` if there is no record below the limit yet.

@@ -52,6 +52,38 @@ pub enum Cause {
     Watermark,
 }
 
+/// Records of a recovered journal that can never be read again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// Their numbers.
+    pub seqs: Range<u64>,
+    /// Why.
+    pub cause: Cause,
+}
+
+impl Recovered {
+    /// What of the journal is lost, in order. Between two records that can be read there is one
+    /// gap at most, whatever was damaged between them.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let missing = self.damage.iter().filter(|it| !it.missing.is_empty());
+        let mut lost: Vec<Gap> = missing
+            .map(|it| Gap {
+                seqs: it.missing.clone(),
+                cause: it.cause,
+            })
+            .collect();
+        lost.sort_by_key(|gap| gap.seqs.start);
+        let mut gaps: Vec<Gap> = Vec::with_capacity(lost.len());
+        for gap in lost {
+            match gaps.last_mut().filter(|it| gap.seqs.start <= it.seqs.end) {
+                Some(last) => last.seqs.end = last.seqs.end.max(gap.seqs.end),
+                None => gaps.push(gap),
+            }
+        }
+        gaps
+    }
+}
+
 /// Recovers all journals in the root directory.
 pub(super) fn recover_all(root: &Arc<Root>) -> Result<Vec<Recovered>> {
     let mut recovered = Vec::new();

@@ -29,6 +29,11 @@ pub(super) struct Root {
 impl Root {
     pub(super) fn lock(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<Self>> {
         fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        Self::lock_existing(disk, dir)
+    }
+
+    /// [`Root::lock`] of a directory that must be there.
+    pub(super) fn lock_existing(disk: Arc<dyn Disk>, dir: &Path) -> Result<Arc<Self>> {
         let path = dir.join(LOCK);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);

@@ -92,9 +92,10 @@ pub(super) fn list(root: &Root, id: Uuid, dir: &Path) -> Result<(Vec<Found>, u64
         found.extend(open(root, id, path, &name, is_quarantined)?);
     }
     // Of two that start alike, the named one comes first: it turned out to be empty.
-    found.sort_by_key(|it| {
+    found.sort_by_cached_key(|it| {
         let is_named = matches!(parse_name(&it.path), Some((Name::Segment(_), _)));
-        (it.first_seq, !is_named)
+        // Of two that repeat each other, the same one is read each time.
+        (it.first_seq, !is_named, it.is_quarantined, it.path.clone())
     });
     Ok((found, next_spare))
 }

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use parking_lot::Mutex;
 use uuid::Uuid;
 
 use super::map::{Map, WORD_BYTES};
+use super::sync::Mutex;
 use super::{FRAME_BYTES_MAX, HEADER_BYTES, RECORD_BYTES_MAX};
 
 const MAGIC: [u8; 4] = *b"TGJL";

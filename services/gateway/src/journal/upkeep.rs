@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use runtime::crash_point;
 
@@ -13,6 +12,7 @@ use super::map::Map;
 use super::root::Root;
 use super::scan::parse_name;
 use super::segment::{Segment, wide};
+use super::sync::Ordering;
 use super::{Error, Result};
 
 pub(super) const SEGMENT_SUFFIX: &str = ".seg";

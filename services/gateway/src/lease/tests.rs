@@ -6,6 +6,7 @@
 use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
+use types::LeaseId;
 use uuid::Uuid;
 
 use super::*;
@@ -28,9 +29,9 @@ fn spend(hold: Hold, cost: i64) {
 
 /// What a lease must be at any moment when nothing is under way.
 fn check(lease: &Lease, granted: i64, held: i64) {
-    let remaining = lease.remaining.load(Ordering::SeqCst);
+    let (remaining, is_held, _) = lease.figures();
     assert!(remaining >= 0, "remaining {remaining}");
-    assert_eq!(lease.held.load(Ordering::SeqCst), held);
+    assert_eq!(is_held, held);
     assert_eq!(
         granted,
         remaining + held + lease.cum() + lease.returned_cum(),
@@ -91,15 +92,15 @@ proptest! {
                 }
                 Step::Settle(n, share) if !open.is_empty() => {
                     let hold = open.swap_remove(n % open.len());
-                    let cost = hold.credits * share / 100;
+                    let cost = hold.credits() * share / 100;
                     model.cum += cost;
-                    model.remaining += hold.credits - cost;
+                    model.remaining += hold.credits() - cost;
                     prop_assert_eq!(hold.spend(cost), model.cum);
                     hold.settle(cost);
                 }
                 Step::Drop(n) if !open.is_empty() => {
                     let hold = open.swap_remove(n % open.len());
-                    model.remaining += hold.credits;
+                    model.remaining += hold.credits();
                 }
                 Step::Settle(..) | Step::Drop(_) => {}
                 Step::GiveBack => {
@@ -129,9 +130,9 @@ proptest! {
                     cell.drain();
                 }
             }
-            prop_assert_eq!(cell.remaining.load(Ordering::SeqCst), model.remaining);
+            prop_assert_eq!(cell.figures().0, model.remaining);
             prop_assert_eq!(cell.is_spent(), model.draining && open.is_empty());
-            check(&cell, model.granted, open.iter().map(|hold| hold.credits).sum());
+            check(&cell, model.granted, open.iter().map(|hold| hold.credits()).sum());
         }
     }
 }

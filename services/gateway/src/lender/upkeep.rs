@@ -11,18 +11,15 @@ use proto::{
 use runtime::{Stop, crash_point};
 use types::LeaseId;
 
-use super::{ATTEMPT_TIMEOUT, Lender};
+use super::{
+    ATTEMPT_TIMEOUT, Lender,
+    desk::{Bulletin, Told},
+    wire_account,
+};
 use crate::lease::{Account, Lease, Owner};
 
 /// Seconds without a call after which unspent credits go back.
 const IDLE_TICKS: u64 = 10;
-/// Every so many heartbeats the wallet is told of all leases, so that it can end those it wants.
-const FULL_HEARTBEATS: u64 = 30;
-/// A lease is closed so long after its period has ended: a wallet whose clock is a little behind
-/// may lend from it until then.
-const ENDED_MICROS_MIN: i64 = 5_000_000;
-/// A closed lease of a period is forgotten so long after the period's end.
-const FORGOTTEN_MICROS_MIN: i64 = 3_600_000_000;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
 
@@ -40,16 +37,10 @@ impl Lender {
         for lease in idle.iter().filter_map(|account| account.lease()) {
             lease.give_back();
         }
-        let now = self.monotonic_micros();
-        let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
-        for lease in &open {
-            // By now the wallet has no doubt about the period either.
-            if now >= lease.ends_at().saturating_add(ENDED_MICROS_MIN) {
-                lease.drain();
-            }
-        }
-        self.report(&open).await;
-        if !self.missed.load(Ordering::Acquire) {
+        self.desk.end_periods(self.monotonic_micros());
+        let open = self.desk.open();
+        self.report().await;
+        if !self.desk.is_behind() {
             self.ask_again().await;
         }
         for lease in open {
@@ -87,50 +78,44 @@ impl Lender {
         }
     }
 
-    /// Tells the wallet what has changed; now and then, and when it has missed something, all.
-    async fn report(&self, open: &[Arc<Lease>]) {
-        let missed = self.missed.swap(false, Ordering::AcqRel);
-        let heartbeats = self.heartbeats.fetch_add(1, Ordering::Relaxed);
-        let tells_all = missed || heartbeats.is_multiple_of(FULL_HEARTBEATS);
-        if tells_all {
-            let now = self.monotonic_micros();
-            self.closed.pin().retain(|_, until| now < *until);
-        }
-        let told = |lease: &Arc<Lease>| {
-            let counters = match tells_all {
-                true => Some((lease.recorded(), lease.returned_cum())),
-                false => lease.news(),
-            };
-            Some((Arc::clone(lease), counters?))
-        };
-        let mut reports: Vec<(Arc<Lease>, (i64, i64))> = open.iter().filter_map(told).collect();
+    /// Tells the wallet what has changed, or all, in messages of a bounded size.
+    async fn report(&self) {
+        let Bulletin {
+            tells_all,
+            told: mut reports,
+        } = self.desk.news(self.monotonic_micros());
         loop {
             let rest = reports.split_off(reports.len().min(REPORTS_MAX));
             let leases = reports
                 .iter()
-                .map(|(lease, (cum, returned_cum))| wire::LeaseReport {
-                    lease_id: lease.id.bytes().to_vec(),
-                    cum: *cum,
-                    returned_cum: *returned_cum,
-                })
+                .map(|told| self.report_of(told, tells_all))
                 .collect();
             let request = wire::HeartbeatRequest {
                 journal_id: self.journal_id().to_string(),
                 gateway: self.name.clone(),
                 leases,
+                tells_all: tells_all && rest.is_empty(),
             };
             let mut request = tonic::Request::new(request);
             request.set_timeout(ATTEMPT_TIMEOUT);
             match self.client().heartbeat(request).await {
-                Ok(answer) => self.drain(&answer.into_inner().drain),
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    let drain = answer.drain.iter();
+                    let ids = drain.filter_map(|id| LeaseId::from_slice(id).ok());
+                    self.desk.drain(ids);
+                    if answer.tell_all {
+                        self.desk.missed();
+                    }
+                }
                 Err(status) => {
                     tracing::debug!(code = ?status.code(), "the wallet did not take a heartbeat");
-                    self.missed.store(true, Ordering::Release);
+                    self.desk.missed();
                     return;
                 }
             }
-            for (lease, (cum, returned_cum)) in reports {
-                lease.was_told(cum, returned_cum);
+            for told in reports {
+                told.lease.was_told(told.cum, told.returned_cum);
             }
             if rest.is_empty() {
                 return;
@@ -139,12 +124,15 @@ impl Lender {
         }
     }
 
-    fn drain(&self, ids: &[Vec<u8>]) {
-        let leases = self.leases.pin();
-        for id in ids.iter().filter_map(|id| LeaseId::from_slice(id).ok()) {
-            if let Some(lease) = leases.get(&id) {
-                lease.drain();
-            }
+    fn report_of(&self, told: &Told, tells_all: bool) -> wire::LeaseReport {
+        let lease = &told.lease;
+        let account = tells_all.then(|| wire_account(&self.account(told.owner)));
+        wire::LeaseReport {
+            lease_id: lease.id.bytes().to_vec(),
+            cum: told.cum,
+            returned_cum: told.returned_cum,
+            granted_cum: if tells_all { lease.granted_cum() } else { 0 },
+            account,
         }
     }
 
@@ -165,9 +153,7 @@ impl Lender {
         match self.append_synced(record, Some(Arc::clone(&lease))).await {
             Ok(()) => {
                 crash_point!("gateway.close_written");
-                let forgotten_at = lease.ends_at().saturating_add(FORGOTTEN_MICROS_MIN);
-                self.closed.pin().insert(id, forgotten_at);
-                self.leases.pin().remove(&id);
+                self.desk.closed(&lease);
             }
             // The next heartbeat tries again, or else the next start: the journal has everything.
             // A count that was written and not synced may be written twice, it is the same.
@@ -187,8 +173,7 @@ impl Lender {
         for account in accounts {
             drop(account.turn.lock().await);
         }
-        let open: Vec<Arc<Lease>> = self.leases.pin().values().map(Arc::clone).collect();
-        for lease in open {
+        for lease in self.desk.open() {
             lease.drain();
             if lease.is_spent() {
                 self.close(lease).await;
@@ -206,13 +191,14 @@ impl Lender {
     pub(crate) async fn retire(&self) -> anyhow::Result<()> {
         let mut request = tonic::Request::new(wire::RetireJournalRequest {
             journal_id: self.journal_id().to_string(),
+            unless_alive: false,
         });
         request.set_timeout(ATTEMPT_TIMEOUT);
         let answer = self.client().retire_journal(request).await?.into_inner();
         for lent in answer.leases {
             let id = LeaseId::from_slice(&lent.lease_id)?;
-            anyhow::ensure!(!self.leases.pin().contains_key(&id), "{id} is still open");
-            if self.closed.pin().contains_key(&id) {
+            anyhow::ensure!(!self.desk.is_open(id), "{id} is still open");
+            if self.desk.is_closed(id) {
                 continue; // its final count is on its way
             }
             let record = Record {
@@ -251,12 +237,12 @@ impl Lender {
             let Ok(id) = LeaseId::from_slice(&recall.lease_id) else {
                 continue;
             };
-            let Some(lease) = self.leases.pin().get(&id).map(Arc::clone) else {
+            let Some(returned_cum) = self.desk.give_back(id) else {
                 continue;
             };
             let answer = RecallResponse {
                 lease_id: recall.lease_id,
-                returned_cum: lease.give_back(),
+                returned_cum,
             };
             crash_point!("gateway.recall_answered");
             if let Err(error) = nats.publish(reply, answer.encode_to_vec().into()).await {

@@ -11,7 +11,7 @@ use proto::events::v1::{Disposition, Permit, Record};
 use runtime::{Host, Stop};
 
 use super::rig::{self, COST, GRANTED, Rig, Seen};
-use crate::{edge::Edge, ship, start};
+use crate::{edge::Edge, recovery, start};
 
 struct Case {
     name: &'static str,
@@ -200,7 +200,9 @@ fn check_permits(rig: &Rig, case: &Case, record: &Record) {
 
 /// What a successor would take for final counts, had this process died now.
 async fn check_totals(host: &Host, rig: &Rig, case: &Case) {
-    let (totals, _) = ship::totals(host, rig.journal()).await.expect("readable");
+    let (totals, _) = recovery::totals(host, rig.journal())
+        .await
+        .expect("readable");
     for lease in rig.permits.iter().chain([&rig.lease]) {
         let total = totals.get(&lease.id).map_or(0, |total| total.cum);
         assert_eq!(total, lease.cum(), "{}", case.name);
@@ -243,7 +245,7 @@ fn check(rig: &Rig, case: &Case, got: &str) {
 }
 
 /// Syncs and says so, as the upkeep does.
-async fn keep_up(edge: &Edge, done: &Stop) {
+pub(super) async fn keep_up(edge: &Edge, done: &Stop) {
     while !done.is_requested() {
         let stats = edge.journal.maintain(0).expect("a disk");
         start::publish_synced(edge, stats.synced_seq);

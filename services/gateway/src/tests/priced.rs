@@ -1,10 +1,15 @@
 //! Calls whose cost is known only afterwards, through the whole edge. The route charges 2 credits
 //! and one for ten tokens, a token is 4 bytes where nobody counts them, and 50 are held.
 
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "a test that is wrong about its own data may panic"
+)]
+
 use proto::events::v1::{Disposition, Record, RecordKind};
 
 use super::rig::{self, GRANTED, MAX_COST, Rig};
-use crate::{opened::Opened, ship, units::JSON_BYTES_MAX};
+use crate::{opened::Opened, recovery, units::JSON_BYTES_MAX};
 
 struct Case {
     name: &'static str,
@@ -51,6 +56,7 @@ const CHUNKED: &str = "transfer-encoding: chunked\r\n";
 const EVENTS: &str = "content-type: text/event-stream\r\ntransfer-encoding: chunked\r\n";
 const TRAILERS: &str = "connection: close, te\r\nte: trailers\r\n";
 
+#[expect(clippy::too_many_lines, reason = "a table")]
 fn cases() -> Vec<Case> {
     let event = |tokens| {
         let text = format!("data: {{\"usage\": {{\"total_tokens\": {tokens}}}}}\n\n");
@@ -259,7 +265,9 @@ async fn a_call_costs_what_its_upstream_reports_and_never_more_than_is_held() {
                 .await
                 .unwrap_or_else(|_| panic!("{} takes for ever", case.name));
             check(&rig, &case, &got);
-            let (_, opened) = ship::totals(&host, rig.journal()).await.expect("readable");
+            let (_, opened) = recovery::totals(&host, rig.journal())
+                .await
+                .expect("readable");
             assert!(!opened.any(), "{}: every call has ended", case.name);
         }
     });

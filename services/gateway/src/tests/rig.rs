@@ -4,6 +4,7 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     net::SocketAddr,
+    path::Path,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -24,6 +25,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
+use tokio_util::task::TaskTracker;
 use types::{LeaseId, NewKey, QuotaKind};
 use uuid::Uuid;
 
@@ -33,7 +35,7 @@ use crate::{
     catalogue::Catalogue,
     country::Countries,
     edge::{self, Edge, Worker},
-    journal::{Journal, Limits, Options, SEGMENT_BYTES_MIN},
+    journal::{Disk, Journal, Limits, Options, SEGMENT_BYTES_MIN, SystemDisk},
     keyring::{self, Entry},
     lease::{Lease, Owner},
     lender::Lender,
@@ -113,7 +115,7 @@ pub(crate) struct Rig {
     pub(crate) log: Log,
     upstream: TcpListener,
     edge: TcpListener,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 /// A gateway's host with these further variables.
@@ -199,13 +201,19 @@ impl Rig {
         config: &Config,
         change: impl FnOnce(&mut Entry),
     ) -> Self {
+        Self::on(Arc::new(SystemDisk), host, config, change).await
+    }
+
+    /// As `with`, on a disk of one's own.
+    pub(crate) async fn on(
+        disk: Arc<dyn Disk>,
+        host: &Host,
+        config: &Config,
+        change: impl FnOnce(&mut Entry),
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let options = Options {
-            segment_bytes: SEGMENT_BYTES_MIN,
-            room_bytes_min: SEGMENT_BYTES_MIN,
-            ..Options::new(dir.path())
-        };
-        let (journal, _) = Journal::open(&options, Uuid::from_u128(4), 0).expect("a journal");
+        let opened = Journal::open_on(disk, &options(dir.path()), Uuid::from_u128(4), 0);
+        let (journal, _) = opened.expect("a journal");
         let (lender, _) = Lender::new(host, journal.clone(), "g".to_owned()).expect("a lender");
         let (touches, _) = mpsc::channel(1);
         let (strangers, _) = Strangers::new(config);
@@ -248,14 +256,18 @@ impl Rig {
             .with_no_client_auth();
         let pool = Pool::new(Arc::new(tls));
         Self {
-            worker: Rc::new(Worker { edge, pool }),
+            worker: Rc::new(Worker {
+                edge,
+                pool,
+                beyond: TaskTracker::new(),
+            }),
             key,
             lease,
             permits,
             log: Log::default(),
             upstream,
             edge: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
-            _dir: dir,
+            dir,
         }
     }
 
@@ -328,14 +340,34 @@ impl Rig {
     }
 
     pub(crate) fn records(&self) -> Vec<Record> {
-        let end = self.journal().next_seq();
-        let batch = self.journal().reader(0).next_batch(Limits::before(end));
-        let records = batch.expect("readable").map(|batch| batch.records);
-        let decode = |bytes: Bytes| Record::decode(bytes).expect("a record");
-        records
-            .unwrap_or_default()
-            .into_iter()
-            .map(decode)
-            .collect()
+        records(self.journal())
     }
+
+    /// Where its journal is.
+    pub(crate) fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+/// Small segments in this directory.
+pub(crate) fn options(dir: &Path) -> Options {
+    Options {
+        segment_bytes: SEGMENT_BYTES_MIN,
+        room_bytes_min: SEGMENT_BYTES_MIN,
+        ..Options::new(dir)
+    }
+}
+
+/// The first records of a journal.
+pub(crate) fn records(journal: &Journal) -> Vec<Record> {
+    let batch = journal
+        .reader(0)
+        .next_batch(Limits::before(journal.next_seq()));
+    let records = batch.expect("readable").map(|batch| batch.records);
+    let decode = |bytes: Bytes| Record::decode(bytes).expect("a record");
+    records
+        .unwrap_or_default()
+        .into_iter()
+        .map(decode)
+        .collect()
 }

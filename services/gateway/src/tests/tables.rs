@@ -351,7 +351,7 @@ fn longest() -> Record {
         country: "ZZ".to_owned(),
         user_agent: record::cut(&"u".repeat(5_000), record::USER_AGENT_BYTES_MAX),
         disposition: Disposition::UpstreamFailed.into(),
-        code: "abnormal_usage_detected".to_owned(),
+        code: "idempotency_answer_not_kept".to_owned(),
         traceparent: "0".repeat(55),
         price_version: i64::MIN,
         units: vec![
@@ -365,6 +365,7 @@ fn longest() -> Record {
         response_bytes: u64::MAX,
         overrun: i64::MIN,
         estimated: true,
+        replay_of: vec![0xff; 16],
     };
     Record {
         seq: u64::MAX,
@@ -384,6 +385,7 @@ fn longest() -> Record {
             2
         ],
         due: i64::MIN,
+        account: None,
     }
 }
 
@@ -395,7 +397,7 @@ fn the_longest_record_fits() {
     assert!(
         Refusal::ALL
             .iter()
-            .all(|refusal| refusal.as_str().len() <= 23)
+            .all(|refusal| refusal.as_str().len() <= 27)
     );
 }
 

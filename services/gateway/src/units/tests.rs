@@ -1,8 +1,3 @@
-#![expect(
-    clippy::arithmetic_side_effects,
-    reason = "a test that is wrong about its own data may panic"
-)]
-
 use http::HeaderValue;
 use proptest::prelude::*;
 use types::{UNIT_NAME_BYTES_MAX, UnitPrice, Unreported};

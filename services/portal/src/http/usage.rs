@@ -52,6 +52,8 @@ pub(super) struct Call {
     disposition: String,
     /// Why it was refused.
     code: Option<String>,
+    /// The call whose kept answer this one was given, by its idempotency key.
+    replay_of: Option<String>,
     /// The price it was admitted under.
     price_version: i64,
     /// Lease the credits came from, 32 hex digits; absent when nothing was charged.
@@ -89,6 +91,7 @@ impl From<pb::Call> for Call {
             environment: it.environment,
             disposition: it.disposition,
             code: filled(it.code),
+            replay_of: filled(it.replay_of),
             price_version: it.price_version,
             trace_id: filled(it.trace_id),
         }

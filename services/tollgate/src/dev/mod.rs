@@ -13,7 +13,7 @@ mod ready;
 mod secrets;
 mod stack;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -62,7 +62,8 @@ fn gateways() -> clap::builder::RangedI64ValueParser<u16> {
 }
 
 /// Variables that `dev` sets unless whoever started it has set them.
-const OPTIONAL: [&str; 6] = [
+const OPTIONAL: [&str; 7] = [
+    "NATS_URL",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_TRACES_SAMPLER",
@@ -74,20 +75,25 @@ const OPTIONAL: [&str; 6] = [
 /// What the environment has an opinion on already. The children inherit it.
 #[derive(Default)]
 struct Surroundings {
-    given: BTreeSet<&'static str>,
+    given: BTreeMap<&'static str, String>,
 }
 
 impl Surroundings {
     fn read() -> Result<Self> {
         let mut variables = Variables::from_process();
-        let is_given = |name: &&'static str| variables.optional(name, "see `config`").is_some();
-        let given = OPTIONAL.into_iter().filter(is_given).collect();
+        let mut value = |name| Some((name, variables.optional(name, "see `config`")?));
+        let given = OPTIONAL.into_iter().filter_map(&mut value).collect();
         variables.finish(&known_variables())?;
         Ok(Self { given })
     }
 
     fn has(&self, name: &str) -> bool {
-        self.given.contains(name)
+        self.given.contains_key(name)
+    }
+
+    /// A NATS that is not ours, which is ours to use.
+    fn nats_url(&self) -> Option<String> {
+        self.given.get("NATS_URL").cloned()
     }
 
     fn has_exporter(&self) -> bool {

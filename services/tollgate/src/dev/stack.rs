@@ -134,7 +134,7 @@ impl<'a> Stack<'a> {
             peppers: self.layout.peppers(),
             postgres_url: self.servers.postgres.url(DATABASE),
             redis_url: self.servers.redis.url(),
-            nats_url: self.servers.nats.url(),
+            nats_url: self.nats_url(outside),
             otlp_endpoint: outside.traces.map(Receiver::otlp_endpoint),
             smtp_url: outside.mail.map(Sink::smtp_url),
             surroundings: outside.surroundings,
@@ -175,6 +175,11 @@ impl<'a> Stack<'a> {
         })
         .await
         .with_context(|| format!("logs are in {}", self.log("*")))
+    }
+
+    fn nats_url(&self, outside: &Outside<'_>) -> String {
+        let given = outside.surroundings.nats_url();
+        given.unwrap_or_else(|| self.servers.nats.url())
     }
 
     fn log(&self, name: &str) -> String {
@@ -255,7 +260,7 @@ impl<'a> Stack<'a> {
                 .collect(),
             postgres_url: self.servers.postgres.url(DATABASE),
             redis_url: self.servers.redis.url(),
-            nats_url: self.servers.nats.url(),
+            nats_url: self.nats_url(outside),
             traces: outside.traces.map(Receiver::page_url),
             mail: outside.mail.map(Sink::page_url),
             journals: self.layout.journals().map_err(Failure::from)?,

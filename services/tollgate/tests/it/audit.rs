@@ -98,6 +98,65 @@ fn a_transcript_is_believed(stack: &Stack, known: &str) {
     );
 }
 
+/// What upstreams say is held against the rows; what nobody saw complete may be missing.
+#[tokio::test]
+async fn upstreams_are_heard_and_days_are_reported() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = dir.path().join("upstream.jsonl");
+    let said = seen.to_str().unwrap();
+    let stack = Stack::start(&["--ephemeral", "--transcript", said]).await;
+    let key = stack.demo("live_key");
+    for _ in 0..3 {
+        stack.call(&key, &Shot::get(DISTANCE)).await;
+    }
+    stack.audit();
+    let arguments = ["audit", "--wait", "0", "--upstream-transcript", said];
+    let reports = dir.path().join("reports");
+    let report = ["--report", reports.to_str().unwrap()];
+    let found = stack.cli(&[&arguments[..], &report].concat());
+    // It has answered questions for its health, too.
+    assert!(found["upstream"].as_u64() >= Some(3), "{found:#}");
+    assert_eq!(found["answered_unrecorded"], 0, "{found:#}");
+    days_are_reported(&stack, &reports);
+
+    // A gateway that died before it wrote a record, as far as the upstream can tell.
+    let lines = std::fs::read_to_string(&seen).unwrap();
+    let stranger =
+        r#"{"service":"mileage","request_id":"req_01920000000070008000000000000001","status":200}"#;
+    std::fs::write(&seen, format!("{lines}{stranger}\n")).unwrap();
+    let found = stack.cli(&arguments);
+    assert_eq!(found["answered_unrecorded"], 1, "{found:#}");
+
+    // Credits for a call that was never answered.
+    let first = lines.lines().find(|line| line.contains("req_")).unwrap();
+    std::fs::write(&seen, lines.replace(&format!("{first}\n"), "")).unwrap();
+    finds(&stack, &arguments, "paid for, but mileage never answered");
+}
+
+fn days_are_reported(stack: &Stack, folder: &std::path::Path) {
+    let mut names: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    names.sort();
+    let [json, text] = names.as_slice() else {
+        panic!("{names:?}")
+    };
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(json).unwrap()).unwrap();
+    let day = &json["days"][0];
+    assert_eq!(day["org_id"], stack.demo("org_id").as_str(), "{json:#}");
+    assert_eq!(day["rows"], serde_json::json!({ "calls": 3, "credits": 3 }));
+    assert_eq!(day["statistics"], day["rows"]);
+    assert_eq!(
+        (&day["booked"], &day["booked_later"]),
+        (&3.into(), &0.into())
+    );
+    let text = std::fs::read_to_string(text).unwrap();
+    assert!(text.contains("everything adds up"), "{text}");
+    assert!(text.contains(&stack.demo("org_id")), "{text}");
+}
+
 async fn execute(stack: &Stack, sql: &str) {
     let done = sqlx::query(AssertSqlSafe(sql.to_owned()))
         .execute(stack.pool())

@@ -16,7 +16,7 @@ use testkit::{
 };
 
 use crate::{
-    fault::{LIVE, Load, priced, summary},
+    fault::{LIVE, Load, figures::Figures, priced, summary},
     stack::{CONSUMERS, Customer, SETTLE_LIMIT, Stack, signal},
 };
 
@@ -29,16 +29,21 @@ const LIFE_LIMIT: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(400);
 
 /// Every point, and a later passage that a life under this load comes to.
-const POINTS: [(&str, u64); 29] = [
+const POINTS: [(&str, u64); 33] = [
     ("consumer.apply_committed", 4),
     ("consumer.batch_fetched", 4),
     ("consumer.dead_letter_committed", 2),
     ("consumer.watermark_published", 4),
+    (KEYED[0], 1),
     ("gateway.appended", 9),
     ("gateway.batch_acknowledged", 5),
     ("gateway.call_opened", 3),
     ("gateway.close_written", 2),
     ("gateway.grant_written", 2),
+    (KEYED[1], 1),
+    (KEYED[2], 1),
+    // Of an earlier life, before it is removed; one a life.
+    ("gateway.journal_ended", 1),
     ("gateway.journal_synced", 7),
     ("gateway.lease_reply_received", 2),
     ("gateway.recall_answered", 2),
@@ -63,6 +68,12 @@ const POINTS: [(&str, u64); 29] = [
     // Needs a gateway that is away for long: `fault::credits` dies there.
     (WRITE_OFF, 1),
 ];
+/// Only calls with idempotency keys pass: `fault::idempotency` dies there.
+pub(crate) const KEYED: [&str; 3] = [
+    "gateway.answer_kept",
+    "gateway.idempotency_begun",
+    "gateway.idempotency_ended",
+];
 const WRITE_OFF: &str = "wallet.writeoff_committed";
 /// Needs a mail server, which this stack has none of: nobody dies there yet.
 const MAIL_SENT: &str = "keys.mail_sent";
@@ -82,7 +93,7 @@ fn points_in(folder: &Path, found: &mut BTreeSet<String>) {
 }
 
 #[test]
-fn every_point_of_the_code_is_known_here() {
+fn f02_every_point_of_the_code_is_known_here() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut found = BTreeSet::new();
     for folder in ["libs", "services"] {
@@ -98,7 +109,7 @@ fn schedule(is_long: bool) -> BTreeMap<&'static str, Vec<String>> {
     let mut turn = 0;
     let here = POINTS
         .iter()
-        .filter(|(point, _)| ![WRITE_OFF, MAIL_SENT].contains(point));
+        .filter(|(point, _)| ![WRITE_OFF, MAIL_SENT].contains(point) && !KEYED.contains(point));
     for (point, later) in here {
         let service = match point.split_once('.').expect("service.step").0 {
             "consumer" => None,
@@ -129,14 +140,14 @@ fn schedule(is_long: bool) -> BTreeMap<&'static str, Vec<String>> {
 }
 
 #[tokio::test]
-async fn every_point_leaves_everything_adding_up() {
+async fn f02_every_point_leaves_everything_adding_up() {
     die_everywhere(&schedule(false), DEATHS_LIMIT).await;
 }
 
 /// Each consumer at each point, and all of it many times over.
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn every_point_leaves_everything_adding_up_many_times() {
+async fn f02_every_point_leaves_everything_adding_up_many_times() {
     let mut plan = schedule(true);
     for points in plan.values_mut() {
         *points = std::iter::repeat_n(&*points, 10)
@@ -196,13 +207,15 @@ async fn die_everywhere(plan: &BTreeMap<&'static str, Vec<String>>, within: Dura
         outcomes.push(load.finish().await);
     }
     forget_poison(&stack, injected.get()).await;
-    let report = stack.audit_with(&outcomes.iter().collect::<Vec<_>>());
-    println!(
-        "died {wanted} times at {} of {} points; {:?}; report {report}",
-        POINTS.len() - 2,
+    let all: Vec<&Outcome> = outcomes.iter().collect();
+    let report = stack.audit_with(&all);
+    let more = format!(
+        "died {wanted} times at {} of {} points; {:?}",
+        POINTS.len() - 2 - KEYED.len(),
         POINTS.len(),
         outcomes.iter().map(summary).collect::<Vec<_>>(),
     );
+    Figures::say("F02", [wanted, wanted], &all, more, &stack, &report).await;
 }
 
 /// Calls at each gateway. Little is left in the last wallet: gateways recall from each other.
@@ -331,13 +344,13 @@ async fn forget_poison(stack: &Stack, injected: u32) {
 }
 
 #[tokio::test]
-async fn consumers_that_die_before_they_acknowledge_apply_once() {
+async fn f09_f13_consumers_that_die_before_they_acknowledge_apply_once() {
     die_unacknowledged(3).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn consumers_that_die_two_hundred_times_apply_once() {
+async fn f09_f13_consumers_that_die_two_hundred_times_apply_once() {
     die_unacknowledged(200).await;
 }
 
@@ -377,9 +390,18 @@ async fn die_unacknowledged(times: usize) {
         before,
         "a repetition changes nothing"
     );
-    println!(
-        "each consumer died {times} times; {}; {} messages repeated; report {report}",
+    let more = format!(
+        "each consumer died {times} times; {}; {} messages repeated",
         summary(&outcome),
         first + second,
     );
+    Figures::say(
+        "F13",
+        [4 * times, 4 * times],
+        &[&outcome],
+        more,
+        &stack,
+        &report,
+    )
+    .await;
 }

@@ -1,13 +1,26 @@
 //! Kills under load. The client's transcript is held against rows, debits and statistics.
 //!
 //! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
+//! A test's name begins with the number of its fault, `f06_…`: `make faults FAULTS=F6` goes by it.
 
+mod bus;
+mod clocks;
 mod credits;
+mod durable;
+mod failover;
+pub(crate) mod figures;
+mod gaps;
+mod idempotency;
+mod ids;
 mod keys;
 mod mutants;
 pub(crate) mod priced;
+mod quiet;
+mod replay;
 mod shipping;
+mod soak;
 mod stores;
+mod storm;
 mod stream;
 
 use std::{
@@ -25,6 +38,7 @@ use testkit::{
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::figures::Figures;
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// One credit.
@@ -95,9 +109,14 @@ impl Load {
         Self { stop, so_far, task }
     }
 
+    /// Complete answers so far.
+    pub(crate) fn answered(&self) -> usize {
+        self.so_far.lock().done.len()
+    }
+
     /// Waits until so many more answers are complete.
     pub(crate) async fn more_answers(&self, more: usize) {
-        let complete = || self.so_far.lock().done.len();
+        let complete = || self.answered();
         let before = complete();
         let grown = eventually(
             SETTLE_LIMIT,
@@ -131,7 +150,7 @@ pub(crate) fn summary(outcome: &Outcome) -> String {
 
 /// Between two kills.
 const KILL_PERIOD: Duration = Duration::from_millis(900);
-/// Who dies, in turn: each service three times while the bus dies twice in the short form.
+/// Who dies, in turn: each service three times while the bus dies twice.
 const VICTIMS: [&str; 14] = [
     "gateway",
     "wallet",
@@ -150,28 +169,12 @@ const VICTIMS: [&str; 14] = [
 ];
 
 #[tokio::test]
-async fn nothing_is_lost_or_billed_twice_while_processes_are_killed() {
-    storm(1).await;
-}
-
-/// The long form: a minute and more of it.
-#[tokio::test]
-#[ignore = "minutes; run by make faults"]
-async fn nothing_is_lost_or_billed_twice_in_a_long_storm() {
-    storm(8).await;
-}
-
-async fn storm(rounds: usize) {
+async fn f01_nothing_is_lost_or_billed_twice_while_processes_are_killed() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
     let mut kills: BTreeMap<&str, usize> = BTreeMap::new();
-    for (turn, victim) in VICTIMS
-        .iter()
-        .cycle()
-        .take(VICTIMS.len() * rounds)
-        .enumerate()
-    {
+    for (turn, victim) in VICTIMS.iter().enumerate() {
         tokio::time::sleep(KILL_PERIOD).await;
         if kill(&stack, victim, turn) {
             *kills.entry(victim).or_default() += 1;
@@ -206,7 +209,7 @@ async fn verify(stack: &Stack, outcome: &Outcome, kills: &BTreeMap<&str, usize>)
             Some(_) => double.push(&done.request_id),
         }
     }
-    println!(
+    let more = format!(
         "storm: {}, kills {kills:?}, settled after {settled:?}, lost {}, double {}, wrong {}, \
          report {report}",
         summary(outcome),
@@ -214,6 +217,15 @@ async fn verify(stack: &Stack, outcome: &Outcome, kills: &BTreeMap<&str, usize>)
         double.len(),
         wrong.len(),
     );
+    Figures::say(
+        "F01",
+        [kills.values().sum(), kills.values().sum()],
+        &[outcome],
+        more,
+        stack,
+        &report,
+    )
+    .await;
     assert!(
         outcome.done.len() > 500,
         "only {} calls were complete",

@@ -46,8 +46,13 @@ pub(crate) struct Customer {
     pub(crate) user: String,
 }
 
+/// The binary that was built with this test; one that was set aside for a long run, as nextest
+/// names it there.
 fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_tollgate"))
+    match std::env::var_os("NEXTEST_BIN_EXE_tollgate") {
+        Some(path) => Command::new(path),
+        None => Command::new(env!("CARGO_BIN_EXE_tollgate")),
+    }
 }
 
 impl Stack {
@@ -58,7 +63,17 @@ impl Stack {
 
     /// As `start`, with these variables for all processes.
     pub(crate) async fn start_with(arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::start_in(arguments, variables, |_| {}).await
+    }
+
+    /// As `start_with`, in a folder that was prepared.
+    pub(crate) async fn start_in(
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+        prepare: impl FnOnce(&Path),
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
+        prepare(&dir.path().join("data"));
         let countries = dir.path().join("geoip");
         std::fs::write(&countries, countries_text()).expect("written");
         let log = std::fs::File::create(dir.path().join("dev.log")).expect("a log");
@@ -313,6 +328,40 @@ impl Stack {
         }
     }
 
+    /// Does something that `tollgate dev` must not repair meanwhile: it stands still.
+    pub(crate) async fn while_nobody_restarts<F: Future<Output = ()>>(
+        &self,
+        work: impl FnOnce() -> F,
+    ) {
+        let pid = i32::try_from(self.child.id()).expect("a pid");
+        signal(pid, rustix::process::Signal::STOP);
+        work().await;
+        signal(pid, rustix::process::Signal::CONT);
+    }
+
+    /// The metrics of a service's process.
+    pub(crate) async fn metrics(&self, service: &str) -> Value {
+        let info = self.info();
+        let ops = info["ops"][service].as_str().expect("an address");
+        let answer = Connection::to(ops)
+            .call("", &Shot::get("/metrics.json"))
+            .await
+            .expect("metrics");
+        serde_json::from_slice(&answer.body).expect("JSON")
+    }
+
+    /// Does this process run, as one that this stack has started?
+    pub(crate) fn is_child(&self, pid: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name in brackets may hold anything: state and parent follow its end.
+        let mut fields = match stat.rsplit_once(')') {
+            Some((_, fields)) => fields.split_whitespace(),
+            None => return false,
+        };
+        let (state, parent) = (fields.next(), fields.next());
+        !matches!(state, Some("Z" | "X")) && parent == Some(&self.child.id().to_string())
+    }
+
     /// A count by SQL.
     pub(crate) async fn count(&self, sql: &'static str) -> i64 {
         sqlx::query_scalar(sql)
@@ -336,7 +385,21 @@ impl Stack {
     }
 }
 
-const DIGESTS: [(&str, &str); 6] = [
+const DIGESTS: [(&str, &str); 9] = [
+    (
+        "ledger",
+        "select md5(string_agg(to_jsonb(l)::text, ';' order by id)) from wallet.ledger_entries l",
+    ),
+    (
+        "leases",
+        "select md5(string_agg(concat_ws(',', id, granted, settled_cum), ';' order by id))
+           from wallet.leases",
+    ),
+    (
+        "quotas",
+        "select md5(string_agg(concat_ws(',', id, used), ';' order by id))
+           from wallet.quota_buckets",
+    ),
     (
         "wallets",
         "select md5(string_agg(concat_ws(',', org_id, balance, reserved, total_used), ';'

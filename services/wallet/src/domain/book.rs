@@ -115,6 +115,13 @@ impl Book {
         self.wallets.insert(wallet.id, wallet);
     }
 
+    /// Adds a wallet that has been locked, unless it is here already, maybe changed.
+    pub(crate) fn hold_unless_held(&mut self, wallet: Wallet) {
+        if !self.wallets.contains_key(&wallet.id) {
+            self.hold(wallet);
+        }
+    }
+
     /// Adds a lease that has been locked.
     pub(crate) fn hold_lease(&mut self, lease: Lease) {
         assert!(lease.spent() <= lease.granted, "I3 holds in what was read");

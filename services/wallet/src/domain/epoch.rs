@@ -25,6 +25,13 @@ impl Epoch {
         }
     }
 
+    /// The number of the epoch that `at` was in, which may be an earlier one.
+    pub(crate) fn number_at(self, at: Timestamp) -> i64 {
+        let early = self.reset_at.duration_since(at).as_secs();
+        let before = early.saturating_sub(1).div_euclid(EPOCH_SECONDS).max(0);
+        self.number.saturating_sub(before).max(0)
+    }
+
     /// The epoch `now` is in: this one, or the one of a boundary passed since.
     pub(crate) fn at(self, now: Timestamp) -> Self {
         if now < self.reset_at {

@@ -1,9 +1,11 @@
 //! Tells the bus which wallets run dry. The row is the promise: what is not told now is so a second
 //! later.
 
-use async_nats::jetstream::Context;
 use proto::events::v1::WalletLow;
-use runtime::{Clock, streams};
+use runtime::{
+    Clock,
+    streams::{self, Streams},
+};
 
 use crate::store::{Low, Store};
 
@@ -11,15 +13,15 @@ use crate::store::{Low, Store};
 #[derive(Clone)]
 pub(crate) struct Lows {
     store: Store,
-    jetstream: Context,
+    streams: Streams,
     clock: Clock,
 }
 
 impl Lows {
-    pub(crate) fn new(store: Store, jetstream: Context, clock: Clock) -> Self {
+    pub(crate) fn new(store: Store, streams: Streams, clock: Clock) -> Self {
         Self {
             store,
-            jetstream,
+            streams,
             clock,
         }
     }
@@ -37,7 +39,7 @@ impl Lows {
         if waiting.is_empty() {
             return Ok(());
         }
-        streams::ensure(&self.jetstream, streams::WALLET).await?;
+        self.streams.ensure(streams::WALLET).await?;
         for low in waiting {
             let Low {
                 org,
@@ -57,7 +59,7 @@ impl Lows {
             // A repetition has the same id.
             let id = format!("low-{org}-{since}-{percent}");
             let subject = format!("wallet.v1.low.{org}");
-            streams::publish(&self.jetstream, subject, &id, "", &message).await?;
+            self.streams.publish(subject, &id, "", &message).await?;
             self.store.published_low(&low, self.clock.now()).await?;
         }
         Ok(())

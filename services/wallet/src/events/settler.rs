@@ -5,12 +5,14 @@ use std::{
     sync::atomic::{AtomicI64, Ordering},
 };
 
+use jiff::Timestamp;
 use proto::events::v1::{Permit, Record, RecordKind};
-use runtime::{Apply, ApplyError, Clock, Delivery};
+use runtime::{Apply, ApplyError, Clock, Delivery, Ids};
 use types::{Credits, LeaseId};
 
 use crate::{
-    domain::{Batch, Spend, claims},
+    domain::{Batch, Breach, Lent, Spend, Test, claims, is_awaited, may_be_lost},
+    grpc::account,
     metrics::Metrics,
     store::{self, Connection},
 };
@@ -18,15 +20,17 @@ use crate::{
 /// Settles what journals say.
 pub(crate) struct Settler {
     clock: Clock,
+    ids: Ids,
     metrics: Metrics,
     /// Debited by the transaction that is about to commit.
     pending: AtomicI64,
 }
 
 impl Settler {
-    pub(crate) fn new(clock: Clock, metrics: Metrics) -> Self {
+    pub(crate) fn new(clock: Clock, ids: Ids, metrics: Metrics) -> Self {
         Self {
             clock,
+            ids,
             metrics,
             pending: AtomicI64::new(0),
         }
@@ -46,20 +50,26 @@ impl Apply for Settler {
         for (delivery, it) in fresh.iter().enumerate() {
             batches.push(batch(it).map_err(|reason| ApplyError::Poison { delivery, reason })?);
         }
-        let leases: BTreeSet<LeaseId> = batches
+        let mut leases: BTreeSet<LeaseId> = batches
             .iter()
             .flat_map(|batch| batch.claims.keys().copied())
             .collect();
+        let lent: Vec<Lent> = fresh.iter().flat_map(grants).collect();
+        leases.extend(lent.iter().map(|lent| lent.lease));
         if leases.is_empty() {
             self.pending.store(0, Ordering::Relaxed);
             return Ok(());
         }
-        let mut book = store::lock_book(connection, &leases).await?;
-        book.settle(&batches)
-            .map_err(|(delivery, breach)| ApplyError::Poison {
-                delivery,
-                reason: breach.to_string(),
-            })?;
+        let new_id = || self.ids.new_id::<Test>().uuid();
+        let now = self.clock.now();
+        let (mut book, failed_over_at) =
+            store::lock_book_and_take_over(connection, &leases, &lent, new_id, now).await?;
+        if let Some(at) = failed_over_at {
+            book.cover(&batches, at);
+        }
+        if let Err((delivery, breach)) = book.settle(&batches) {
+            return Err(refusal(delivery, &breach, failed_over_at, now));
+        }
         let changes = book.into_changes();
         store::write(connection, &changes, self.clock.now()).await?;
         self.pending.store(changes.used().get(), Ordering::Relaxed);
@@ -74,7 +84,47 @@ impl Apply for Settler {
     }
 }
 
-fn batch(delivery: &Delivery) -> Result<Batch, String> {
+/// What a breach means. A lease that a failover may have forgotten is told by its owner, or by an
+/// earlier record that is still on its way: what is said of it until then waits.
+fn refusal(
+    delivery: usize,
+    breach: &Breach,
+    failed_over_at: Option<Timestamp>,
+    now: Timestamp,
+) -> ApplyError {
+    let reason = breach.to_string();
+    let waits = match (breach, failed_over_at) {
+        (Breach::UnknownLease { lease } | Breach::OverGranted { lease, .. }, Some(at)) => {
+            may_be_lost(*lease, at) && is_awaited(at, now)
+        }
+        _ => false,
+    };
+    match waits {
+        true => ApplyError::Later { delivery, reason },
+        false => ApplyError::Poison { delivery, reason },
+    }
+}
+
+/// What the grants of a journal say. A wallet that has not forgotten them learns nothing new.
+fn grants(delivery: &Delivery) -> impl Iterator<Item = Lent> {
+    let is_grant = |record: &&Record| record.kind == i32::from(RecordKind::Grant);
+    delivery
+        .records
+        .iter()
+        .filter(is_grant)
+        .filter_map(|record| {
+            Some(Lent {
+                lease: LeaseId::from_slice(&record.lease_id).ok()?,
+                journal: delivery.journal,
+                account: account(record.account.as_ref()?).ok()?,
+                granted_cum: Credits::new(record.granted),
+                returned_cum: Credits::ZERO,
+            })
+        })
+}
+
+/// What a delivery says of leases; the error names the rule it breaks.
+pub(crate) fn batch(delivery: &Delivery) -> Result<Batch, String> {
     let mut spends = Vec::with_capacity(delivery.records.len());
     for record in delivery
         .records

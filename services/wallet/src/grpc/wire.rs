@@ -9,7 +9,7 @@ use tonic::Status;
 use types::{Code, Credits, JournalId, LeaseId, QuotaKind};
 
 use crate::{
-    domain::{Account, Ask, Lease, Quota, Report},
+    domain::{Account, Ask, Lease, Lent, Quota, Report},
     error::Error,
     store::{LedgerLine, QuotaUse},
 };
@@ -55,18 +55,7 @@ pub(super) fn page_token(token: &str) -> Result<i64, Status> {
 }
 
 pub(super) fn ask(it: wire::AcquireRequest) -> Result<Ask, Status> {
-    let account = it.account.unwrap_or_default();
-    let account = match (
-        account.org_id.as_str(),
-        account.user_id.as_str(),
-        account.quota,
-    ) {
-        ("", "", None) => return Err(invalid("account", "is missing")),
-        (org, "", None) => Account::Org(parse_id("account.org_id", org)?),
-        ("", user, None) => Account::User(parse_id("account.user_id", user)?),
-        ("", "", Some(it)) => Account::Quota(quota(&it)?),
-        _ => return Err(invalid("account", "must be one of the three, not several")),
-    };
+    let account = account(&it.account.unwrap_or_default())?;
     let Ok(nonce) = it.nonce.try_into() else {
         return Err(invalid("nonce", "must be 16 bytes"));
     };
@@ -83,6 +72,17 @@ pub(super) fn ask(it: wire::AcquireRequest) -> Result<Ask, Status> {
         want,
         minimum,
         gateway: it.gateway,
+    })
+}
+
+/// Whose credits, or which permits.
+pub(crate) fn account(it: &wire::Account) -> Result<Account, Status> {
+    Ok(match (it.org_id.as_str(), it.user_id.as_str(), &it.quota) {
+        ("", "", None) => return Err(invalid("account", "is missing")),
+        (org, "", None) => Account::Org(parse_id("account.org_id", org)?),
+        ("", user, None) => Account::User(parse_id("account.user_id", user)?),
+        ("", "", Some(it)) => Account::Quota(quota(it)?),
+        _ => return Err(invalid("account", "must be one of the three, not several")),
     })
 }
 
@@ -130,6 +130,27 @@ pub(super) fn report_of(journal: JournalId, report: &wire::LeaseReport) -> Resul
     })
 }
 
+/// What a report of all says of a lease; nothing when it tells only what has changed.
+pub(super) fn lent_of(
+    journal: JournalId,
+    report: &wire::LeaseReport,
+) -> Result<Option<Lent>, Status> {
+    let Some(owner) = report.account.as_ref().filter(|_| report.granted_cum > 0) else {
+        return Ok(None);
+    };
+    let returned_cum = Credits::new(report.returned_cum);
+    if returned_cum.is_negative() || report.granted_cum < report.returned_cum {
+        return Err(invalid("leases", "returns more than was granted"));
+    }
+    Ok(Some(Lent {
+        lease: lease_id(&report.lease_id)?,
+        journal,
+        account: account(owner)?,
+        granted_cum: Credits::new(report.granted_cum),
+        returned_cum,
+    }))
+}
+
 pub(super) fn lease_to_wire(lease: &Lease, now: Timestamp) -> wire::Lease {
     wire::Lease {
         lease_id: lease.id.bytes().to_vec(),
@@ -140,6 +161,7 @@ pub(super) fn lease_to_wire(lease: &Lease, now: Timestamp) -> wire::Lease {
             left.max(0)
         }),
         settled_cum: lease.settled_cum.get(),
+        known_cum: lease.spent().get(),
     }
 }
 

@@ -1,6 +1,4 @@
-//! Leases: lending, reports of their owners, the end of a journal.
-
-use std::collections::BTreeSet;
+//! Leases: lending, and the end of a journal.
 
 use jiff::{SignedDuration, Timestamp};
 use jiff_sqlx::ToSqlx;
@@ -13,7 +11,7 @@ use super::{
     write,
 };
 use crate::{
-    domain::{Account, Ask, Book, Breach, Lease, Report, WalletId, size},
+    domain::{Account, Ask, Book, Lease, WalletId, size},
     error::{Error, Result},
 };
 
@@ -41,19 +39,11 @@ pub(crate) enum Lent {
     },
 }
 
-/// What a heartbeat is answered.
-#[derive(Debug)]
-pub(crate) struct Heard {
-    /// Leases to stop and close.
-    pub(crate) drain: Vec<LeaseId>,
-    pub(crate) live_gateways: u32,
-    /// Reports that break a rule. They were not applied.
-    pub(crate) breaches: Vec<Breach>,
-}
-
 /// What decides about an `Ask`, besides its wallet.
 struct Situation {
     is_retired: bool,
+    /// The database may have forgotten what it has lent.
+    is_frozen: bool,
     live_gateways: u32,
     /// Lease that the nonce has been answered with.
     replayed: Option<Uuid>,
@@ -97,6 +87,9 @@ impl Store {
             });
         }
         let Some(wallet) = wallet else {
+            if situation.is_frozen {
+                return Err(Error::Frozen);
+            }
             tx.commit().await?;
             return Ok(Lent::Short {
                 available: Credits::ZERO,
@@ -110,87 +103,41 @@ impl Store {
         Ok(lent)
     }
 
-    /// Merges what a gateway says about its leases, and tells which of them it must end.
-    pub(crate) async fn heartbeat(
-        &self,
-        journal: JournalId,
-        gateway: &str,
-        reports: &[Report],
-        now: Timestamp,
-    ) -> Result<Heard> {
-        let mut tx = runtime::begin(&self.pool).await?;
-        let alive = sqlx::query!(
-            r#"
-            insert into wallet.journals as j (id, gateway, heartbeat_at)
-            values ($1, $2, $3)
-            on conflict (id) do update
-               set heartbeat_at = greatest(j.heartbeat_at, excluded.heartbeat_at)
-             where j.retired_at is null"#,
-            journal.uuid(),
-            gateway,
-            now.to_sqlx() as _,
-        )
-        .execute(&mut *tx)
-        .await?;
-        if alive.rows_affected() == 0 {
-            return Err(Error::JournalRetired { journal });
-        }
-        let (book, breaches) = merge(&mut tx, reports).await?;
-        let must_drain = |report: &&Report| {
-            let lease = book
-                .lease(report.lease)
-                .filter(|lease| lease.journal == journal);
-            lease.is_none_or(Lease::must_drain)
-        };
-        let drain = reports
-            .iter()
-            .filter(must_drain)
-            .map(|report| report.lease)
-            .collect();
-        let live_gateways = live_gateways(&mut tx, now).await?;
-        write(&mut tx, &book.into_changes(), now).await?;
-        tx.commit().await?;
-        Ok(Heard {
-            drain,
-            live_gateways,
-            breaches,
-        })
-    }
-
-    /// Merges answers to a recall.
-    pub(crate) async fn take_back(
-        &self,
-        reports: &[Report],
-        now: Timestamp,
-    ) -> Result<Vec<Breach>> {
-        let mut tx = runtime::begin(&self.pool).await?;
-        let (book, breaches) = merge(&mut tx, reports).await?;
-        write(&mut tx, &book.into_changes(), now).await?;
-        tx.commit().await?;
-        Ok(breaches)
-    }
-
     /// Ends a journal for good and returns its open leases: what they still hold comes back by
     /// their final counts only. The lock excludes every [`Store::acquire`] of the journal, so none
-    /// can lend after this has answered.
-    pub(crate) async fn retire(&self, journal: JournalId, now: Timestamp) -> Result<Vec<Lease>> {
+    /// can lend after this has answered. With `unless_alive`, a journal that is heard of is left
+    /// alone.
+    pub(crate) async fn retire(
+        &self,
+        journal: JournalId,
+        unless_alive: bool,
+        now: Timestamp,
+    ) -> Result<Vec<Lease>> {
         let mut tx = runtime::begin(&self.pool).await?;
+        // One that nobody knows was never heard of.
         sqlx::query!(
             r#"
             insert into wallet.journals (id, gateway, heartbeat_at)
-            values ($1, '', $2)
+            values ($1, '', '-infinity')
             on conflict (id) do nothing"#,
             journal.uuid(),
-            now.to_sqlx() as _,
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
-            "select id from wallet.journals where id = $1 for update",
-            journal.uuid()
+        let is_alive = sqlx::query_scalar!(
+            r#"
+            select retired_at is null and heartbeat_at >= $2 as "is_alive!"
+              from wallet.journals
+             where id = $1
+               for update"#,
+            journal.uuid(),
+            alive_since(now).to_sqlx() as _,
         )
         .fetch_one(&mut *tx)
         .await?;
+        if unless_alive && is_alive {
+            return Err(Error::JournalAlive { journal });
+        }
         sqlx::query!(
             r#"
             update wallet.journals
@@ -258,8 +205,11 @@ async fn situation(
                  where l.journal_id = j.id
                    and coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) = $3
                    and l.epoch = $4
-                   and l.state in ('active', 'orphaned')) as open
-          from wallet.journals j
+                   and l.state in ('active', 'orphaned')) as open,
+               f.timeline <> left(pg_walfile_name(pg_current_wal_lsn()), 8)
+               or f.system_identifier <> (select c.system_identifier from pg_control_system() c)
+               or (f.failed_over_at is not null and f.thawed_at is null) as "is_frozen!"
+          from wallet.journals j, wallet.freeze f
          where j.id = $1"#,
         ask.journal.uuid(),
         &ask.nonce,
@@ -271,6 +221,7 @@ async fn situation(
     let (is_retired, replayed, open) = (row.is_retired, row.replayed, row.open);
     Ok(Situation {
         is_retired,
+        is_frozen: row.is_frozen,
         live_gateways,
         replayed,
         open,
@@ -299,6 +250,9 @@ async fn lend(
             lease: Box::new(lease),
             available,
         });
+    }
+    if situation.is_frozen {
+        return Err(Error::Frozen);
     }
     let available = book.wallet(wallet).available();
     let Some(credits) = size(ask.want, ask.minimum, available, situation.live_gateways) else {
@@ -402,46 +356,18 @@ async fn holders(
         .collect())
 }
 
-/// Locks what the reports are about and merges them. A wallet is locked when credits come back to
-/// it, and only then: heartbeats must not queue behind the debits of a busy wallet.
-async fn merge(
-    connection: &mut Connection,
-    reports: &[Report],
-) -> sqlx::Result<(Book, Vec<Breach>)> {
-    let leases: Vec<Uuid> = reports.iter().map(|report| report.lease.uuid()).collect();
-    let returned: Vec<i64> = reports
-        .iter()
-        .map(|report| report.returned_cum.get())
-        .collect();
-    let rows = sqlx::query!(
-        r#"
-        select distinct l.wallet_id, l.test_wallet_id, l.quota_bucket_id
-          from wallet.leases l
-          join unnest($1::uuid[], $2::bigint[]) as u (id, returned_cum) on u.id = l.id
-         where u.returned_cum > l.returned_cum"#,
-        &leases,
-        &returned,
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    let wallets: sqlx::Result<BTreeSet<WalletId>> = rows
-        .into_iter()
-        .map(|row| rows::wallet_id(row.wallet_id, row.test_wallet_id, row.quota_bucket_id))
-        .collect();
-    let wallets = rows::lock_wallets(connection, &wallets?).await?;
-    let mut book = Book::new(wallets, rows::lock_leases(connection, &leases).await?);
-    let breaches = reports
-        .iter()
-        .filter_map(|report| book.report(report).err())
-        .collect();
-    Ok((book, breaches))
+/// Who was heard of since then is alive.
+fn alive_since(now: Timestamp) -> Timestamp {
+    now.checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
+        .unwrap_or(now)
 }
 
 /// Journals heard of in the last seconds.
-async fn live_gateways(connection: &mut Connection, now: Timestamp) -> sqlx::Result<u32> {
-    let since = now
-        .checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
-        .unwrap_or(now);
+pub(super) async fn live_gateways(
+    connection: &mut Connection,
+    now: Timestamp,
+) -> sqlx::Result<u32> {
+    let since = alive_since(now);
     let live = sqlx::query_scalar!(
         r#"
         select count(*) as "live!"

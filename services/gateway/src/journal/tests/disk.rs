@@ -13,12 +13,12 @@ use crate::journal::{Disk, SystemDisk};
 const SECTOR_BYTES: usize = 512;
 
 #[derive(Default)]
-pub(super) struct TestDisk {
+pub(crate) struct TestDisk {
     pub(super) is_full: AtomicBool,
     pub(super) fails_sync: AtomicBool,
     pub(super) syncs: AtomicU64,
     /// Keeps what was synced, for [`TestDisk::lose_power`].
-    pub(super) remembers: AtomicBool,
+    pub(crate) remembers: AtomicBool,
     durable: Mutex<HashMap<PathBuf, Vec<u8>>>,
     /// Operations that change names, in order.
     pub(super) log: Mutex<Vec<String>>,
@@ -43,7 +43,7 @@ impl TestDisk {
     }
 
     /// Of what was not synced, each sector survives if `survives` says so.
-    pub(super) fn lose_power(&self, mut survives: impl FnMut() -> bool) {
+    pub(crate) fn lose_power(&self, mut survives: impl FnMut() -> bool) {
         for (path, durable) in self.durable.lock().iter() {
             let mut bytes = fs::read(path).expect("synced files exist");
             for (sector, old) in bytes

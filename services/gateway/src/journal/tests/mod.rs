@@ -6,9 +6,10 @@
 )]
 
 mod damage;
-mod disk;
+pub(crate) mod disk;
 mod faults;
 mod format;
+mod interleave;
 mod kill;
 mod model;
 mod threads;

@@ -1,6 +1,10 @@
 //! Credits while wallet or gateways are away, and when few are left.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use rustix::process::Signal;
@@ -9,7 +13,7 @@ use testkit::{
     load::{Answer, Connection, Done, Outcome, Shot},
 };
 
-use super::{DISTANCE, LIVE, Load, chat, render, summary};
+use super::{DISTANCE, LIVE, Load, chat, figures::Figures, render, summary};
 use crate::stack::{Customer, SETTLE_LIMIT, Stack, signal};
 
 /// Leases that nothing is spent from go back after ten seconds.
@@ -53,13 +57,13 @@ async fn wallet(stack: &Stack, customer: &Customer) -> (i64, i64, i64) {
 
 /// F16: replies of the wallet are lost again and again; then it is away for a while.
 #[tokio::test]
-async fn lost_replies_of_the_wallet_strand_nothing() {
+async fn f16_lost_replies_of_the_wallet_strand_nothing() {
     lose_replies(6).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn five_hundred_lost_replies_of_the_wallet_strand_nothing() {
+async fn f16_five_hundred_lost_replies_of_the_wallet_strand_nothing() {
     lose_replies(500).await;
 }
 
@@ -82,10 +86,11 @@ async fn lose_replies(times: usize) {
     let outcome = load.finish().await;
     assert_eq!(outcome.by_status.get(&402), None, "{}", summary(&outcome));
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "wallet died {times} times in Acquire: {}; report {report}",
+    let more = format!(
+        "wallet died {times} times in Acquire: {}",
         summary(&outcome)
     );
+    Figures::say("F16", [times, times], &[&outcome], more, &stack, &report).await;
 
     // A lease in hand for one customer, none for the other.
     asked.push(stack.call_at(0, &key, &Shot::get(DISTANCE)).await);
@@ -143,7 +148,7 @@ async fn nothing_stays_reserved(stack: &Stack) {
 
 /// F17: a gateway sleeps until its leases are orphaned; the rest is spent elsewhere; it wakes.
 #[tokio::test]
-async fn a_gateway_that_wakes_up_late_overspends_nothing() {
+async fn f17_a_gateway_that_wakes_up_late_overspends_nothing() {
     let (answers, wallet) = sleep_past_everything(Orphans::Wait).await;
     let spent: i64 = answers.iter().map(Answer::cost).sum();
     assert_eq!(
@@ -159,7 +164,7 @@ async fn a_gateway_that_wakes_up_late_overspends_nothing() {
 
 /// F17 with a write-off: what was lent is lent again, so the sleeper's calls are the provider's.
 #[tokio::test]
-async fn a_gateway_that_wakes_up_after_its_write_off_costs_the_provider() {
+async fn f17_a_gateway_that_wakes_up_after_its_write_off_costs_the_provider() {
     let (answers, (balance, reserved, used)) = sleep_past_everything(Orphans::WrittenOff).await;
     let spent: i64 = answers.iter().map(Answer::cost).sum();
     assert!(balance >= 0 && used <= 100, "{balance} left, {used} used");
@@ -263,39 +268,92 @@ async fn sleep_past_everything(orphans: Orphans) -> (Vec<Answer>, (i64, i64, i64
     for _ in 0..100 {
         answers.push(stack.call_at(0, &key, &shot).await);
     }
-    let report = stack.audit_with(&[&outcome_of(&answers)]);
+    let outcome = outcome_of(&answers);
+    let report = stack.audit_with(&[&outcome]);
     nothing_stays_reserved(&stack).await;
     let wallet = wallet(&stack, &customer).await;
     let mut seen: BTreeMap<u16, usize> = BTreeMap::new();
     statuses(&answers)
         .into_iter()
         .for_each(|status| *seen.entry(status).or_default() += 1);
-    println!("sleeper, {state}: {seen:?}, wallet {wallet:?}, {report}");
+    let more = format!("sleeper, {state}: {seen:?}, wallet {wallet:?}");
+    Figures::say("F17", [0, 1], &[&outcome], more, &stack, &report).await;
     assert_eq!(report["overspent"], 0);
     (answers, wallet)
 }
 
+/// F23: what is left in a lease and what is left in the wallet pay a call together, when neither
+/// does alone.
+#[tokio::test]
+async fn f23_the_rest_of_a_lease_and_of_the_wallet_pay_a_call_together() {
+    let stack = Stack::start(&["--ephemeral", "--processes"]).await;
+    for credits in [100, 97, 50, 31] {
+        let customer = stack.customer(&format!("Rest{credits}"), credits);
+        let (_, key) = stack.key(&customer, &LIVE);
+        let mut paid = 0;
+        let refused = loop {
+            let answer = stack.call(&key, &chat()).await;
+            match answer.status.as_u16() {
+                200 => paid += answer.cost(),
+                _ => break answer,
+            }
+        };
+        assert_eq!(refused.status, 402, "{refused:?}");
+        let credits = i64::from(credits);
+        assert_eq!(paid, credits - credits % 3, "three a call, of {credits}");
+    }
+    stack.audit();
+}
+
+/// One call, and when it was under way.
+struct Bought {
+    cost: i64,
+    began: Instant,
+    ended: Instant,
+    answer: Answer,
+}
+
+/// Refusals for want of credits that were there all the time: even without all that was spent by
+/// calls that had begun before the refusal was known, and though such a call may have held its
+/// credits for the whole of it.
+fn refused_though_funded(calls: &[Bought]) -> usize {
+    let refused = calls.iter().filter(|it| it.answer.status == 402);
+    let is_false = |refusal: &&Bought| {
+        let before = calls.iter().filter(|it| it.began < refusal.ended);
+        let spent: i64 = before.map(|it| it.answer.cost()).sum();
+        100 - spent >= refusal.cost
+    };
+    refused.filter(is_false).count()
+}
+
 /// F23: many clients on many gateways, and nearly nothing in the wallet.
 #[tokio::test]
-async fn the_last_credits_are_spent_and_not_one_more() {
+async fn f23_the_last_credits_are_spent_and_not_one_more() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "4"]).await;
-    stack.cli(&["service", "set", "pdf", "--cost", "7"]);
+    stack.cli(&["service", "set", "ai", "--cost", "7"]);
+    stack.cli(&["service", "set", "pdf", "--cost", "20"]);
     let customer = stack.customer("Nearly", 100);
     let (_, key) = stack.key(&customer, &LIVE);
-    let answers: Arc<Mutex<Vec<(i64, Answer)>>> = Arc::default();
+    let answers: Arc<Mutex<Vec<Bought>>> = Arc::default();
     let mut clients = tokio::task::JoinSet::new();
     for index in 0..64 {
         let base = stack.gateways()[index % 4].clone();
         let (key, answers) = (key.clone(), Arc::clone(&answers));
         clients.spawn(async move {
             let mut connection = Connection::to(&base);
-            let shots = [(1, Shot::get(DISTANCE)), (3, chat()), (7, render())];
+            let shots = [(1, Shot::get(DISTANCE)), (7, chat()), (20, render())];
             // Each client goes on until even the cheapest call was refused.
             for turn in index.. {
                 let (cost, shot) = &shots[turn % shots.len()];
+                let began = Instant::now();
                 let answer = connection.call(&key, shot).await.expect("an answer");
                 let is_end = *cost == 1 && answer.status == 402;
-                answers.lock().push((*cost, answer));
+                answers.lock().push(Bought {
+                    cost: *cost,
+                    began,
+                    ended: Instant::now(),
+                    answer,
+                });
                 if is_end {
                     return;
                 }
@@ -306,21 +364,27 @@ async fn the_last_credits_are_spent_and_not_one_more() {
         ended.expect("no panic");
     }
     let answers = std::mem::take(&mut *answers.lock());
-    let all: Vec<Answer> = answers.iter().map(|(_, answer)| answer.clone()).collect();
-    let report = stack.audit_with(&[&outcome_of(&all)]);
+    let all: Vec<Answer> = answers.iter().map(|it| it.answer.clone()).collect();
+    let outcome = Outcome {
+        sent: u64::try_from(all.len()).expect("few"),
+        ..outcome_of(&all)
+    };
+    let ended = Instant::now();
+    let report = stack.audit_with(&[&outcome]);
     let (balance, _, used) = wallet(&stack, &customer).await;
-    // Nobody spent what is left, so it could have been had by whoever was refused less.
-    let refused = answers.iter().filter(|(_, answer)| answer.status == 402);
-    let is_false = |(cost, _): &&(i64, Answer)| *cost <= balance;
-    let false_402 = refused.clone().filter(is_false).count();
+    let false_402 = refused_though_funded(&answers);
     let mut seen: BTreeMap<(i64, u16), usize> = BTreeMap::new();
-    for (cost, answer) in &answers {
-        *seen.entry((*cost, answer.status.as_u16())).or_default() += 1;
+    for it in &answers {
+        let status = it.answer.status.as_u16();
+        *seen.entry((it.cost, status)).or_default() += 1;
     }
-    println!(
-        "last credits: spent {used} of 100, {} refused, false 402: {false_402}, {seen:?}, {report}",
-        refused.count(),
-    );
+    let figures = Figures {
+        false_402,
+        quiet: ended.elapsed(),
+        more: format!("spent {used} of 100; (cost, status): calls {seen:?}"),
+        ..Figures::of("F23", &[&outcome])
+    };
+    figures.print(&stack, &report).await;
     assert_eq!(
         (balance, used),
         (0, 100),

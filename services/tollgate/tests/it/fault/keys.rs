@@ -7,7 +7,7 @@ use testkit::{
     load::{Connection, Shot},
 };
 
-use super::{DISTANCE, LIVE, Load, summary};
+use super::{DISTANCE, LIVE, Load, figures::Figures, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// Calls with a revoked key after each fault.
@@ -15,7 +15,7 @@ const TRIES: usize = 40;
 
 /// F20: Redis is killed, emptied, paused, and filled with what it held before the revocation.
 #[tokio::test]
-async fn a_revoked_key_stays_revoked_whatever_redis_says() {
+async fn f20_a_revoked_key_stays_revoked_whatever_redis_says() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     let load = Load::start(&stack, &stack.demo("live_key"), 4);
     let customer = stack.customer("Ghost", 100_000);
@@ -58,12 +58,12 @@ async fn a_revoked_key_stays_revoked_whatever_redis_says() {
     }
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "revoked keys: {calls} calls, {accepted} accepted; beside them {}, 95 of 100 within {} µs; \
-         {report}",
+    let more = format!(
+        "revoked keys: {calls} calls, {accepted} accepted; beside them {}, 95 of 100 within {} µs",
         summary(&outcome),
         outcome.quantile(95),
     );
+    Figures::say("F20", [1, 4], &[&outcome], more, &stack, &report).await;
     assert_eq!(accepted, 0, "accepted after the revocation");
     assert_eq!(outcome.by_status.get(&401), None, "a good key was refused");
 }

@@ -90,13 +90,13 @@ async fn endings(stack: &Stack) -> BTreeMap<String, (i64, i64, i64)> {
 
 /// F3, F4: gateways die in the middle of streams, and clients go away in the middle of theirs.
 #[tokio::test]
-async fn an_interrupted_stream_is_charged_once_by_its_routes_policy() {
+async fn f03_f04_an_interrupted_stream_is_charged_once_by_its_routes_policy() {
     interrupt(6).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn streams_that_are_interrupted_very_often_are_charged_once() {
+async fn f03_f04_streams_that_are_interrupted_very_often_are_charged_once() {
     interrupt(300).await;
 }
 

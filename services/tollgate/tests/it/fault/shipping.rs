@@ -1,4 +1,4 @@
-//! Usage on its way: the bus is away, gateways stop in order.
+//! Gateways stop in order.
 
 use std::time::{Duration, Instant};
 
@@ -8,78 +8,11 @@ use testkit::{
     load::{Plan, Shot},
 };
 
-use super::{DISTANCE, Load, fund, render, summary};
+use super::{DISTANCE, Load, figures::Figures, fund, render, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
-/// How long the bus is away in the short form.
-const AWAY: Duration = Duration::from_secs(8);
-const LONG_AWAY: Duration = Duration::from_secs(600);
-
-/// F6: calls go on from the journal while nothing can be shipped.
-#[tokio::test]
-async fn calls_go_on_while_the_bus_is_away() {
-    lose_the_bus(AWAY).await;
-}
-
-#[tokio::test]
-#[ignore = "minutes; run by make faults"]
-async fn calls_go_on_while_the_bus_is_away_for_ten_minutes() {
-    lose_the_bus(LONG_AWAY).await;
-}
-
-async fn lose_the_bus(away: Duration) {
-    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
-    fund(&stack);
-    let load = Load::start(&stack, &stack.demo("live_key"), 8);
-    rows_grow(&stack, 1).await;
-    let paused = stack.pids("nats")[0];
-    signal(paused, Signal::STOP);
-    tokio::time::sleep(away).await;
-    signal(paused, Signal::CONT);
-    rows_grow(&stack, 1).await;
-    // `dev` starts it again each time.
-    let down = Instant::now();
-    let mut killed = std::collections::BTreeSet::new();
-    while down.elapsed() < away {
-        for pid in stack.pids("nats") {
-            if killed.insert(pid) {
-                signal(pid, Signal::KILL);
-            }
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    rows_grow(&stack, 1).await;
-    let outcome = load.finish().await;
-    let began = Instant::now();
-    let report = stack.audit_with(&[&outcome]);
-    let caught_up = began.elapsed();
-    let lag = stack
-        .count(
-            "select (extract(epoch from max(ingested_at - timestamp)) * 1000)::int8
-               from usage_ingest.api_usage_logs",
-        )
-        .await;
-    println!(
-        "bus away {away:?} twice, killed {} times: {}; lag up to {lag} ms, all adds up \
-         {caught_up:?} after the load; {report}",
-        killed.len(),
-        summary(&outcome),
-    );
-    let refused = outcome
-        .by_status
-        .iter()
-        .filter(|(status, _)| ![200, 422].contains(*status));
-    assert_eq!(refused.count(), 0, "{}", summary(&outcome));
-    assert_eq!(
-        (outcome.broken, outcome.unreachable),
-        (0, 0),
-        "{}",
-        summary(&outcome)
-    );
-}
-
 /// At least so many rows come in.
-async fn rows_grow(stack: &Stack, more: i64) {
+pub(super) async fn rows_grow(stack: &Stack, more: i64) {
     let rows = || stack.count("select count(*) from usage_ingest.api_usage_logs");
     let before = rows().await;
     let grown = eventually(SETTLE_LIMIT, "rows come in", async || {
@@ -95,13 +28,13 @@ async fn rows_grow(stack: &Stack, more: i64) {
 
 /// F28: both gateways are stopped in turn under load, and started again.
 #[tokio::test]
-async fn a_gateway_that_is_stopped_in_order_fails_no_call_and_leaves_nothing_open() {
+async fn f28_a_gateway_that_is_stopped_in_order_fails_no_call_and_leaves_nothing_open() {
     restart_in_turn(2).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn gateways_that_are_stopped_in_order_all_day_leave_nothing_open() {
+async fn f28_gateways_that_are_stopped_in_order_all_day_leave_nothing_open() {
     restart_in_turn(50).await;
 }
 
@@ -150,10 +83,11 @@ async fn restart_in_turn(rounds: usize) {
     }
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "stopped in turn, again after {drained:?}: {}; {report}",
+    let more = format!(
+        "stopped in turn, again after {drained:?}: {}",
         summary(&outcome)
     );
+    Figures::say("F28", [0, 2 * rounds], &[&outcome], more, &stack, &report).await;
     assert_eq!(outcome.broken, 0, "{}", summary(&outcome));
     let failed = outcome
         .by_status

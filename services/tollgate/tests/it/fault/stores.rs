@@ -12,18 +12,18 @@ use testkit::{
     load::{Plan, Shot},
 };
 
-use super::{DISTANCE, LIVE, Load, fund, summary};
+use super::{DISTANCE, LIVE, Load, figures::Figures, fund, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// F14: PostgreSQL restarts without ceremony, again and again; calls go on from leases in hand.
 #[tokio::test]
-async fn calls_go_on_while_postgresql_dies() {
+async fn f14_calls_go_on_while_postgresql_dies() {
     lose_postgresql(3).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn calls_go_on_while_postgresql_dies_twenty_times() {
+async fn f14_calls_go_on_while_postgresql_dies_twenty_times() {
     lose_postgresql(20).await;
 }
 
@@ -63,12 +63,21 @@ async fn lose_postgresql(times: usize) {
         .filter(|(status, _)| [200, 422].contains(*status))
         .map(|(_, calls)| calls)
         .sum();
-    println!(
-        "PostgreSQL died {times} times: {} of {} calls served, {}; {report}",
+    let more = format!(
+        "PostgreSQL died {times} times: {} of {} calls served, {}",
         served,
         outcome.sent,
         summary(&outcome),
     );
+    Figures::say(
+        "F14",
+        [times / 2, times],
+        &[&outcome],
+        more,
+        &stack,
+        &report,
+    )
+    .await;
     // Without a lease there is no credit to spend: refused as unavailable, never as unfunded.
     let is_honest = |status: &u16| [200, 422, 503].contains(status);
     assert!(
@@ -80,7 +89,7 @@ async fn lose_postgresql(times: usize) {
 
 /// F22: prices change under load; each call is charged by the version it was admitted under.
 #[tokio::test]
-async fn a_call_costs_what_it_cost_when_it_was_admitted() {
+async fn f22_a_call_costs_what_it_cost_when_it_was_admitted() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     fund(&stack);
     let load = Load::of(Plan {
@@ -116,11 +125,12 @@ async fn a_call_costs_what_it_cost_when_it_was_admitted() {
     .fetch_all(stack.pool())
     .await
     .expect("rows");
-    println!(
-        "60 prices in {took:?}: {}, {} versions were charged; {report}",
+    let more = format!(
+        "60 prices in {took:?}: {}, {} versions were charged",
         summary(&outcome),
         charged.len(),
     );
+    Figures::say("F22", [0, 60], &[&outcome], more, &stack, &report).await;
     for (version, cost, calls) in &charged {
         let listed = prices.get(version);
         assert_eq!(
@@ -134,7 +144,7 @@ async fn a_call_costs_what_it_cost_when_it_was_admitted() {
 
 /// F24: a day's quota and a rate on four gateways, while who shares the rate out is killed.
 #[tokio::test]
-async fn limits_hold_on_four_gateways_while_their_sharer_dies() {
+async fn f24_limits_hold_on_four_gateways_while_their_sharer_dies() {
     const QUOTA: usize = 300;
     const RATE: usize = 40;
     const BURST: usize = 20;
@@ -167,14 +177,14 @@ async fn limits_hold_on_four_gateways_while_their_sharer_dies() {
     let admitted = |outcome: &testkit::load::Outcome| {
         usize::try_from(outcome.by_status.get(&200).copied().unwrap_or(0)).expect("small")
     };
-    println!(
-        "limits: {} of {QUOTA} a day, {} calls in {seconds:.1} s at {RATE} a second; {}; {}; \
-         {report}",
+    let more = format!(
+        "limits: {} of {QUOTA} a day, {} calls in {seconds:.1} s at {RATE} a second; {}; {}",
         admitted(&capped),
         admitted(&paced),
         summary(&capped),
         summary(&paced),
     );
+    Figures::say("F24", [2, 2], &[&capped, &paced], more, &stack, &report).await;
     assert!(admitted(&capped) <= QUOTA, "{}", summary(&capped));
     // The gateway that was killed had permits in hand: they count as used until it is back.
     assert!(admitted(&capped) >= QUOTA / 2, "{}", summary(&capped));
@@ -189,7 +199,7 @@ async fn limits_hold_on_four_gateways_while_their_sharer_dies() {
 /// F25: a gateway dies and its journal is destroyed. What it lent is lent again after the
 /// write-off; no customer pays more than was answered.
 #[tokio::test]
-async fn a_destroyed_journal_costs_the_customer_nothing() {
+async fn f25_a_destroyed_journal_costs_the_customer_nothing() {
     let variables = [
         ("TOLLGATE_WALLET_ORPHAN_SECONDS", "4"),
         ("TOLLGATE_WALLET_WRITE_OFF_HOURS", "0"),
@@ -239,10 +249,11 @@ async fn a_destroyed_journal_costs_the_customer_nothing() {
     .fetch_one(stack.pool())
     .await
     .expect("a wallet");
-    println!(
-        "journal destroyed: {answered} credits answered for, {used} used; {}; {report}",
+    let more = format!(
+        "journal destroyed: {answered} credits answered for, {used} used; {}",
         summary(&outcome),
     );
+    Figures::say("F25", [1, 1], &[&outcome], more, &stack, &report).await;
     let broken = i64::try_from(outcome.broken).expect("small");
     assert!(
         used <= answered + broken,

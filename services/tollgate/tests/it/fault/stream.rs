@@ -14,7 +14,7 @@ use proto::events::v1::{Record, RecordKind, UsageBatch};
 use rustix::process::Signal;
 use testkit::eventually;
 
-use super::{Load, fund, summary};
+use super::{Load, figures::Figures, fund, summary};
 use crate::stack::{CONSUMERS, SETTLE_LIMIT, Stack, signal};
 
 async fn jetstream(stack: &Stack) -> jetstream::Context {
@@ -37,13 +37,13 @@ async fn messages(stack: &Stack) -> u64 {
 
 /// F7: what the stream has acknowledged is deleted before anybody has applied it, again and again.
 #[tokio::test]
-async fn what_the_stream_forgets_is_shipped_again() {
+async fn f07_what_the_stream_forgets_is_shipped_again() {
     lose_the_stream(4).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn what_the_stream_forgets_a_hundred_times_is_shipped_again() {
+async fn f07_what_the_stream_forgets_a_hundred_times_is_shipped_again() {
     lose_the_stream(100).await;
 }
 
@@ -76,10 +76,11 @@ async fn lose_the_stream(times: usize) {
     }
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "stream lost {times} times with {lost} messages that nobody had applied: {}; {report}",
+    let more = format!(
+        "stream lost {times} times with {lost} messages that nobody had applied: {}",
         summary(&outcome),
     );
+    Figures::say("F07", [0, times], &[&outcome], more, &stack, &report).await;
     assert!(lost >= 10 * u64::try_from(times).expect("small"));
     // While the wallet stands still nothing is lent.
     only(&outcome, &[200, 422, 503]);
@@ -97,7 +98,7 @@ fn only(outcome: &testkit::load::Outcome, statuses: &[u16]) {
 
 /// F10: a stream that is full pushes back into the journal and drops nothing.
 #[tokio::test]
-async fn a_full_stream_pushes_back_into_the_journal() {
+async fn f10_a_full_stream_pushes_back_into_the_journal() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
@@ -133,10 +134,8 @@ async fn a_full_stream_pushes_back_into_the_journal() {
     context.update_stream(&wide).await.expect("widened");
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "stream full at {full} messages: {}; {report}",
-        summary(&outcome)
-    );
+    let more = format!("stream full at {full} messages: {}", summary(&outcome));
+    Figures::say("F10", [0, 1], &[&outcome], more, &stack, &report).await;
     only(&outcome, &[200, 422]);
 }
 
@@ -145,6 +144,7 @@ fn batch(journal: uuid::Uuid, record: Record) -> Vec<u8> {
     let batch = UsageBatch {
         journal_id: journal.as_bytes().to_vec(),
         records: vec![record],
+        gaps: Vec::new(),
     };
     batch.encode_to_vec()
 }
@@ -173,7 +173,7 @@ fn poisons(lease: uuid::Uuid, owner: uuid::Uuid, far: u64) -> [(uuid::Uuid, Vec<
 
 /// F11: what breaks a rule is put aside with its reason, moves no credit and holds up nobody else.
 #[tokio::test]
-async fn poison_is_put_aside_and_moves_nothing() {
+async fn f11_poison_is_put_aside_and_moves_nothing() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
@@ -211,11 +211,16 @@ async fn poison_is_put_aside_and_moves_nothing() {
     forget_poison(&stack, owner, far).await;
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "poison of {} kinds: {}; {report}",
-        poisons.len(),
-        summary(&outcome)
-    );
+    let more = format!("poison of {} kinds: {}", poisons.len(), summary(&outcome));
+    Figures::say(
+        "F11",
+        [0, poisons.len()],
+        &[&outcome],
+        more,
+        &stack,
+        &report,
+    )
+    .await;
     only(&outcome, &[200, 422]);
 }
 
@@ -256,13 +261,13 @@ async fn forget_poison(stack: &Stack, owner: uuid::Uuid, far: i64) {
 
 /// F12: each consumer stands still for a while, all of them at the end; none is stuck afterwards.
 #[tokio::test]
-async fn consumers_that_stood_still_catch_up() {
+async fn f12_consumers_that_stood_still_catch_up() {
     stand_still(Duration::from_secs(3)).await;
 }
 
 #[tokio::test]
 #[ignore = "minutes; run by make faults"]
-async fn consumers_that_stood_still_for_long_catch_up() {
+async fn f12_consumers_that_stood_still_for_long_catch_up() {
     stand_still(Duration::from_secs(30)).await;
 }
 
@@ -287,10 +292,19 @@ async fn stand_still(pause: Duration) {
     all.iter().for_each(|pid| signal(*pid, Signal::CONT));
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
-    println!(
-        "consumers stood still for {pause:?} {} times, then all at once: {}; {report}",
+    let more = format!(
+        "consumers stood still for {pause:?} {} times, then all at once: {}",
         stops.load(Ordering::Relaxed),
         summary(&outcome),
     );
+    Figures::say(
+        "F12",
+        [0, stops.load(Ordering::Relaxed) + 4],
+        &[&outcome],
+        more,
+        &stack,
+        &report,
+    )
+    .await;
     only(&outcome, &[200, 422, 503]);
 }

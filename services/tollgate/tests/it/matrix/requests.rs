@@ -281,6 +281,24 @@ pub(super) const REQUESTS: &[(&str, &str)] = &[
         r#"{"org_id": "{org}"}"#,
     ),
     (
+        "UsageIngestService/BeginKeyedCall",
+        r#"{"key": {"org_id": "{org}", "sha256": "{nonce}{nonce}"}, "request_id": "{request}",
+            "journal_id": "{journal}", "head_sha256": "{nonce}{nonce}"}"#,
+    ),
+    (
+        "UsageIngestService/EndJournal",
+        r#"{"journal_id": "{journal}"}"#,
+    ),
+    (
+        "UsageIngestService/EndKeyedCall",
+        r#"{"key": {"org_id": "{org}", "sha256": "{nonce}{nonce}"}, "request_id": "{request}"}"#,
+    ),
+    (
+        "UsageIngestService/KeepAnswer",
+        r#"{"key": {"org_id": "{org}", "sha256": "{nonce}{nonce}"}, "request_id": "{request}",
+            "answer": {"status": 200, "request_body_sha256": "{nonce}{nonce}"}}"#,
+    ),
+    (
         "UsageIngestService/GetCall",
         r#"{"request_id": "{request}", "org_id": "{org}"}"#,
     ),

@@ -1,0 +1,151 @@
+//! One journal on its way out.
+
+use std::time::Duration;
+
+use proto::{
+    events::v1::{Record, RecordKind},
+    wallet::v1::Lease,
+};
+use types::{JournalId, LeaseId};
+
+use super::millis;
+use crate::{
+    journal::{Error, Journal, Reader},
+    record, recovery,
+    ship::{course::Course, parcel},
+};
+
+/// A message for the stream.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// Where to.
+    pub subject: String,
+    /// A `UsageBatch`.
+    pub payload: Vec<u8>,
+    /// Number after its last record.
+    pub next: u64,
+}
+
+/// A journal with its course.
+pub struct Line {
+    /// The journal.
+    pub journal: Journal,
+    course: Course,
+    reader: Reader,
+}
+
+impl Line {
+    pub(super) fn new(journal: Journal, now: Duration) -> Self {
+        let course = Course::new(journal.watermark(), now);
+        let reader = journal.reader(course.position());
+        Self {
+            journal,
+            course,
+            reader,
+        }
+    }
+
+    /// Its id.
+    pub fn id(&self) -> JournalId {
+        JournalId::new(self.journal.id())
+    }
+
+    pub(super) fn append_synced(&self, mut record: Record, now: Duration) -> Result<(), Error> {
+        self.journal.append_synced(millis(now), |slot| {
+            record.seq = slot.seq;
+            (record::encode(&record, slot.buf), ())
+        })?;
+        Ok(())
+    }
+
+    /// Writes the final count of a lease, which `cum` tells under the journal's lock.
+    pub(super) fn close(
+        &self,
+        lease: LeaseId,
+        now: Duration,
+        cum: impl FnOnce() -> i64,
+    ) -> Result<(), Error> {
+        let mut record = Record {
+            kind: RecordKind::Close.into(),
+            lease_id: lease.bytes().to_vec(),
+            ..Record::default()
+        };
+        self.journal.append_synced(millis(now), |slot| {
+            record.seq = slot.seq;
+            record.cum = cum();
+            (record::encode(&record, slot.buf), ())
+        })?;
+        Ok(())
+    }
+
+    /// The next message: records below `before` only, what the product calls the synced position.
+    ///
+    /// # Errors
+    /// The journal is damaged.
+    pub fn next(&mut self, before: u64) -> Result<Option<Parcel>, Error> {
+        let parcel = parcel::Parcel::read(&mut self.reader, &[], before)?;
+        let id = self.id();
+        Ok(parcel.map(|parcel| Parcel {
+            subject: format!("usage.v1.{id}"),
+            payload: parcel.encode(id),
+            next: parcel.next(),
+        }))
+    }
+
+    /// The stream has acknowledged a message.
+    pub fn published(&mut self, next: u64) {
+        self.course.published(next);
+    }
+
+    /// A consumer tells its watermark.
+    pub fn applied(&mut self, consumer: &str, watermark: u64, now: Duration) {
+        let written = self.journal.next_seq();
+        self.course.applied(consumer, watermark, written, now);
+    }
+
+    /// Does what is due; true when records will be shipped again.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn work(&mut self, now: Duration, in_haste: bool) -> Result<bool, Error> {
+        let kept = self.journal.watermark();
+        let due = self.course.due(now, kept, in_haste);
+        if let Some(from) = due.reship {
+            self.reader = self.journal.reader(from);
+        }
+        if let Some(watermark) = due.trim {
+            self.journal.trim(watermark)?;
+        }
+        Ok(due.reship.is_some())
+    }
+
+    /// True when every consumer has applied everything.
+    pub fn is_done(&self) -> bool {
+        self.journal.watermark() >= self.journal.next_seq()
+    }
+
+    /// Ends the calls that an earlier life had begun, and writes the final counts that it owes, of
+    /// what the wallet calls open.
+    ///
+    /// # Errors
+    /// The journal cannot be read, or the disk fails.
+    pub fn conclude(&mut self, open: &[(LeaseId, i64)], now: Duration) -> anyhow::Result<()> {
+        let open: Vec<Lease> = open
+            .iter()
+            .map(|(lease, settled_cum)| Lease {
+                lease_id: lease.bytes().to_vec(),
+                settled_cum: *settled_cum,
+                ..Lease::default()
+            })
+            .collect();
+        let (mut totals, opened) = recovery::read_totals(&self.journal)?;
+        recovery::settle_at_least(&mut totals, &open);
+        for record in opened.end(&mut totals, 0)? {
+            self.append_synced(record, now)?;
+        }
+        for (lease, cum) in recovery::finals(&totals, &open, false, true)? {
+            self.close(lease, now, || cum)?;
+        }
+        Ok(())
+    }
+}

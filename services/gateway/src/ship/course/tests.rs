@@ -1,0 +1,71 @@
+#![expect(clippy::indexing_slicing, reason = "tests fail loudly")]
+
+use super::*;
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+/// Twelve records published, all consumers but the last told of all of them.
+fn waiting_for_one() -> (Course, &'static str) {
+    let mut course = Course::new(0, seconds(0));
+    course.published(12);
+    let (last, others) = USAGE_CONSUMERS.split_last().expect("there are consumers");
+    for consumer in others {
+        course.applied(consumer, 12, 12, seconds(0));
+    }
+    (course, last)
+}
+
+#[test]
+fn nothing_is_let_go_before_the_last_consumer_has_it() {
+    let (mut course, last) = waiting_for_one();
+    assert_eq!(course.due(seconds(2), 0, true), Due::default());
+    course.applied(last, 7, 12, seconds(2));
+    let trim = Some(7);
+    let due = Due { trim, reship: None };
+    assert_eq!(course.due(seconds(4), 0, false), due);
+    assert_eq!(course.due(seconds(6), 5, false).trim, trim, "some was kept");
+    assert_eq!(course.due(seconds(8), 7, false).trim, None, "all is gone");
+}
+
+#[test]
+fn what_stays_unapplied_is_shipped_again_ever_more_rarely() {
+    let (mut course, last) = waiting_for_one();
+    course.applied(last, 7, 12, seconds(0));
+    let mut shipped_at = Vec::new();
+    for now in 0..1_000 {
+        if let Some(from) = course.due(seconds(now), 7, false).reship {
+            assert_eq!((from, course.position()), (7, 7));
+            shipped_at.push(now);
+            course.published(12);
+        }
+    }
+    let waits: Vec<u64> = shipped_at.windows(2).map(|it| it[1] - it[0]).collect();
+    assert_eq!(shipped_at[0], 4);
+    assert_eq!(
+        waits,
+        [7, 13, 25, 49, 97, 193, 301, 301],
+        "doubled up to 300 s"
+    );
+    course.applied(last, 12, 12, seconds(1_000));
+    assert_eq!(course.due(seconds(1_000), 7, false).reship, None);
+    course.published(13);
+    assert_eq!(course.due(seconds(1_003), 7, false).reship, None);
+    assert_eq!(
+        course.due(seconds(1_004), 7, false).reship,
+        Some(12),
+        "as at first"
+    );
+}
+
+#[test]
+fn no_watermark_is_believed_that_cannot_be() {
+    let (mut course, last) = waiting_for_one();
+    course.applied(last, 13, 12, seconds(0));
+    course.applied("somebody", 12, 12, seconds(0));
+    assert_eq!(course.watermark(), 0);
+    course.applied(last, 9, 12, seconds(0));
+    course.applied(last, 3, 12, seconds(0));
+    assert_eq!(course.watermark(), 9, "late news takes nothing back");
+}

@@ -1,0 +1,341 @@
+//! Everything together: gateways, network, stream, consumers and wallet, moved by one dice.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+use tempfile::TempDir;
+use types::{JournalId, KeyId, LeaseId, OrgId};
+use uuid::Uuid;
+use wallet::cores::{Account, Answer, Ask, Bank};
+
+use gateway::cores::{Lent, Payer};
+
+use super::{
+    Faults, Figures, Mutation, Scenario,
+    dice::Dice,
+    gateway::{Asked, Done, Running, Slot},
+    stream::{Consumer, Effects, Stream},
+};
+
+/// Steps that are printed when something is wrong.
+const TRACE_STEPS: usize = 60;
+/// Packets under way at most; more are lost.
+const PACKETS_MAX: usize = 40;
+/// Recalls before a request is refused.
+const RECALLS_MAX: u32 = 2;
+/// What each organisation holds at the beginning, and each key may call.
+pub(super) const CREDITS: i64 = 600;
+pub(super) const PERMITS: i64 = 120;
+pub(super) const ORGS: u128 = 2;
+
+/// What travels between gateways and wallet, and from consumers to gateways.
+#[derive(Clone, Debug)]
+pub(super) enum Packet {
+    Acquire(Ask, Payer, u32),
+    Answer(JournalId, Payer, [u8; 16], Answer),
+    Heartbeat(JournalId, u64, Vec<(LeaseId, i64, i64)>),
+    Heard(JournalId, u64, Vec<LeaseId>),
+    Recall(JournalId, LeaseId),
+    Recalled(JournalId, LeaseId, i64),
+    Retire(JournalId),
+    Retired(JournalId, Vec<(LeaseId, i64)>),
+    Applied(&'static str, JournalId, u64),
+}
+
+/// The simulated world.
+pub(super) struct World {
+    pub(super) dice: Dice,
+    pub(super) mutation: Mutation,
+    pub(super) faults: Faults,
+    pub(super) now: Duration,
+    /// The wallet's clock, against the true time.
+    pub(super) clock: SignedDuration,
+    pub(super) slots: Vec<Slot>,
+    pub(super) bank: Bank,
+    pub(super) stream: Stream,
+    pub(super) consumers: Vec<Consumer>,
+    pub(super) effects: Effects,
+    pub(super) packets: Vec<Packet>,
+    /// What clients have got in full.
+    pub(super) done: Vec<Done>,
+    /// Records written: call and cost, by journal and number as they were in memory.
+    pub(super) written: BTreeMap<(JournalId, u64), (u64, i64)>,
+    /// What a call costs if its gateway dies, as noted.
+    pub(super) noted: BTreeMap<u64, i64>,
+    /// First number that a power failure may have taken, by journal.
+    pub(super) unsynced_from: BTreeMap<JournalId, u64>,
+    pub(super) figures: Figures,
+    pub(super) trace: VecDeque<String>,
+    /// Of all that has happened.
+    pub(super) digest: u64,
+    pub(super) ids: u128,
+    pub(super) damaged: bool,
+    /// Who has stopped in order stays away.
+    pub(super) is_resting: bool,
+    _dir: TempDir,
+}
+
+pub(super) fn payers() -> impl Iterator<Item = (Payer, Account, i64)> {
+    let orgs = (1..=ORGS).map(|n| {
+        let org = OrgId::new(Uuid::from_u128(n));
+        (Payer::Credits(org), Account::Credits(org), CREDITS)
+    });
+    let key = KeyId::new(Uuid::from_u128(9));
+    orgs.chain([(Payer::Permits(key), Account::Permits(key), PERMITS)])
+}
+
+fn account(payer: Payer) -> Account {
+    match payer {
+        Payer::Credits(org) => Account::Credits(org),
+        Payer::Permits(key) => Account::Permits(key),
+    }
+}
+
+/// In memory where that can be had: the disk that matters is the simulated one.
+fn place() -> TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    match tempfile::tempdir_in(memory) {
+        Ok(dir) => dir,
+        Err(_) => tempfile::tempdir().expect("a place"),
+    }
+}
+
+impl World {
+    pub(super) fn new(seed: u64, scenario: &Scenario) -> Self {
+        let dir = place();
+        let slot = |n: usize| Slot {
+            dir: dir.path().join(format!("{n}")),
+            disk: std::sync::Arc::default(),
+            running: None,
+            ended: Vec::new(),
+        };
+        Self {
+            dice: Dice::new(seed),
+            mutation: scenario.mutation,
+            faults: scenario.faults,
+            now: Duration::from_secs(1),
+            clock: SignedDuration::ZERO,
+            slots: (0..scenario.gateways).map(slot).collect(),
+            bank: Bank::new(payers().map(|(_, account, given)| (account, given))),
+            stream: Stream::default(),
+            consumers: Consumer::all(),
+            effects: Effects::default(),
+            packets: Vec::new(),
+            done: Vec::new(),
+            written: BTreeMap::new(),
+            noted: BTreeMap::new(),
+            unsynced_from: BTreeMap::new(),
+            figures: Figures::default(),
+            trace: VecDeque::new(),
+            digest: 0xcbf2_9ce4_8422_2325,
+            ids: 1_000,
+            damaged: false,
+            is_resting: false,
+            _dir: dir,
+        }
+    }
+
+    /// Notes a step, for who has to understand a failure.
+    pub(super) fn note(&mut self, what: String) {
+        for byte in what.bytes() {
+            self.digest = (self.digest ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        }
+        if self.trace.len() == TRACE_STEPS {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(format!("{:>12.3?} {what}", self.now));
+    }
+
+    pub(super) fn new_id(&mut self) -> Uuid {
+        self.ids += 1;
+        Uuid::from_u128(self.ids)
+    }
+
+    /// The wallet's wall clock.
+    pub(super) fn wallet_time(&self) -> Timestamp {
+        let since = SignedDuration::try_from(self.now).expect("short");
+        let noon = Timestamp::constant(1_800_000_000, 0);
+        noon.checked_add(since + self.clock).expect("in range")
+    }
+
+    pub(super) fn send(&mut self, packet: Packet) {
+        if self.packets.len() < PACKETS_MAX && !self.dice.chance(self.faults.loss) {
+            self.packets.push(packet);
+        }
+    }
+
+    /// Delivers any of the packets under way; it may come again.
+    pub(super) fn deliver(&mut self) {
+        if self.packets.is_empty() {
+            return;
+        }
+        let index = self.dice.below(self.packets.len());
+        let packet = match self.dice.chance(self.faults.repeat) {
+            true => self.packets[index].clone(),
+            false => self.packets.swap_remove(index),
+        };
+        self.note(format!("{packet:?}"));
+        match packet {
+            Packet::Acquire(ask, payer, recalls) => self.acquire(ask, payer, recalls),
+            Packet::Heartbeat(journal, number, reports) => {
+                let now = self.wallet_time();
+                if let Some(drain) = self.bank.heartbeat(journal, &reports, now) {
+                    self.send(Packet::Heard(journal, number, drain));
+                }
+            }
+            Packet::Recalled(journal, lease, returned) => {
+                self.bank.take_back(journal, lease, returned);
+            }
+            Packet::Retire(journal) => {
+                let open = self.bank.retire(journal, self.wallet_time());
+                if self.mutation == Mutation::CloseWithoutFinalCount {
+                    open.iter()
+                        .for_each(|(id, _)| self.bank.release_untold(*id));
+                }
+                self.send(Packet::Retired(journal, open));
+            }
+            Packet::Answer(..)
+            | Packet::Heard(..)
+            | Packet::Recall(..)
+            | Packet::Retired(..)
+            | Packet::Applied(..) => self.arrive(packet),
+        }
+    }
+
+    fn acquire(&mut self, ask: Ask, payer: Payer, recalls: u32) {
+        let (new_lease, now) = (LeaseId::new(self.new_id()), self.wallet_time());
+        let answer = self.bank.acquire(&ask, new_lease, now);
+        if let Answer::Short(holders) = &answer
+            && !holders.is_empty()
+            && recalls < RECALLS_MAX
+        {
+            for (journal, lease) in holders.clone() {
+                self.send(Packet::Recall(journal, lease));
+            }
+            self.packets.push(Packet::Acquire(ask, payer, recalls + 1));
+            return;
+        }
+        self.send(Packet::Answer(ask.journal, payer, ask.nonce, answer));
+    }
+
+    /// Something arrives at a gateway, if it still lives.
+    fn arrive(&mut self, packet: Packet) {
+        let (now, mutation) = (self.now, self.mutation);
+        let journal = match &packet {
+            Packet::Answer(journal, ..)
+            | Packet::Heard(journal, ..)
+            | Packet::Recall(journal, ..)
+            | Packet::Retired(journal, ..)
+            | Packet::Applied(_, journal, _) => *journal,
+            _ => unreachable!("for the wallet"),
+        };
+        let mut slots = self.slots.iter_mut();
+        let Some(index) = slots.position(|slot| slot.line(journal).is_some()) else {
+            return;
+        };
+        let slot = &mut self.slots[index];
+        if let Packet::Applied(consumer, _, watermark) = packet {
+            let line = slot.line(journal).expect("just found");
+            line.applied(consumer, watermark, now);
+            return;
+        }
+        let running = slot.running.as_mut().expect("just found");
+        let mut reply = None;
+        let fate = match packet {
+            Packet::Retired(_, open) => running.retired(journal, &open, now, mutation),
+            _ if running.life.own.id() != journal => Ok(()),
+            Packet::Answer(_, payer, nonce, answer) => answered(running, payer, nonce, answer, now),
+            Packet::Heard(_, number, drain) => {
+                running.life.drain(&drain);
+                if let Some((_, beat)) = running.beat.take_if(|(sent, _)| *sent == number) {
+                    beat.was_taken();
+                }
+                Ok(())
+            }
+            Packet::Recall(_, lease) => {
+                let returned = running.life.give_back(lease);
+                reply = returned.map(|returned| Packet::Recalled(journal, lease, returned));
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        if let Some(reply) = reply {
+            self.send(reply);
+        }
+        self.died(index, fate.is_err());
+    }
+
+    /// A disk operation has failed: the process is dead, or it is a bug.
+    pub(super) fn died(&mut self, index: usize, has_failed: bool) {
+        if has_failed || self.slots[index].disk.is_dead() {
+            assert!(self.slots[index].disk.is_dead(), "only a dying disk fails");
+            self.end(index, "at an operation of its disk");
+        }
+    }
+
+    /// Asks the wallet for credits, once at a time for each payer. An unanswered request is
+    /// repeated with its nonce.
+    pub(super) fn ask(&mut self, index: usize, payer: Payer, minimum: i64, again: bool) {
+        let nonce = u128::from(self.dice.next()).to_be_bytes();
+        let want = minimum * self.dice.between(1, 6);
+        let Some(running) = &mut self.slots[index].running else {
+            return;
+        };
+        let fresh = Asked {
+            nonce,
+            minimum,
+            want,
+        };
+        let asked = match running.asked.get(&payer) {
+            Some(asked) if again => *asked,
+            Some(_) => return,
+            None => fresh,
+        };
+        if running.is_draining {
+            return;
+        }
+        running.asked.insert(payer, asked);
+        let ask = Ask {
+            account: account(payer),
+            journal: running.life.own.id(),
+            nonce: asked.nonce,
+            want: asked.want,
+            minimum: asked.minimum,
+        };
+        self.send(Packet::Acquire(ask, payer, 0));
+    }
+}
+
+/// The wallet has answered a request.
+fn answered(
+    running: &mut Running,
+    payer: Payer,
+    nonce: [u8; 16],
+    answer: Answer,
+    now: Duration,
+) -> anyhow::Result<()> {
+    if running.asked.get(&payer).is_none_or(|it| it.nonce != nonce) {
+        return Ok(()); // nobody waits for it any more
+    }
+    running.asked.remove(&payer);
+    match answer {
+        Answer::Lent {
+            lease,
+            granted_cum,
+            spend_for_micros,
+        } => {
+            let lent = Lent {
+                lease,
+                granted_cum,
+                spend_for_micros,
+            };
+            running.take(payer, lent, now)?;
+        }
+        // Whoever waits for credits is told that there are none.
+        Answer::Short(_) | Answer::Retired => running.refuse(payer),
+    }
+    Ok(())
+}
