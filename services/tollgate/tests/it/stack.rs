@@ -392,7 +392,7 @@ const DIGESTS: [(&str, &str); 9] = [
     ),
     (
         "leases",
-        "select md5(string_agg(concat_ws(',', id, granted, settled_cum), ';' order by id))
+        "select md5(string_agg(concat_ws(',', id, settled_cum), ';' order by id))
            from wallet.leases",
     ),
     (
