@@ -248,6 +248,10 @@ impl Apart {
             ("TOLLGATE_OPS_LISTEN", "127.0.0.1:0".to_owned()),
             ("TOLLGATE_KEYS_GRPC_URL", text(&info["grpc"]["keys"])),
             ("TOLLGATE_WALLET_GRPC_URL", text(&info["grpc"]["wallet"])),
+            (
+                "TOLLGATE_USAGE_INGEST_GRPC_URL",
+                text(&info["grpc"]["usage-ingest"]),
+            ),
             ("OTEL_SDK_DISABLED", "true".to_owned()),
         ];
         let child = Command::new(env!("CARGO_BIN_EXE_tollgate"))

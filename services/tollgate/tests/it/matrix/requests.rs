@@ -338,7 +338,14 @@ pub(super) const REQUESTS: &[(&str, &str)] = &[
     (
         "WalletService/Heartbeat",
         r#"{"journal_id": "{journal}", "gateway": "matrix",
-            "leases": [{"lease_id": "{lease}", "cum": 0, "returned_cum": 0}]}"#,
+            "leases": [{"lease_id": "{lease}", "cum": 0, "returned_cum": 0,
+                        "account": {"org_id": "{org}"}},
+                       {"lease_id": "{lease}", "cum": 0, "returned_cum": 0,
+                        "account": {"user_id": "{caller}"}},
+                       {"lease_id": "{lease}", "cum": 0, "returned_cum": 0,
+                        "account": {"quota": {"key_id": "{key}", "org_id": "{org}", "kind": 1,
+                                              "quota": 1, "stated_by": "{key}",
+                                              "key_version": 1}}}]}"#,
     ),
     ("WalletService/ListLedger", r#"{"org_id": "{org}"}"#),
     (
