@@ -107,12 +107,14 @@ impl System {
         let service = own.secret_optional("TOLLGATE_SERVICE_TOKEN", "shared by all services");
         let token = self.token.clone().or(service);
         let token = token.ok_or_else(|| missing("TOLLGATE_OPERATOR_TOKEN"))?;
-        let wallet = self.urls.get("wallet");
-        let wallet = wallet.ok_or_else(|| missing("TOLLGATE_WALLET_GRPC_URL"))?;
+        let url = |service, variable| self.urls.get(service).ok_or_else(|| missing(variable));
+        let wallet = url("wallet", "TOLLGATE_WALLET_GRPC_URL")?;
+        let usage_ingest = url("usage-ingest", "TOLLGATE_USAGE_INGEST_GRPC_URL")?;
         let nats = self.nats_url.as_ref().ok_or_else(|| missing("NATS_URL"))?;
         let mut pairs = vec![
             ("NATS_URL", nats.expose_secret().to_owned()),
             ("TOLLGATE_WALLET_GRPC_URL", wallet.clone()),
+            ("TOLLGATE_USAGE_INGEST_GRPC_URL", usage_ingest.clone()),
             ("TOLLGATE_SERVICE_TOKEN", token.expose_secret().to_owned()),
             ("TOLLGATE_OPERATOR_TOKEN", token.expose_secret().to_owned()),
             ("TOLLGATE_LOG_PRETTY", "true".to_owned()),

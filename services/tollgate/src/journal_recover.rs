@@ -21,8 +21,8 @@ Locks the directory, tells the wallet that nothing may be lent to these journals
 the final count of each open lease, ships what consumers lack, waits until all have applied it, and
 removes each journal then. It may be stopped or killed and run again, and run on a copy: a record
 counts once. A directory that a gateway holds is refused. The running `tollgate dev` is found by
---data; any other system by NATS_URL, TOLLGATE_WALLET_GRPC_URL, and TOLLGATE_OPERATOR_TOKEN or
-TOLLGATE_SERVICE_TOKEN.";
+--data; any other system by NATS_URL, TOLLGATE_WALLET_GRPC_URL, TOLLGATE_USAGE_INGEST_GRPC_URL, and
+TOLLGATE_OPERATOR_TOKEN or TOLLGATE_SERVICE_TOKEN.";
 
 pub(crate) async fn run(dir: PathBuf, system: &System, output: &Output) -> Result {
     if !dir.is_dir() {
@@ -30,7 +30,7 @@ pub(crate) async fn run(dir: PathBuf, system: &System, output: &Output) -> Resul
     }
     let mut signals = Signals::listen()?;
     let mut variables = system.as_gateway()?;
-    let settings = Settings::read(&mut variables, &["gateway"], &["wallet"]);
+    let settings = Settings::read(&mut variables, &["gateway"], &["wallet", "usage-ingest"]);
     variables.finish(&known_variables())?;
     let mut node = Node::connect(settings, &["gateway"]).await?;
     let host = node.host("gateway")?;
