@@ -9,8 +9,9 @@
 //!
 //! Killed before 3, it was never charged: the key is free once its journal has ended, applied to
 //! the last record. Killed after it, the row decides, and the kept answer is given. So nobody is
-//! charged for an answer that could be kept and is not, and the upstream is asked a second time
-//! only when the first was not charged. A call that cannot reach `usage-ingest` is not forwarded.
+//! charged for an answer that could be kept and is not, unless `usage-ingest` is away for longer
+//! than the call waits for it then; and the upstream is asked a second time only when the first was
+//! not charged. A call that cannot reach `usage-ingest` is not forwarded.
 //!
 //! A key belongs to an organisation and an environment, not to an API key: what is charged is the
 //! organisation's, and a key that is rotated between two attempts must not charge it twice. Who

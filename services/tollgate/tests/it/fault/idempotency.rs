@@ -43,6 +43,8 @@ struct Tally {
     broken: AtomicU64,
     in_use: AtomicU64,
     unavailable: AtomicU64,
+    /// Charged while the store was away: the answer went to the first caller, or to nobody.
+    not_kept: AtomicU64,
 }
 
 /// One client: a key after the other, each until it is answered, and then once more.
@@ -69,6 +71,10 @@ impl Client {
             let answer = self.insist(&mut connections, &mut turn, &name).await;
             let again = self.insist(&mut connections, &mut turn, &name).await;
             match again.header("tollgate-original-request-id") {
+                // Once said, it is said for ever; whoever heard the answer has it.
+                _ if is_not_kept(&again) => {
+                    self.tally.not_kept.fetch_add(1, Ordering::Relaxed);
+                }
                 // Its first answer was one already.
                 same if same == answer.header("tollgate-original-request-id") => {
                     assert_eq!(again.body, answer.body, "{name}");
@@ -97,6 +103,7 @@ impl Client {
             };
             let counted = match (answer.status.as_u16(), code(&answer).as_str()) {
                 (201, _) => return answer,
+                _ if is_not_kept(&answer) => return answer,
                 (409, "idempotency_key_in_use") => &self.tally.in_use,
                 (503, _) => &self.tally.unavailable,
                 _ => panic!("{name}: {answer:?}"),
@@ -106,6 +113,11 @@ impl Client {
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// The store was away longer than a call waits for it, when its answer was to be kept.
+fn is_not_kept(answer: &Answer) -> bool {
+    answer.status.as_u16() == 409 && code(answer) == "idempotency_answer_not_kept"
 }
 
 /// Calls in the background.
@@ -181,7 +193,7 @@ async fn die_with_keys(rounds: usize, kills: usize) {
         .filter(|(name, _)| world.upstream.asked(name) > 1);
     let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     println!(
-        "{} keys, {} attempts ({} broken, {} in use, {} unavailable); died {died} times at a point, \
+        "{} keys, {} attempts ({} broken, {} in use, {} unavailable, {} not kept); died {died} times at a point, \
          killed {killed:?}; charged twice {}, never {}; forwarded again, not charged before: {}; \
          report {report}",
         heard.len(),
@@ -189,6 +201,7 @@ async fn die_with_keys(rounds: usize, kills: usize) {
         load(&tally.broken),
         load(&tally.in_use),
         load(&tally.unavailable),
+        load(&tally.not_kept),
         double.len(),
         lost.len(),
         again.count(),
