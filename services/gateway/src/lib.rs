@@ -45,6 +45,7 @@ mod proxy;
 mod record;
 mod recovery;
 mod refuse;
+mod retry;
 mod ship;
 mod start;
 mod strangers;

@@ -26,6 +26,7 @@ use crate::{
     journal::{Journal, Limits, Recovered},
     opened::Opened,
     record,
+    retry::Retry,
     ship::Shipper,
 };
 
@@ -36,9 +37,6 @@ const JOURNALS_AT_ONCE: usize = 8;
 const ROUNDS_MAX: u32 = 16;
 /// Between two looks at the figures.
 const FIGURES_PERIOD: Duration = Duration::from_millis(200);
-/// Between attempts while a service is away.
-const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(1);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A gateway that has just died still looks alive for 5 seconds.
 const ALIVE_MAX: Duration = Duration::from_secs(8);
@@ -303,7 +301,7 @@ impl<'a> Life<'a> {
 
     /// Ends the journal at the wallet and returns its open leases.
     async fn retire(&self, stop: &Stop) -> anyhow::Result<Vec<Lease>> {
-        let mut retry = RETRY_MIN;
+        let mut retry = Retry::new();
         let began = tokio::time::Instant::now();
         loop {
             let mut request = tonic::Request::new(RetireJournalRequest {
@@ -318,7 +316,7 @@ impl<'a> Life<'a> {
                 Ok(answer) => return Ok(answer.into_inner().leases),
                 Err(status) => status,
             };
-            if retry == RETRY_MIN {
+            if retry.is_first() {
                 let (id, error) = (self.id, status.message());
                 tracing::warn!(journal.id = %id, error, "a journal cannot be retired yet");
             }
@@ -328,11 +326,7 @@ impl<'a> Life<'a> {
                 "{}: is this a copy of a directory that is in use?",
                 status.message()
             );
-            tokio::select! {
-                () = tokio::time::sleep(retry) => {}
-                () = stop.requested() => anyhow::bail!("stopped before it was retired"),
-            }
-            retry = retry.saturating_mul(2).min(RETRY_MAX);
+            anyhow::ensure!(retry.pause(stop).await, "stopped before it was retired");
         }
     }
 }
@@ -344,7 +338,7 @@ impl<'a> Life<'a> {
 /// It was told to stop before.
 pub(crate) async fn tell_end(host: &Host, journal: &Journal, stop: &Stop) -> anyhow::Result<()> {
     let channel = host.channel("usage-ingest")?;
-    let mut retry = RETRY_MIN;
+    let mut retry = Retry::new();
     loop {
         let mut request = tonic::Request::new(EndJournalRequest {
             journal_id: JournalId::new(journal.id()).to_string(),
@@ -356,11 +350,7 @@ pub(crate) async fn tell_end(host: &Host, journal: &Journal, stop: &Stop) -> any
             return Ok(());
         };
         tracing::debug!(code = ?status.code(), "a journal's end is not known yet");
-        tokio::select! {
-            () = tokio::time::sleep(retry) => {}
-            () = stop.requested() => anyhow::bail!("stopped before its end was known"),
-        }
-        retry = retry.saturating_mul(2).min(RETRY_MAX);
+        anyhow::ensure!(retry.pause(stop).await, "stopped before its end was known");
     }
 }
 

@@ -22,13 +22,13 @@ use tokio::sync::{Notify, watch};
 use types::JournalId;
 
 use self::{course::Course, parcel::Parcel};
-use crate::journal::{Gap, Journal, Recovered};
+use crate::{
+    journal::{Gap, Journal, Recovered},
+    retry::Retry,
+};
 
 /// A batch is closed after so long, however few records it has.
 const LINGER: Duration = Duration::from_millis(10);
-/// Between attempts while NATS is away.
-const RETRY_MIN: Duration = Duration::from_millis(20);
-const RETRY_MAX: Duration = Duration::from_secs(1);
 
 /// One journal on its way out.
 pub(crate) struct Shipper {
@@ -147,14 +147,12 @@ impl Shipper {
             .await
             .context("watermarks")?;
         // The stream must be there before the first batch; NATS may come later than we.
-        let mut retry = RETRY_MIN;
+        let mut retry = Retry::new();
         while let Err(error) = self.host.streams().usage().await {
             tracing::debug!(error = format!("{error:#}"), "no usage stream yet");
-            tokio::select! {
-                () = tokio::time::sleep(retry) => {}
-                () = stop.requested() => break,
+            if !retry.pause(stop).await {
+                break;
             }
-            retry = retry.saturating_mul(2).min(RETRY_MAX);
         }
         Ok(applied)
     }
@@ -192,7 +190,7 @@ impl Shipper {
         let payload = Bytes::from(parcel.encode(self.id));
         let (first, next) = (parcel.first(), parcel.next());
         let streams = self.host.streams();
-        let mut retry = RETRY_MIN;
+        let mut retry = Retry::new();
         let mut warned = false;
         loop {
             let mut headers = HeaderMap::new();
@@ -224,11 +222,7 @@ impl Shipper {
                     if let Err(error) = streams.usage().await {
                         tracing::debug!(error = format!("{error:#}"), "no usage stream");
                     }
-                    tokio::select! {
-                        () = tokio::time::sleep(retry) => {}
-                        () = stop.requested() => anyhow::bail!("stopped before it was shipped"),
-                    }
-                    retry = retry.saturating_mul(2).min(RETRY_MAX);
+                    anyhow::ensure!(retry.pause(stop).await, "stopped before it was shipped");
                 }
             }
         }
