@@ -246,8 +246,7 @@ impl Ticket {
     /// settled: what the upstream reports later changes nothing.
     pub(crate) fn announce(&mut self, is_whole: bool) -> Option<i64> {
         let charge = self.charge(Disposition::Completed);
-        let is_due = charge.cost > 0 || charge.estimated;
-        self.is_announced = is_whole || !is_due || !charge.estimated;
+        self.is_announced = is_whole || !charge.estimated;
         self.is_announced.then_some(charge.cost)
     }
 

@@ -336,9 +336,11 @@ async fn incoming(
 
 /// Reads the units of a JSON answer that is there as a whole.
 fn read_document(ticket: &mut Ticket, frames: &VecDeque<Frame<Bytes>>) {
-    let data = frames.iter().filter_map(Frame::data_ref);
-    let text: Vec<u8> = data.flat_map(|data| data.iter().copied()).collect();
-    ticket.read_json(&text);
+    let data: Vec<&[u8]> = frames
+        .iter()
+        .filter_map(|frame| frame.data_ref().map(Bytes::as_ref))
+        .collect();
+    ticket.read_json(&data.concat());
     for trailers in frames.iter().filter_map(Frame::trailers_ref) {
         ticket.read_trailers(trailers);
     }
