@@ -49,7 +49,7 @@ impl Service {
         let new_ids = (self.ids.new_id::<Test>().uuid(), self.ids.new_id());
         let mut recalls = 0;
         loop {
-            let lent = self.store.acquire(ask, new_ids, self.clock.now()).await?;
+            let lent = self.store.acquire(ask, new_ids, &self.clock).await?;
             let (available, holders) = match lent {
                 Lent::Lease { lease, available } => return Ok((Some(*lease), available)),
                 Lent::Short { available, holders } => (available, holders),

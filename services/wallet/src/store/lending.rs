@@ -2,6 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use jiff_sqlx::ToSqlx;
+use runtime::Clock;
 use types::{Credits, JournalId, LeaseId};
 use uuid::Uuid;
 
@@ -58,9 +59,10 @@ impl Store {
         &self,
         ask: &Ask,
         new_ids: (Uuid, LeaseId),
-        now: Timestamp,
+        clock: &Clock,
     ) -> Result<Lent> {
         let (new_wallet, new_lease) = new_ids;
+        let now = clock.now();
         let mut tx = runtime::begin(&self.pool).await?;
         register(&mut tx, ask, now).await?;
         let live_gateways = live_gateways(&mut tx, now).await?;
@@ -81,6 +83,8 @@ impl Store {
         }
         // A statement of its own, so that it sees what was committed before the locks were ours.
         let situation = situation(&mut tx, ask, wallet, &book, live_gateways).await?;
+        // What is lent is lent now, however long the locks were waited for: a thaw came before it.
+        let now = clock.now();
         if situation.is_retired {
             return Err(Error::JournalRetired {
                 journal: ask.journal,
