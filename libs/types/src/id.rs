@@ -41,6 +41,13 @@ impl<K: Kind> Id<K> {
         self.0.as_bytes()
     }
 
+    /// Appends what `Display` shows, without a formatter: for texts made for every call.
+    pub fn push_to(&self, text: &mut String) {
+        text.push_str(K::PREFIX);
+        text.push('_');
+        text.push_str(self.0.simple().encode_lower(&mut [0; 32]));
+    }
+
     /// Reads the 16 bytes of a record.
     ///
     /// # Errors

@@ -1,16 +1,38 @@
-//! Whether a key's allow-list admits the address of a call.
+//! The address of a call: whether a key's allow-list admits it, and how upstreams are told.
 
-use std::net::IpAddr;
+use std::{fmt::Write as _, net::IpAddr};
 
+use http::HeaderValue;
 use ipnet::IpNet;
 
 #[cfg(test)]
 mod tests;
 
+/// The longest address as text.
+const ADDRESS_BYTES: usize = 45;
+
 /// Whether a key restricted to `list` may be used from `address`; an empty list restricts nothing.
 pub(crate) fn allowed(list: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     list.is_empty() || list.iter().any(|net| contains(net, address))
+}
+
+/// As a header says it. None for nothing that exists.
+pub(crate) fn value(address: IpAddr) -> Option<HeaderValue> {
+    let mut text = String::with_capacity(ADDRESS_BYTES);
+    match address {
+        IpAddr::V4(address) => {
+            let mut digits = itoa::Buffer::new();
+            for (at, octet) in address.octets().into_iter().enumerate() {
+                if at > 0 {
+                    text.push('.');
+                }
+                text.push_str(digits.format(octet));
+            }
+        }
+        IpAddr::V6(address) => write!(text, "{address}").ok()?,
+    }
+    HeaderValue::try_from(text).ok()
 }
 
 fn contains(net: &IpNet, address: IpAddr) -> bool {

@@ -1,12 +1,21 @@
 //! Services and routes as the edge uses them: an immutable snapshot.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use http::{Method, uri::Authority};
+use http::{HeaderValue, Method, uri::Authority};
+use prometheus_client::metrics::counter::Counter;
 use proto::keys::v1 as wire;
 use types::ServiceId;
 
 use crate::{charge::Terms, path};
+
+/// Statuses that HTTP has, from [`STATUS_MIN`].
+const STATUSES: usize = 500;
+const STATUS_MIN: u16 = 100;
 
 /// What must be true of a call's record before its last byte leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,11 +44,22 @@ pub(crate) struct Service {
     pub(crate) active: bool,
     pub(crate) upstream: Upstream,
     /// For the `Host` header.
-    pub(crate) authority: Authority,
+    pub(crate) authority: HeaderValue,
     /// Put before the path; without a slash at its end.
     pub(crate) base_path: String,
     pub(crate) price_version: i64,
     routes: Vec<Route>,
+    answered: Answered,
+}
+
+/// Counters of a service's answers by status: found once, and then without a look-up.
+#[derive(Debug)]
+struct Answered([OnceLock<Counter>; STATUSES]);
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self([const { OnceLock::new() }; STATUSES])
+    }
 }
 
 /// A part of a service.
@@ -58,7 +78,7 @@ pub(crate) struct Route {
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
     pub(crate) version: i64,
-    services: HashMap<String, Service>,
+    services: HashMap<String, Arc<Service>>,
 }
 
 impl Catalogue {
@@ -69,7 +89,7 @@ impl Catalogue {
             let name = service.name.clone();
             match Service::from_wire(service) {
                 Ok(service) => {
-                    services.insert(name, service);
+                    services.insert(name, Arc::new(service));
                 }
                 Err(error) => {
                     tracing::error!(service = name, %error, "a service cannot be used");
@@ -82,7 +102,7 @@ impl Catalogue {
         }
     }
 
-    pub(crate) fn service(&self, name: &str) -> Option<&Service> {
+    pub(crate) fn service(&self, name: &str) -> Option<&Arc<Service>> {
         self.services.get(name)
     }
 }
@@ -124,12 +144,20 @@ impl Service {
                     .to_owned(),
                 port,
             },
-            authority: authority.parse()?,
+            authority: HeaderValue::try_from(authority.parse::<Authority>()?.as_str())?,
             base_path: url.path().trim_end_matches('/').to_owned(),
             price_version: wire.price_version,
             routes,
+            answered: Answered::default(),
             name: wire.name,
         })
+    }
+
+    /// The counter of its answers with a status, which `make` finds the first time. None for what
+    /// is no status.
+    pub(crate) fn answered(&self, status: u16, make: impl FnOnce() -> Counter) -> Option<&Counter> {
+        let at = usize::from(status.checked_sub(STATUS_MIN)?);
+        Some(self.answered.0.get(at)?.get_or_init(make))
     }
 
     /// The route of a method and a path behind the service.

@@ -22,7 +22,7 @@ use runtime::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{Notify, mpsc, watch},
+    sync::{mpsc, watch},
 };
 use tokio_util::task::TaskTracker;
 use types::{Gcra, PresentedKey, Rate, Refusal, RequestId};
@@ -51,8 +51,13 @@ use crate::{
 
 /// Ours, on every answer.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Length of its value: a kind and 32 hex digits.
+const REQUEST_ID_BYTES: usize = 36;
 /// Credits charged.
 pub(crate) const COST: HeaderName = HeaderName::from_static("tollgate-cost");
+
+/// Whom we have it from, on what upstreams get.
+pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// What all threads of the edge share.
 pub(crate) struct Edge {
@@ -75,8 +80,6 @@ pub(crate) struct Edge {
     /// The calls still in flight are being cut off.
     pub(crate) is_cut: AtomicBool,
     pub(crate) in_flight: AtomicU64,
-    /// Wakes the shipper.
-    pub(crate) shipping: Arc<Notify>,
     /// Every record below it is on disk.
     pub(crate) synced: watch::Sender<u64>,
     /// Every record below it is in the stream.
@@ -121,6 +124,7 @@ pub(crate) async fn handle(
 ) -> Response<EdgeBody> {
     let edge = &worker.edge;
     let id: RequestId = edge.ids.new_id();
+    let text = request_id(id);
     let version = request.version();
     let answered = match idempotency::find(request.method(), request.headers()) {
         Ok(None) => answer(&worker, peer, request, id, None).await,
@@ -135,13 +139,13 @@ pub(crate) async fn handle(
             known,
         }) => {
             if !known {
-                edge.metrics.call("", refused.refusal.as_str(), 0);
+                edge.metrics.refused("", refused.refusal.as_str(), 0);
             }
             (refused.into_response(id), limits)
         }
     };
     let headers = response.headers_mut();
-    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+    if let Some(value) = text {
         headers.insert(REQUEST_ID, value);
     }
     limits.put(headers);
@@ -150,6 +154,13 @@ pub(crate) async fn handle(
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// What both sides get as the call's id.
+pub(crate) fn request_id(id: RequestId) -> Option<HeaderValue> {
+    let mut text = String::with_capacity(REQUEST_ID_BYTES);
+    id.push_to(&mut text);
+    HeaderValue::try_from(text).ok()
 }
 
 /// A refusal on its way out.
@@ -286,7 +297,7 @@ fn malformed(edge: &Edge, origin: Origin) -> Refused {
 
 /// The client's address, as far as it can be trusted.
 fn client(edge: &Edge, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
-    let forwarded = headers.get_all("x-forwarded-for").iter();
+    let forwarded = headers.get_all(&X_FORWARDED_FOR).iter();
     types::client_address(peer, forwarded, edge.trusted_hops)
 }
 

@@ -4,6 +4,7 @@
 //! finished or dropped, and both write the record. Room for it was set aside before.
 
 use std::{
+    borrow::Cow,
     net::IpAddr,
     pin::Pin,
     rc::Rc,
@@ -15,7 +16,7 @@ use http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
 use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind};
 use runtime::{crash_point, trace::Span};
 use tokio::sync::watch;
-use types::{Charge, Rate, Refusal, RequestId, ServiceId};
+use types::{Charge, Rate, Refusal, RequestId};
 
 use crate::{
     body::Upload,
@@ -101,9 +102,7 @@ pub(crate) struct Ticket {
     hold: Option<Hold>,
     /// One permit of each quota of the key; used when the call is forwarded.
     permits: Vec<Hold>,
-    service_id: Option<ServiceId>,
-    service: String,
-    price_version: i64,
+    service: Option<Arc<Service>>,
     durability: Durability,
     terms: Terms,
     reached: Reached,
@@ -157,9 +156,7 @@ impl Ticket {
             reservation: Some(reservation),
             hold: None,
             permits: Vec::new(),
-            service_id: None,
-            service: String::new(),
-            price_version: 0,
+            service: None,
             durability: Durability::Process,
             terms: Terms::NONE,
             reached: Reached::Nothing,
@@ -187,10 +184,13 @@ impl Ticket {
     }
 
     /// Names what was asked for.
-    pub(crate) fn concerns(&mut self, service: &Service) {
-        self.service_id = Some(service.id);
-        self.service.clone_from(&service.name);
-        self.price_version = service.price_version;
+    pub(crate) fn concerns(&mut self, service: &Arc<Service>) {
+        self.service = Some(Arc::clone(service));
+    }
+
+    /// Empty before it is known.
+    fn service_name(&self) -> &str {
+        self.service.as_ref().map_or("", |service| &service.name)
     }
 
     /// Takes the credits for the call and its permits.
@@ -350,7 +350,6 @@ impl Ticket {
             at: now,
             bytes: self.response_bytes,
         });
-        self.edge.shipping.notify_one();
     }
 
     fn charge(&self, end: Disposition) -> Charge {
@@ -451,7 +450,6 @@ impl Ticket {
             hold.settle(PERMITS);
         }
         self.open = None;
-        self.edge.shipping.notify_one();
         self.note(disposition, total, charge);
         Some((seq, cost))
     }
@@ -461,16 +459,16 @@ impl Ticket {
             IpAddr::V4(v4) => v4.octets().to_vec(),
             IpAddr::V6(v6) => v6.octets().to_vec(),
         };
+        let service = self.service.as_ref();
         Call {
             request_id: self.facts.request.bytes().to_vec(),
             org_id: self.entry.org.bytes().to_vec(),
             api_key_id: self.entry.key.bytes().to_vec(),
             user_id: self.entry.user.bytes().to_vec(),
-            service_id: self
-                .service_id
-                .map(|id| id.bytes().to_vec())
+            service_id: service
+                .map(|service| service.id.bytes().to_vec())
                 .unwrap_or_default(),
-            service: self.service.clone(),
+            service: self.service_name().to_owned(),
             test: self.entry.test,
             endpoint: record::cut(&self.facts.endpoint, ENDPOINT_BYTES_MAX),
             method: record::cut(self.facts.method.as_str(), METHOD_BYTES_MAX),
@@ -483,7 +481,7 @@ impl Ticket {
             disposition: disposition.into(),
             code: self.code.to_owned(),
             traceparent: self.facts.span.traceparent(),
-            price_version: self.price_version,
+            price_version: service.map_or(0, |service| service.price_version),
             units: self.units.to_wire(),
             request_bytes: self.upload.as_ref().map_or(0, |upload| upload.bytes.get()),
             response_bytes: self.response_bytes,
@@ -496,20 +494,30 @@ impl Ticket {
         }
     }
 
+    /// The refusal's code, else the status.
+    fn outcome(&self) -> Cow<'static, str> {
+        match self.code {
+            "" => self.status.to_string().into(),
+            code => code.into(),
+        }
+    }
+
     /// Metrics and the end of the span.
     fn note(&self, disposition: Disposition, total: u64, charge: Charge) {
-        let mut digits = [0; 3];
-        let code = if self.code.is_empty() {
-            status_text(self.status, &mut digits)
-        } else {
-            self.code
-        };
         // From the first look at the request to the question to the upstream.
         let added = match self.upstream_began {
             0 => total,
             began => began.saturating_sub(self.facts.started),
         };
-        self.edge.metrics.call(&self.service, code, added);
+        match &self.service {
+            Some(service) if self.code.is_empty() => {
+                self.edge.metrics.answered(service, self.status, added);
+            }
+            _ => self
+                .edge
+                .metrics
+                .refused(self.service_name(), &self.outcome(), added),
+        }
         self.edge
             .metrics
             .overrun
@@ -519,10 +527,10 @@ impl Ticket {
             span.set("http.response.status_code", i64::from(self.status));
             span.set("tollgate.cost", charge.cost);
             span.set("tollgate.org_id", self.entry.org.to_string());
-            span.set("tollgate.service", self.service.clone());
+            span.set("tollgate.service", self.service_name().to_owned());
             span.set("tollgate.disposition", disposition.as_str_name());
             if self.status >= 500 {
-                span.fail(code.to_owned());
+                span.fail(self.outcome());
             }
         }
         let edge = &self.edge;
@@ -538,8 +546,8 @@ impl Ticket {
                 request_id = %self.facts.request,
                 org_id = %self.entry.org,
                 trace_id = span.trace_id(),
-                service = self.service,
-                code,
+                service = self.service_name(),
+                code = self.code,
                 "a call failed"
             );
         }
@@ -565,13 +573,4 @@ impl Drop for Ticket {
         };
         self.record(disposition);
     }
-}
-
-fn status_text(status: u16, digits: &mut [u8; 3]) -> &str {
-    let mut rest = status;
-    for digit in digits.iter_mut().rev() {
-        *digit = b'0'.saturating_add(u8::try_from(rest % 10).unwrap_or(0));
-        rest /= 10;
-    }
-    std::str::from_utf8(digits).unwrap_or("000")
 }

@@ -18,6 +18,8 @@ use prometheus_client::{
 };
 use runtime::Host;
 
+use crate::catalogue::Service;
+
 /// Upper bounds for time inside the gateway, seconds.
 const ADDED_BUCKETS: [f64; 14] = [
     0.000_005, 0.000_01, 0.000_02, 0.000_05, 0.000_1, 0.000_2, 0.000_5, 0.001, 0.002, 0.005, 0.01,
@@ -225,15 +227,32 @@ impl Metrics {
         host.metrics(|registry| registry.register_collector(Box::new(staleness)));
     }
 
-    /// Counts a call. `service` is of the catalogue or empty, `code` a status or refusal.
-    pub(crate) fn call(&self, service: &str, code: &str, added_nanos: u64) {
+    /// Counts an answer of a service.
+    pub(crate) fn answered(&self, service: &Service, status: u16, added_nanos: u64) {
+        let find = || self.counter(&service.name, &status.to_string());
+        if let Some(counter) = service.answered(status, find) {
+            counter.inc();
+        }
+        self.observe_added(added_nanos);
+    }
+
+    /// Counts a refusal. `service` is of the catalogue or empty.
+    pub(crate) fn refused(&self, service: &str, code: &str, added_nanos: u64) {
+        self.counter(service, code).inc();
+        self.observe_added(added_nanos);
+    }
+
+    fn counter(&self, service: &str, code: &str) -> Counter {
         let labels = CallLabels {
             service: service.to_owned(),
             code: code.to_owned(),
         };
-        self.calls.get_or_create(&labels).inc();
+        self.calls.get_or_create(&labels).clone()
+    }
+
+    fn observe_added(&self, nanos: u64) {
         self.added
-            .observe(std::time::Duration::from_nanos(added_nanos).as_secs_f64());
+            .observe(std::time::Duration::from_nanos(nanos).as_secs_f64());
     }
 }
 

@@ -4,7 +4,7 @@
 //! with the shared secret over everything before `; sig=`.
 
 use hmac::{Hmac, KeyInit, Mac};
-use http::HeaderValue;
+use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use types::{Environment, RequestId};
@@ -12,7 +12,10 @@ use types::{Environment, RequestId};
 use crate::keyring::Entry;
 
 /// Name of the header.
-pub(crate) const PRINCIPAL: &str = "tollgate-principal";
+pub(crate) const PRINCIPAL: HeaderName = HeaderName::from_static("tollgate-principal");
+
+/// Room for the header of a key with a few scopes.
+const HEADER_BYTES: usize = 320;
 
 /// Signs principals.
 #[derive(Clone)]
@@ -36,16 +39,30 @@ impl Signer {
         } else {
             Environment::Production
         };
-        let text = format!(
-            "v=1; org={}; key={}; env={}; scopes=\"{}\"; req={request}; t={unix_seconds}",
-            entry.org,
-            entry.key,
-            environment.as_str(),
-            entry.scopes.join(" "),
-        );
+        let mut text = String::with_capacity(HEADER_BYTES);
+        text.push_str("v=1; org=");
+        entry.org.push_to(&mut text);
+        text.push_str("; key=");
+        entry.key.push_to(&mut text);
+        text.push_str("; env=");
+        text.push_str(environment.as_str());
+        text.push_str("; scopes=\"");
+        for (index, scope) in entry.scopes.iter().enumerate() {
+            if index > 0 {
+                text.push(' ');
+            }
+            text.push_str(scope);
+        }
+        text.push_str("\"; req=");
+        request.push_to(&mut text);
+        text.push_str("; t=");
+        text.push_str(itoa::Buffer::new().format(unix_seconds));
         let mut mac = self.0.clone();
         mac.update(text.as_bytes());
-        let signature = hex::encode(mac.finalize().into_bytes());
-        HeaderValue::try_from(format!("{text}; sig={signature}")).ok()
+        let mut digits = [0; 64];
+        hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits).ok()?;
+        text.push_str("; sig=");
+        text.push_str(std::str::from_utf8(&digits).ok()?);
+        HeaderValue::try_from(text).ok()
     }
 }

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version,
     header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, TE, TRAILER, VIA},
     response::Parts,
 };
@@ -15,10 +15,11 @@ use runtime::trace::{Kind, Span, TRACEPARENT};
 use types::Refusal;
 
 use crate::{
+    address,
     admit::Admitted,
     body::{self, Answer, EdgeBody, Uploaded},
     catalogue::Service,
-    edge::{COST, REQUEST_ID, Worker},
+    edge::{self, COST, REQUEST_ID, Worker, X_FORWARDED_FOR},
     headers, idempotency,
     meter::Ticket,
     pool::Lent,
@@ -27,6 +28,11 @@ use crate::{
     units::JSON_BYTES_MAX,
 };
 
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Room for a path and query as they mostly are.
+const TARGET_BYTES: usize = 128;
 /// Attempts to send a request: each after the first only because a reused connection turned out
 /// to be dead.
 const SEND_ATTEMPTS_MAX: u32 = 3;
@@ -157,10 +163,14 @@ fn outgoing(
     } else {
         rest
     };
-    let target = match parts.uri.query() {
-        Some(query) => format!("{}{path}?{query}", service.base_path),
-        None => format!("{}{path}", service.base_path),
-    };
+    let query = parts.uri.query();
+    let mut target = String::with_capacity(TARGET_BYTES);
+    target.push_str(&service.base_path);
+    target.push_str(path);
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(query);
+    }
     let scheme = if parts.uri.scheme_str() == Some("https") {
         "https"
     } else {
@@ -184,23 +194,14 @@ fn outgoing(
         // What is compressed cannot be looked into.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
-    headers.insert(
-        HOST,
-        HeaderValue::try_from(service.authority.as_str()).ok()?,
-    );
+    headers.insert(HOST, service.authority.clone());
     headers.append(VIA, HeaderValue::from_static("1.1 tollgate"));
-    headers.insert(
-        "x-forwarded-for",
-        HeaderValue::try_from(facts.client.to_string()).ok()?,
-    );
-    headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
+    headers.insert(X_FORWARDED_FOR, address::value(facts.client)?);
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     if let Some(host) = host {
-        headers.insert("x-forwarded-host", host);
+        headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(
-        REQUEST_ID,
-        HeaderValue::try_from(facts.request.to_string()).ok()?,
-    );
+    headers.insert(REQUEST_ID, edge::request_id(facts.request)?);
     let carried = if span.is_some() {
         span.traceparent()
     } else {
@@ -258,10 +259,13 @@ async fn send(
             };
             let mut lent = match reused {
                 Some(lent) => lent,
-                None => worker.pool.open(&service.upstream).await.map_err(|error| {
-                    tracing::debug!(service = service.name, %error, "no connection");
-                    Refusal::UpstreamUnreachable
-                })?,
+                // Seldom, and large: in place it would make every call's future so.
+                None => Box::pin(worker.pool.open(&service.upstream))
+                    .await
+                    .map_err(|error| {
+                        tracing::debug!(service = service.name, %error, "no connection");
+                        Refusal::UpstreamUnreachable
+                    })?,
             };
             let mut failed = match lent.sender.try_send_request(request).await {
                 Ok(response) => return Ok((lent, response)),

@@ -9,7 +9,7 @@
 pub(crate) mod course;
 pub(crate) mod parcel;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use async_nats::HeaderMap;
@@ -18,7 +18,7 @@ use futures_util::StreamExt;
 use prost::Message as _;
 use proto::events::v1::Applied;
 use runtime::{Host, Stop, crash_point, trace::TRACEPARENT};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use types::JournalId;
 
 use self::{course::Course, parcel::Parcel};
@@ -27,16 +27,17 @@ use crate::{
     retry::Retry,
 };
 
-/// A batch is closed after so long, however few records it has.
+/// Between two looks at the journal, so that a message carries what came meanwhile. Nobody is woken
+/// for a call: that would cost each one a system call, for records that are not synced yet.
 const LINGER: Duration = Duration::from_millis(10);
+/// The same while calls wait for their records to be in the stream.
+const HURRY: Duration = Duration::from_millis(1);
 
 /// One journal on its way out.
 pub(crate) struct Shipper {
     host: Host,
     journal: Journal,
     id: JournalId,
-    /// Woken when there is more to ship.
-    wake: Arc<Notify>,
     /// Every record below it is in the stream, or was.
     shipped: watch::Sender<u64>,
     course: Course,
@@ -48,19 +49,13 @@ pub(crate) struct Shipper {
 }
 
 impl Shipper {
-    pub(crate) fn new(
-        host: &Host,
-        journal: Journal,
-        wake: Arc<Notify>,
-        shipped: watch::Sender<u64>,
-    ) -> Self {
+    pub(crate) fn new(host: &Host, journal: Journal, shipped: watch::Sender<u64>) -> Self {
         let course = Course::new(journal.watermark(), monotonic(host));
         let id = JournalId::new(journal.id());
         Self {
             host: host.clone(),
             journal,
             id,
-            wake,
             shipped,
             course,
             gaps: Vec::new(),
@@ -70,11 +65,10 @@ impl Shipper {
 
     /// For the journal of an earlier life.
     pub(crate) fn of_earlier(host: &Host, found: &Recovered, shipped: watch::Sender<u64>) -> Self {
-        let wake = Arc::new(Notify::new());
         Self {
             gaps: found.gaps(),
             is_over: true,
-            ..Self::new(host, found.journal.clone(), wake, shipped)
+            ..Self::new(host, found.journal.clone(), shipped)
         }
     }
 
@@ -96,7 +90,9 @@ impl Shipper {
         let mut reader = self.journal.reader(self.course.position());
         loop {
             let synced_seq = self.journal.synced_seq();
-            if let Some(parcel) = Parcel::read(&mut reader, &self.gaps, synced_seq)? {
+            let parcel = Parcel::read(&mut reader, &self.gaps, synced_seq)?;
+            let is_behind = reader.seq() < synced_seq;
+            if let Some(parcel) = parcel {
                 self.publish(&parcel, stop).await?;
                 let next = parcel.next();
                 self.course.published(next);
@@ -105,12 +101,13 @@ impl Shipper {
                     *seen = next.max(*seen);
                     more
                 });
-            } else {
-                tokio::select! {
-                    () = self.wake.notified() => {}
-                    () = tokio::time::sleep(LINGER) => {}
-                    Some(message) = applied.next() => self.note(&message),
-                }
+            }
+            if !is_behind {
+                let pause = match self.shipped.receiver_count() {
+                    0 => LINGER,
+                    _ => HURRY,
+                };
+                tokio::time::sleep(pause).await;
             }
             while let Some(Some(message)) = futures_util::FutureExt::now_or_never(applied.next()) {
                 self.note(&message);

@@ -95,9 +95,8 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
             recovery::end(own, wallet, found, stop)
         });
     }
-    let (own, wake) = (host.clone(), Arc::clone(&edge.shipping));
-    let shipper = Shipper::new(host, journal.clone(), wake, edge.shipped.clone());
-    let ending = stops.clone();
+    let shipper = Shipper::new(host, journal.clone(), edge.shipped.clone());
+    let (own, ending) = (host.clone(), stops.clone());
     host.spawn("ship-journal", move |_| {
         ship_until(shipper, journal, own, ending)
     });
@@ -146,7 +145,6 @@ pub(crate) fn edge(
         draining: AtomicBool::new(false),
         is_cut: AtomicBool::new(false),
         in_flight: AtomicU64::new(0),
-        shipping: Arc::new(Notify::new()),
         synced: watch::Sender::new(0),
         shipped: watch::Sender::new(0),
         touches,

@@ -202,7 +202,7 @@ fn the_longest_prefix_wins_and_a_method_before_any() {
         assert_eq!(found, Some(scope), "{method} {path}");
     }
     assert_eq!(service.upstream.host, "::1");
-    assert_eq!(service.authority.as_str(), "[::1]:8443");
+    assert_eq!(service.authority, "[::1]:8443");
     assert_eq!(service.base_path, "/base");
     let route = service.route(&Method::GET, "/").expect("there is one");
     assert_eq!(
