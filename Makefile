@@ -44,6 +44,6 @@ faults: ## fault tests in their long forms, a line a fault (FAULTS=F1,F6 SECONDS
 fuzz: ## the fuzz targets, a minute each (ARGS="600 journal": seconds, targets)
 	@tools/fuzz.sh $(ARGS)
 
-bench: ## the measurements behind benches/RESULTS.md, or one (ARGS="calls --seconds 20" …)
+bench: ## the measurements behind benches/RESULTS.md, or one (ARGS="edge", "instructions" …)
 	@tools/prepare.sh
 	@benches/run.sh $(ARGS)

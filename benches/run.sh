@@ -4,10 +4,13 @@
 #
 #   benches/run.sh                          the usual set
 #   benches/run.sh MEASUREMENT [OPTION]…    one of them; `calls` if only options are given
+#   benches/run.sh edge [OPTION]…           Tollgate beside other proxies, ten minutes
+#   benches/run.sh instructions [OPTION]…   instructions of a call against those kept (UPDATE=1)
 set -eu
 cd "$(dirname "$0")/.."
+[ "${1-}" != edge ] || tools/prepare.sh edge
 cargo build -q --profile perf -p tollgate -p benches
-bin=target/perf
+bin=${CARGO_TARGET_DIR:-target}/perf
 
 stop() {
     kill -TERM "$pid" 2>/dev/null || :
@@ -23,8 +26,19 @@ measure() {
     # Timing needs each unknown key to be looked up; `strangers` is what shows that they are not.
     lift=
     [ "$1" != timing ] || lift=1000000
+    # Figures of a core are of one thread.
+    threads=
+    case $1 in
+    edge | instructions)
+        gateways=1
+        threads=1
+        ulimit -n "$(ulimit -Hn)"
+        ;;
+    esac
     dir=$(mktemp -d)
-    env ${lift:+TOLLGATE_GATEWAY_UNKNOWN_KEYS_PER_MINUTE_MAX=$lift} \
+    env ${threads:+TOLLGATE_GATEWAY_THREADS=$threads} \
+        ${threads:+OTEL_TRACES_SAMPLER=parentbased_traceidratio} \
+        ${lift:+TOLLGATE_GATEWAY_UNKNOWN_KEYS_PER_MINUTE_MAX=$lift} \
         ${lift:+TOLLGATE_GATEWAY_UNKNOWN_LOOKUPS_PER_SECOND_MAX=$lift} \
         "$bin/tollgate" dev --data "$dir" --ports auto --ephemeral --processes \
         --gateways "$gateways" >"$dir.log" 2>&1 &
@@ -56,6 +70,10 @@ case ${1-} in
     measure timing
     ;;
 help) "$bin/benches" "$@" ;;
+instructions)
+    shift
+    measure instructions ${UPDATE:+--update} "$@"
+    ;;
 -*) measure calls "$@" ;;
 *) measure "$@" ;;
 esac

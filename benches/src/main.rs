@@ -4,8 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod backlog;
+mod callgrind;
 mod calls;
 mod cut_off;
+mod edge;
+mod instructions;
 mod metrics;
 mod pepper;
 mod population;
@@ -24,6 +27,10 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::system::System;
+
+/// The product's: the bare form of the gateway is to differ in nothing but its checks.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Puts load on a running `tollgate dev` and says how it did.
 #[derive(Parser)]
@@ -52,11 +59,37 @@ enum Measure {
     Strangers(strangers::Arguments),
     /// Whether the time of a refusal tells what a wrong key is close to
     Timing(timing::Arguments),
+    /// Calls a second and core, and what is added to each, beside other proxies on the same core
+    Edge(edge::Arguments),
+    /// How many instructions an admitted call takes, compared with what is kept
+    Instructions(instructions::Arguments),
+    /// Plays the upstream of `edge`
+    #[command(hide = true)]
+    ServeUpstream(edge::upstream::Arguments),
+    /// Plays the gateway without its checks for `edge`
+    #[command(hide = true)]
+    ServeBare(edge::bare::Arguments),
+    /// Plays Envoy's authoriser for `edge`
+    #[command(hide = true)]
+    ServeAuthoriser(edge::authoriser::Arguments),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    // What is measured from outside has no other threads.
+    match &arguments.measure {
+        Measure::ServeUpstream(it) => return edge::upstream::serve(it),
+        Measure::ServeBare(it) => return edge::bare::serve(it),
+        Measure::ServeAuthoriser(it) => return edge::authoriser::serve(it),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(measure(arguments))
+}
+
+async fn measure(arguments: Arguments) -> anyhow::Result<()> {
     let system = System::find(&arguments.data)?;
     let report = match arguments.measure {
         Measure::Calls(it) => calls::run(&system, it).await?,
@@ -66,6 +99,11 @@ async fn main() -> anyhow::Result<()> {
         Measure::Pepper(it) => pepper::run(&system, it).await?,
         Measure::Strangers(it) => strangers::run(&system, it).await?,
         Measure::Timing(it) => timing::run(&system, it).await?,
+        Measure::Edge(it) => edge::run(&system, it).await?,
+        Measure::Instructions(it) => instructions::run(&system, it).await?,
+        Measure::ServeUpstream(_) | Measure::ServeBare(_) | Measure::ServeAuthoriser(_) => {
+            unreachable!("they serve before there is a system")
+        }
     };
     report.print();
     Ok(())

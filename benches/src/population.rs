@@ -1,6 +1,9 @@
 //! Organisations and keys made for a measurement, the way an operator makes them: over gRPC.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU8, AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use proto::{
@@ -78,6 +81,15 @@ pub(crate) struct Population {
     pub(crate) keys: Vec<Key>,
 }
 
+/// What each key may do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Terms {
+    pub(crate) scope: &'static str,
+    pub(crate) daily_quota: Option<i64>,
+    /// Keys that are not made by then are left out.
+    pub(crate) within: Option<Duration>,
+}
+
 struct Organisation {
     org: String,
     user: String,
@@ -91,15 +103,33 @@ impl Population {
         organisations: usize,
         keys: usize,
     ) -> anyhow::Result<Self> {
+        let terms = Terms {
+            scope: SCOPE,
+            daily_quota: None,
+            within: None,
+        };
+        Self::on_terms(system, organisations, keys, terms).await
+    }
+
+    /// As `make`, with other terms.
+    pub(crate) async fn on_terms(
+        system: &System,
+        organisations: usize,
+        keys: usize,
+        terms: Terms,
+    ) -> anyhow::Result<Self> {
         let (keys_client, wallet) = (system.keys()?, system.wallet()?);
         let run = Clock::system().now().as_millisecond();
         let made = stream::iter(0..organisations.max(1))
             .map(|number| organisation(keys_client.clone(), wallet.clone(), run, number))
             .buffered(MAKING_AT_ONCE);
         let organisations: Vec<Organisation> = made.try_collect().await?;
+        let begin = Instant::now();
+        let in_time = |within| begin.elapsed() < within;
         let owners = organisations.iter().cycle().take(keys);
+        let owners = owners.take_while(|_| terms.within.is_none_or(in_time));
         let made = stream::iter(owners)
-            .map(|owner| key(keys_client.clone(), owner))
+            .map(|owner| key(keys_client.clone(), owner, terms))
             .buffered(MAKING_AT_ONCE);
         Ok(Self {
             keys: made.try_collect().await?,
@@ -163,13 +193,14 @@ async fn organisation(
     })
 }
 
-async fn key(mut keys: Keys, owner: &Organisation) -> anyhow::Result<Key> {
+async fn key(mut keys: Keys, owner: &Organisation, terms: Terms) -> anyhow::Result<Key> {
     let request = CreateKeyRequest {
         org_id: owner.org.clone(),
         user_id: owner.user.clone(),
         name: "measured".to_owned(),
         environment: "production".to_owned(),
-        scopes: vec![SCOPE.to_owned()],
+        scopes: vec![terms.scope.to_owned()],
+        daily_quota: terms.daily_quota,
         ..Default::default()
     };
     let made = keys.create_key(request).await?.into_inner();

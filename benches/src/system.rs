@@ -103,9 +103,14 @@ impl System {
     /// Present processes of a service, in the order of their names.
     pub(crate) fn pids(&self, service: &str) -> anyhow::Result<Vec<i32>> {
         let info = self.info()?;
-        let pids = info["pids"][service].as_array().context("no processes")?;
+        // A server has one process, a service may have several.
+        let pids = match &info["pids"][service] {
+            Value::Array(pids) => pids.clone(),
+            Value::Null => anyhow::bail!("{service} has no process"),
+            pid => vec![pid.clone()],
+        };
         let mut found = Vec::with_capacity(pids.len());
-        for pid in pids {
+        for pid in &pids {
             found.push(i32::try_from(pid.as_i64().context("a pid is a number")?)?);
         }
         Ok(found)
