@@ -284,6 +284,24 @@ impl Variables {
         Succession::new(self.source(name), self.source(previous))
     }
 
+    /// A chain of certificates and its key, both or neither. They are handed over together, the
+    /// key as what comes before: `Host::watch` replaces them when their files have changed.
+    pub fn certificate(
+        &mut self,
+        (name, meaning): (&'static str, &'static str),
+        (key, key_meaning): (&'static str, &'static str),
+    ) -> Option<Succession> {
+        let chain = self.secret_optional(name, meaning);
+        let secret = self.secret_optional(key, key_meaning);
+        if chain.is_some() != secret.is_some() {
+            self.problems
+                .push(format!("{name} and {key} go together: set both"));
+        }
+        chain?;
+        secret?;
+        Some(Succession::new(self.source(name), self.source(key)))
+    }
+
     fn source(&self, name: &str) -> Source {
         match self.file_of(name) {
             Some(path) => Source::File(path),

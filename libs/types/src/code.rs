@@ -121,7 +121,9 @@ refusals! {
     IdempotencyAnswerNotKept = 409 "idempotency_answer_not_kept"
         "A call with this key was charged, and its answer is not kept";
     IdempotencyKeyReused = 422 "idempotency_key_reused" "The key stands for another request";
+    RequestTimeout = 408 "request_timeout" "The request did not come in time";
     BodyTooLarge = 413 "body_too_large" "The body is too large";
+    TargetTooLong = 414 "target_too_long" "The target is too long";
     HeadersTooLarge = 431 "headers_too_large" "The headers are too large";
     RateLimited = 429 "rate_limited" "Too many calls a second";
     DailyQuotaExceeded = 429 "daily_quota_exceeded" "The day's quota is used up";

@@ -8,6 +8,7 @@
 use std::{
     cell::Cell,
     collections::VecDeque,
+    io,
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
@@ -18,6 +19,7 @@ use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
+use types::Refusal;
 
 use crate::{
     edge::COST,
@@ -317,7 +319,17 @@ fn with_cost(last: Option<Frame<Bytes>>, cost: i64) -> Frame<Bytes> {
 #[derive(Debug, Default)]
 pub(crate) struct Upload {
     pub(crate) bytes: Cell<u64>,
-    pub(crate) too_large: Cell<bool>,
+    /// What the client did wrong with it.
+    pub(crate) fault: Cell<Option<Refusal>>,
+}
+
+/// Why a client's body did not come to its end.
+fn fault(error: &hyper::Error) -> Refusal {
+    let source = std::error::Error::source(error).and_then(|it| it.downcast_ref::<io::Error>());
+    match source.map(io::Error::kind) {
+        Some(io::ErrorKind::TimedOut) => Refusal::RequestTimeout,
+        _ => Refusal::BadRequest,
+    }
 }
 
 /// A client's body on its way to the upstream, counted and limited.
@@ -376,7 +388,10 @@ impl Body for Uploaded {
         };
         let frame = match Pin::new(&mut *inner).poll_frame(task) {
             Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(Some(Err(error))) => return Poll::Ready(Some(Err(error.into()))),
+            Poll::Ready(Some(Err(error))) => {
+                this.upload.fault.set(Some(fault(&error)));
+                return Poll::Ready(Some(Err(error.into())));
+            }
             Poll::Ready(None) => {
                 if let Some(digest) = &this.digest {
                     digest.end();
@@ -404,7 +419,7 @@ impl Body for Uploaded {
             .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
         this.upload.bytes.set(sum);
         if sum > this.bytes_max {
-            this.upload.too_large.set(true);
+            this.upload.fault.set(Some(Refusal::BodyTooLarge));
             return Poll::Ready(Some(Err("the body is too large".into())));
         }
         Poll::Ready(Some(Ok(frame)))

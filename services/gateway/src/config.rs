@@ -6,6 +6,8 @@ use runtime::{Succession, Variables};
 use secrecy::SecretString;
 use types::Pepper;
 
+use crate::listen::{Patience, Rules};
+
 /// What the environment says.
 #[derive(Debug)]
 pub struct Config {
@@ -24,6 +26,7 @@ pub struct Config {
     pub(crate) unknown_keys_per_minute_max: u32,
     pub(crate) unknown_lookups_per_second_max: u32,
     pub(crate) drain: Duration,
+    pub(crate) door: Rules,
     pub(crate) traces_per_second: u32,
 }
 
@@ -85,6 +88,7 @@ impl Config {
                 0..=3600,
                 "calls in flight have so long to end when the gateway stops",
             ),
+            door: read_door(v),
             traces_per_second: v.number(
                 "TOLLGATE_GATEWAY_TRACES_PER_SECOND",
                 50,
@@ -123,6 +127,73 @@ fn read_journal(v: &mut Variables) -> (PathBuf, usize, u64) {
         "bytes of all journals above which metered calls answer 503",
     );
     (dir.into(), segment_bytes, bytes_max)
+}
+
+fn read_door(v: &mut Variables) -> Rules {
+    Rules {
+        tls: v.certificate(
+            (
+                "TOLLGATE_GATEWAY_TLS_CERTIFICATE",
+                "chain of certificates (PEM) with which the listener speaks TLS; without one, it \
+                 does not; as …_FILE, it is replaced in a running gateway",
+            ),
+            (
+                "TOLLGATE_GATEWAY_TLS_KEY",
+                "private key (PEM) of the first of them; as …_FILE, it is replaced in a running \
+                 gateway",
+            ),
+        ),
+        connections_max: v.number(
+            "TOLLGATE_GATEWAY_CONNECTIONS_MAX",
+            65_536,
+            1..=4_000_000,
+            "connections of clients; further ones are closed at once",
+        ),
+        connections_per_address_max: v.number(
+            "TOLLGATE_GATEWAY_CONNECTIONS_PER_ADDRESS_MAX",
+            16_384,
+            1..=4_000_000,
+            "connections of clients from one address (IPv6: /64); not counted behind trusted hops",
+        ),
+        patience: read_patience(v),
+    }
+}
+
+fn read_patience(v: &mut Variables) -> Patience {
+    Patience {
+        head: v.seconds(
+            "TOLLGATE_GATEWAY_HEAD_SECONDS",
+            15,
+            1..=3600,
+            "the head of a request must be complete so long after its first byte, and a new \
+             connection's first byte be there",
+        ),
+        idle: v.seconds(
+            "TOLLGATE_GATEWAY_IDLE_SECONDS",
+            75,
+            1..=86_400,
+            "a connection without a call is closed after so long",
+        ),
+        stall: v.seconds(
+            "TOLLGATE_GATEWAY_STALL_SECONDS",
+            30,
+            1..=3600,
+            "a client that sends its body or reads its answer is measured over so long",
+        ),
+        bytes_per_second_min: v.number(
+            "TOLLGATE_GATEWAY_CLIENT_BYTES_PER_SECOND_MIN",
+            256,
+            1..=1_000_000,
+            "one that is slower than this on the average is cut off",
+        ),
+        age: v.seconds(
+            "TOLLGATE_GATEWAY_CONNECTION_SECONDS_MAX",
+            3600,
+            0..=604_800,
+            "a connection ends after so long, with its last call, so that clients spread over \
+             the gateways again; 0: never",
+        ),
+    }
 }
 
 fn read_unknown(v: &mut Variables) -> (u32, u32) {

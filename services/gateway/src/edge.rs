@@ -1,7 +1,7 @@
 //! The edge: what its threads share, and the way of one request through the checks.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     rc::Rc,
     sync::{
         Arc,
@@ -38,6 +38,7 @@ use crate::{
     keyring::{Entry, Keyring},
     lender::Lender,
     limits::Limits,
+    listen::Peer,
     meter::{Facts, Ticket},
     metrics::{Metrics, Source, Strange},
     path,
@@ -119,9 +120,10 @@ impl Drop for InFlight {
 /// Answers one request.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
-    peer: SocketAddr,
+    peer: impl Into<Peer>,
     request: Request<Incoming>,
 ) -> Response<EdgeBody> {
+    let peer = peer.into();
     let edge = &worker.edge;
     let id: RequestId = edge.ids.new_id();
     let text = request_id(id);
@@ -192,7 +194,7 @@ pub(crate) type Answered = Result<(Response<EdgeBody>, Limits), Denied>;
 /// Answers one request, which may carry an idempotency key.
 pub(crate) async fn answer(
     worker: &Rc<Worker>,
-    peer: SocketAddr,
+    peer: Peer,
     request: Request<Incoming>,
     id: RequestId,
     keyed: Option<Rc<Keyed>>,
@@ -202,7 +204,7 @@ pub(crate) async fn answer(
     let Some((name, rest)) = path::split(request.uri().path()) else {
         return Err(Refusal::UnknownService.into());
     };
-    let origin = || Origin::from(client(edge, peer.ip(), request.headers()));
+    let origin = || Origin::from(client(edge, peer.address, request.headers()));
     if path::check(rest).is_err() || !headers::is_framed_plainly(request.headers()) {
         return Err(Refusal::BadRequest.into());
     }
@@ -218,7 +220,7 @@ pub(crate) async fn answer(
     };
     let facts = Facts {
         keyed,
-        ..facts(edge, peer.ip(), &request, id, started, (name, rest))
+        ..facts(edge, peer, &request, id, started, (name, rest))
     };
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
     let catalogue = edge.catalogue.load_full();
@@ -303,14 +305,14 @@ fn client(edge: &Edge, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
 
 fn facts(
     edge: &Arc<Edge>,
-    peer: IpAddr,
+    peer: Peer,
     request: &Request<Incoming>,
     id: RequestId,
     started: u64,
     (service, rest): (&str, &str),
 ) -> Facts {
     let headers = request.headers();
-    let client = client(edge, peer, headers);
+    let client = client(edge, peer.address, headers);
     let user_agent = headers
         .get(USER_AGENT)
         .and_then(|value| value.to_str().ok());
@@ -320,6 +322,7 @@ fn facts(
         request: id,
         started,
         client,
+        is_secure: peer.is_secure,
         country: edge.countries.country(client),
         method: request.method().clone(),
         endpoint: if rest.is_empty() {

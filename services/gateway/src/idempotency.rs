@@ -310,8 +310,8 @@ async fn read(body: Incoming, digest: &BodyDigest, route: &Route) -> Result<Dige
     let (mut body, upload) = Uploaded::new(body, route.body_bytes_max, Some(digest.clone()));
     let frames = async { while let Some(Ok(_)) = body.frame().await {} };
     let came = tokio::time::timeout(route.timeout, frames).await.is_ok();
-    if upload.too_large.get() {
-        return Err(Refusal::BodyTooLarge.into());
+    if let Some(refusal) = upload.fault.get() {
+        return Err(refusal.into());
     }
     let incomplete = Refused {
         detail: "The body did not come to its end in time.",

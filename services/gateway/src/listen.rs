@@ -1,50 +1,47 @@
 //! The threads that carry calls: one event loop, one accepting socket and one pool each.
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+mod answer;
+mod census;
+mod door;
+mod flows;
+mod frames;
+mod framing;
+mod life;
+mod limits;
+mod patience;
+mod request;
+mod roll;
+mod serve;
+mod tls;
+mod wire;
+
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::conn::auto,
-};
-use socket2::{Domain, Protocol, Socket, Type};
+use runtime::Clock;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub(crate) use self::{
+    door::{Door, Peer, Rules},
+    patience::Patience,
+};
+use self::{
+    limits::{BACKLOG, UNSENT_BYTES_MAX},
+    roll::Roll,
+};
 use crate::{
-    edge::{self, Edge, Worker},
+    edge::{Edge, Worker},
     pool::Pool,
 };
 
-/// Connections waiting to be accepted, per thread.
-const BACKLOG: i32 = 1024;
-/// A request's head must be complete after so long, and a connection's first one be there.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
 /// A gateway that stops lets idle connections be for so long: who calls meanwhile is served and
 /// told that the connection ends. Closed at once, they would break calls on their way.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
-/// Longest head of a request.
-const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Most header fields of a request.
-const HEADERS_MAX: usize = 100;
-/// Streams a client may have open on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 100;
-/// Resets of streams not yet answered before an HTTP/2 connection is cut (rapid reset).
-const RESETS_MAX: usize = 50;
-
-/// Runs futures on the thread they are made on.
-#[derive(Clone, Copy)]
-struct OnThread;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for OnThread {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
+/// Between two looks at the connections of a thread.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
 /// The accepting sockets of all threads, on one address.
 pub(crate) fn bind(
@@ -75,11 +72,48 @@ pub(crate) fn bind(
     (0..threads).map(|_| open().with_context(taken)).collect()
 }
 
+/// One thread's part of the listener.
+pub(crate) struct Hall {
+    worker: Rc<Worker>,
+    door: Arc<Door>,
+    roll: Rc<Roll>,
+    clock: Clock,
+}
+
+impl Hall {
+    pub(crate) fn new(worker: Rc<Worker>, door: Arc<Door>) -> Rc<Self> {
+        Rc::new(Self {
+            clock: worker.edge.clock.clone(),
+            worker,
+            door,
+            roll: Rc::default(),
+        })
+    }
+
+    fn seconds(&self) -> u64 {
+        self.clock.monotonic_nanos() / 1_000_000_000
+    }
+
+    /// Looks after all connections of the thread.
+    #[expect(
+        clippy::infinite_loop,
+        reason = "it ends with those who wait beside it"
+    )]
+    async fn look(&self) {
+        loop {
+            tokio::time::sleep(LOOK_PERIOD).await;
+            for reason in self.roll.look(self.seconds(), &self.door.patience) {
+                self.door.note_cut(reason);
+            }
+        }
+    }
+}
+
 /// Starts one thread. It ends when `stop` is cancelled and its connections are gone, or when
 /// `cut` is cancelled.
 pub(crate) fn start(
     index: usize,
-    edge: Arc<Edge>,
+    (edge, door): (Arc<Edge>, Arc<Door>),
     socket: std::net::TcpListener,
     tls: Arc<rustls::ClientConfig>,
     stop: CancellationToken,
@@ -97,31 +131,53 @@ pub(crate) fn start(
                 pool: Pool::new(tls),
                 beyond: TaskTracker::new(),
             });
-            if let Err(error) = accept(worker, socket, stop, cut).await {
+            let carried = async {
+                let listener = TcpListener::from_std(socket)?;
+                accept(Hall::new(worker, door), listener, stop, cut).await;
+                std::io::Result::Ok(())
+            };
+            if let Err(error) = carried.await {
                 tracing::error!(%error, "a thread of the edge has died");
             }
         });
     })?)
 }
 
-async fn accept(
-    worker: Rc<Worker>,
-    socket: std::net::TcpListener,
+/// Carries the calls of one thread until told to stop, and then until its connections are gone.
+pub(crate) async fn accept(
+    hall: Rc<Hall>,
+    listener: TcpListener,
     stop: CancellationToken,
     cut: CancellationToken,
-) -> anyhow::Result<()> {
-    let listener = TcpListener::from_std(socket)?;
+) {
     let connections = TaskTracker::new();
+    let take = |stream: TcpStream, address: SocketAddr| {
+        let Some(guest) = hall.door.enter(address.ip()) else {
+            // Without a word, and without a trace in the system's tables.
+            if let Err(error) = SockRef::from(&stream).set_linger(Some(Duration::ZERO)) {
+                tracing::debug!(%error, "a connection was gone before it was refused");
+            }
+            return;
+        };
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            return;
+        }
+        let hall = Rc::clone(&hall);
+        tokio::task::spawn_local(connections.track_future(async move {
+            serve::serve(hall, stream, address).await;
+            drop(guest);
+        }));
+    };
+    let mut looking = std::pin::pin!(hall.look());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => break,
+            () = looking.as_mut() => break,
         };
         match accepted {
-            Ok((stream, peer)) => {
-                let serving = serve(Rc::clone(&worker), stream, peer, stop.clone(), cut.clone());
-                tokio::task::spawn_local(connections.track_future(serving));
-            }
+            Ok((stream, address)) => take(stream, address),
             // Out of descriptors, most likely: let some connections end first.
             Err(error) => {
                 tracing::warn!(%error, "a connection was not accepted");
@@ -130,83 +186,30 @@ async fn accept(
         }
     }
     // Who is in the queue has been told that somebody listens.
-    while let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        let serving = serve(Rc::clone(&worker), stream, peer, stop.clone(), cut.clone());
-        tokio::task::spawn_local(connections.track_future(serving));
+    while let Some(Ok((stream, address))) = listener.accept().now_or_never() {
+        take(stream, address);
     }
     drop(listener);
     connections.close();
-    worker.beyond.close();
+    hall.worker.beyond.close();
     let ended = async {
+        hall.roll.stop();
+        tokio::time::sleep(LINGER).await;
+        hall.roll.close_silent();
         connections.wait().await;
-        worker.beyond.wait().await;
+        hall.worker.beyond.wait().await;
     };
     tokio::select! {
         () = ended => {}
         () = cut.cancelled() => {}
+        () = looking => {}
     }
-    Ok(())
 }
 
-async fn serve(
-    worker: Rc<Worker>,
-    stream: TcpStream,
-    peer: SocketAddr,
-    stop: CancellationToken,
-    cut: CancellationToken,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection was gone before it was served");
-        return;
-    }
-    let begun = Rc::new(Cell::new(false));
-    let seen = Rc::clone(&begun);
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        seen.set(true);
-        let worker = Rc::clone(&worker);
-        async move { Ok::<_, std::convert::Infallible>(edge::handle(worker, peer, request).await) }
-    });
-    let mut builder = auto::Builder::new(OnThread);
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_pending_accept_reset_streams(RESETS_MAX);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let (mut stopping, mut waited) = (false, false);
-    let mut stopped = std::pin::pin!(async {
-        stop.cancelled().await;
-        if !begun.get() {
-            tokio::time::sleep(LINGER).await;
-        }
-    });
-    // The time for a head begins when the version is known; before, nothing else bounds silence.
-    let mut patience = std::pin::pin!(tokio::time::sleep(HEAD_TIMEOUT));
-    loop {
-        tokio::select! {
-            ended = connection.as_mut() => {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended");
-                }
-                return;
-            }
-            () = stopped.as_mut(), if !stopping => {
-                stopping = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            () = patience.as_mut(), if !waited => {
-                waited = true;
-                if !begun.get() {
-                    return;
-                }
-            }
-            () = cut.cancelled() => return,
-        }
-    }
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,6 +86,8 @@ pub(crate) struct Facts {
     pub(crate) request: RequestId,
     pub(crate) started: u64,
     pub(crate) client: IpAddr,
+    /// The client speaks TLS to us.
+    pub(crate) is_secure: bool,
     pub(crate) country: Country,
     pub(crate) method: Method,
     pub(crate) endpoint: String,

@@ -5,7 +5,7 @@ use std::{collections::VecDeque, rc::Rc, time::Duration};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version,
-    header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, TE, TRAILER, VIA},
+    header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, VIA},
     response::Parts,
 };
 use http_body::{Body as _, Frame};
@@ -82,18 +82,11 @@ pub(crate) async fn forward(
     let (lent, response) = match sent {
         Ok(answered) => answered,
         Err(refusal) => {
-            let too_large = upload.too_large.get();
-            let refusal = if too_large {
-                Refusal::BodyTooLarge
-            } else {
-                refusal
+            let (refusal, disposition) = match upload.fault.get() {
+                Some(refusal) => (refusal, Disposition::Refused),
+                None => (refusal, Disposition::UpstreamFailed),
             };
             span.fail(refusal.as_str());
-            let disposition = if too_large {
-                Disposition::Refused
-            } else {
-                Disposition::UpstreamFailed
-            };
             ticket.refuse(refusal, disposition);
             return Err(refusal.into());
         }
@@ -171,11 +164,6 @@ fn outgoing(
         target.push('?');
         target.push_str(query);
     }
-    let scheme = if parts.uri.scheme_str() == Some("https") {
-        "https"
-    } else {
-        "http"
-    };
     let host = parts
         .headers
         .get(HOST)
@@ -184,8 +172,14 @@ fn outgoing(
     parts.uri = Uri::try_from(target).ok()?;
     parts.version = Version::HTTP_11;
     let facts = ticket.facts();
+    // A target may name a scheme; what counts is how it came.
+    let scheme = if facts.is_secure { "https" } else { "http" };
     let headers = &mut parts.headers;
     headers::strip_request(headers);
+    if matches!(parts.method, Method::GET | Method::HEAD) && body.size_hint().exact().is_none() {
+        // Of these, hyper sends a body only if told so.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if ticket.is_priced() {
         // Units may come in trailers, whatever the client takes.
         headers.insert(TE, HeaderValue::from_static("trailers"));

@@ -38,8 +38,8 @@ impl From<Refusal> for Refused {
 fn detail(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::BadRequest => {
-            "Send a path without `..`, `//`, `;` or encoded separators, and no transfer coding but \
-             `chunked`."
+            "Send a path without `..`, `//`, `;` or encoded separators, one Host, one length, and no \
+             transfer coding but `chunked`."
         }
         Refusal::AmbiguousCredentials => {
             "Send the key once, as `Authorization: Bearer KEY` or as `X-API-Key: KEY`, and never \
@@ -70,7 +70,9 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::IdempotencyKeysExhausted => {
             "Wait until older keys have expired, 24 hours after their use, or call without one."
         }
+        Refusal::RequestTimeout => "Send the whole request without pauses.",
         Refusal::BodyTooLarge => "Send a smaller body.",
+        Refusal::TargetTooLong => "Send a shorter path or query; long texts belong into a body.",
         Refusal::HeadersTooLarge => "Send fewer or shorter headers.",
         Refusal::RateLimited => "Slow down; Retry-After says when the next call is welcome.",
         Refusal::DailyQuotaExceeded => "Wait for the next day (UTC) or raise the quota.",

@@ -28,7 +28,7 @@ use crate::{
     keyring::Keyring,
     lease::Account,
     lender::Lender,
-    listen,
+    listen::{self, Door},
     metrics::Metrics,
     principal::Signer,
     recovery,
@@ -100,9 +100,9 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     host.spawn("ship-journal", move |_| {
         ship_until(shipper, journal, own, ending)
     });
-    let (own, tls) = (host.clone(), tls()?);
+    let (own, tls, door) = (host.clone(), tls()?, Arc::new(Door::new(host, &config)?));
     host.spawn("edge", move |asked| {
-        run(own, edge, config, sockets, tls, asked, stops)
+        run(own, (edge, door), config, sockets, tls, asked, stops)
     });
     Ok(())
 }
@@ -329,7 +329,7 @@ pub(crate) fn publish_synced(edge: &Edge, synced_seq: u64) {
 /// Carries calls until asked to stop, then drains.
 async fn run(
     host: Host,
-    edge: Arc<Edge>,
+    (edge, door): (Arc<Edge>, Arc<Door>),
     config: Config,
     sockets: Vec<std::net::TcpListener>,
     tls: Arc<rustls::ClientConfig>,
@@ -344,8 +344,8 @@ async fn run(
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let mut threads = Vec::new();
     for (index, socket) in sockets.into_iter().enumerate() {
-        let (edge, tls) = (Arc::clone(&edge), Arc::clone(&tls));
-        match listen::start(index, edge, socket, tls, stop.clone(), cut.clone()) {
+        let (shared, tls) = ((Arc::clone(&edge), Arc::clone(&door)), Arc::clone(&tls));
+        match listen::start(index, shared, socket, tls, stop.clone(), cut.clone()) {
             Ok(thread) => threads.push(thread),
             Err(error) => tracing::error!(%error, "a thread of the edge did not start"),
         }

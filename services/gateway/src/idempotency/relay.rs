@@ -2,7 +2,6 @@
 //! and what was begun once is not begun again because of him.
 
 use std::{
-    net::SocketAddr,
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -20,6 +19,7 @@ use super::Keyed;
 use crate::{
     body::{BodyError, EdgeBody},
     edge::{self, Answered, Worker},
+    listen::Peer,
 };
 
 /// Frames on their way from the call to its client.
@@ -54,7 +54,7 @@ impl Relayed {
 /// As `edge::answer`, in a task of its own.
 pub(crate) async fn answer(
     worker: &Rc<Worker>,
-    peer: SocketAddr,
+    peer: Peer,
     request: Request<Incoming>,
     id: RequestId,
     keyed: Rc<Keyed>,

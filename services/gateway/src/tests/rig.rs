@@ -140,7 +140,7 @@ pub(crate) async fn host(more: &[(&str, &str)]) -> (Host, Config) {
 }
 
 /// A service whose upstream is at `address`.
-fn catalogue(address: SocketAddr) -> Catalogue {
+pub(crate) fn catalogue(address: SocketAddr) -> Catalogue {
     let route = wire::Route {
         method: "*".to_owned(),
         path_prefix: "/".to_owned(),

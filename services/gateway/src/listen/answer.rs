@@ -1,0 +1,44 @@
+//! Answers to requests that never become calls.
+
+use http::{HeaderValue, Response};
+use http_body::Body as _;
+use types::{Refusal, RequestId};
+
+use crate::{
+    body::EdgeBody,
+    edge::{Edge, REQUEST_ID},
+    refuse::Refused,
+};
+
+/// Refuses a request.
+pub(super) fn refuse(edge: &Edge, refusal: Refusal) -> Response<EdgeBody> {
+    let id: RequestId = edge.ids.new_id();
+    edge.metrics.call("", refusal.as_str(), 0);
+    let mut response = Refused::from(refusal).into_response(id);
+    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// The same as the last bytes of a connection of HTTP/1, for a request that hyper never had.
+pub(super) fn close(edge: &Edge, refusal: Refusal) -> Vec<u8> {
+    let (parts, body) = refuse(edge, refusal).into_parts();
+    let date = edge.clock.now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+    let mut bytes = format!(
+        "HTTP/1.1 {}\r\nconnection: close\r\ncontent-length: {}\r\ndate: {date}\r\n",
+        parts.status,
+        body.size_hint().exact().unwrap_or_default(),
+    )
+    .into_bytes();
+    for (name, value) in &parts.headers {
+        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            bytes.extend_from_slice(piece);
+        }
+    }
+    bytes.extend_from_slice(b"\r\n");
+    if let EdgeBody::Full(Some(text)) = body {
+        bytes.extend_from_slice(&text);
+    }
+    bytes
+}

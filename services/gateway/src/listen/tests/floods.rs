@@ -1,0 +1,365 @@
+//! HTTP/2 clients that mean harm, while one that means none is served.
+
+use tokio::io::AsyncWriteExt as _;
+
+use super::{
+    Front,
+    frames::{
+        ACK, CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PING, PRIORITY,
+        RST_STREAM, SETTINGS, WINDOW_UPDATE, block, frame, hello, request,
+    },
+    with_front,
+};
+
+/// More than any limit.
+const MANY: u32 = 20_000;
+const CANCEL: &[u8] = &[0, 0, 0, 8];
+
+/// Sends what `next` makes of a number, until the gateway has had enough. Returns how many it took
+/// in; somebody else is served meanwhile.
+async fn flood(front: &Front, next: impl Fn(u32) -> Vec<u8>) -> u32 {
+    let mut client = front.connect().await;
+    client.send(&hello(&[])).await;
+    for number in 0..MANY {
+        if number % 1_000 == 0 {
+            front.assert_serves().await;
+        }
+        if client.stream.write_all(&next(number)).await.is_err() {
+            return number;
+        }
+        // Nobody reads answers, but the gateway gets its turn.
+        tokio::task::yield_now().await;
+    }
+    panic!("the gateway takes everything");
+}
+
+#[test]
+fn floods_of_frames_end_their_connection_and_nobody_elses() {
+    with_front(&[], async |front| {
+        let key = front.rig.key.reveal().to_owned();
+        let path = "/api/v1/echo/reset";
+        let reset = |number: u32| {
+            let stream = 2 * number + 1;
+            let head = request("POST", path, &key, &[]);
+            [
+                frame(HEADERS, END_HEADERS, stream, &head),
+                frame(RST_STREAM, 0, stream, CANCEL),
+            ]
+            .concat()
+        };
+        flood(&front, reset).await;
+        let reached = front.upstream.take();
+        let resets = reached.iter().filter(|got| got.line.ends_with("/reset"));
+        assert!(resets.count() <= 200, "most never reached an upstream");
+
+        let head = request("GET", path, &key, &[]);
+        let piece = block(&[("x", "y")]);
+        flood(&front, |number| match number {
+            0 => frame(HEADERS, END_STREAM, 1, &head),
+            _ => frame(CONTINUATION, 0, 1, &piece),
+        })
+        .await;
+        flood(&front, |number| match number {
+            0 => frame(HEADERS, END_STREAM, 1, &head),
+            _ => frame(CONTINUATION, 0, 1, &[]),
+        })
+        .await;
+        flood(&front, |_| frame(PING, 0, 0, &[0; 8])).await;
+        flood(&front, |_| frame(SETTINGS, 0, 0, &[])).await;
+        flood(&front, |_| frame(PRIORITY, 0, 3, &[0, 0, 0, 1, 1])).await;
+        flood(&front, |_| frame(0xbb, 0, 0, b"unknown")).await;
+        let head = request("POST", "/api/v1/echo/a", &key, &[]);
+        flood(&front, |number| match number {
+            0 => frame(HEADERS, END_HEADERS, 1, &head),
+            _ => frame(DATA, 0, 1, &[]),
+        })
+        .await;
+        front.assert_serves().await;
+    });
+}
+
+#[test]
+fn a_list_of_fields_that_is_too_large_is_refused_with_a_problem() {
+    with_front(&[], async |front| {
+        let key = front.rig.key.reveal().to_owned();
+        let long = "y".repeat(2_000);
+        let many: Vec<_> = (0..101).map(|number| format!("x-{number}")).collect();
+        let many: Vec<_> = many.iter().map(|name| (name.as_str(), "y")).collect();
+        let query = format!("/api/v1/echo/a?{}", "x".repeat(8_200));
+        let cases = [
+            (
+                "/api/v1/echo/a",
+                vec![("x", long.as_str()); 9],
+                "headers_too_large",
+            ),
+            ("/api/v1/echo/a", many, "headers_too_large"),
+            (query.as_str(), Vec::new(), "target_too_long"),
+        ];
+        for (path, fields, code) in cases {
+            let mut client = front.connect().await;
+            client.send(&hello(&[])).await;
+            let head = request("GET", path, &key, &fields);
+            let mut pieces = head.chunks(16_000).peekable();
+            let (mut kind, mut flags) = (HEADERS, END_STREAM);
+            while let Some(piece) = pieces.next() {
+                let last = if pieces.peek().is_none() {
+                    END_HEADERS
+                } else {
+                    0
+                };
+                client.send(&frame(kind, flags | last, 1, piece)).await;
+                (kind, flags) = (CONTINUATION, 0);
+            }
+            let data = client.frame_that(|frame| frame.kind == DATA).await;
+            let data = data.expect("an answer");
+            let problem: serde_json::Value = serde_json::from_slice(&data.content).expect("text");
+            assert_eq!(problem["code"], code);
+            // The connection is as good as before.
+            let head = request("GET", "/api/v1/echo/a", &key, &[]);
+            client
+                .send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &head))
+                .await;
+            let data = client.frame_that(|frame| frame.kind == DATA).await;
+            assert_eq!(data.expect("an answer").content, b"ok");
+        }
+        // What the protocol's own bound refuses does not reach us.
+        let mut client = front.connect().await;
+        client.send(&hello(&[])).await;
+        let head = request("GET", "/api/v1/echo/b", &key, &[("x", long.as_str()); 20]);
+        let mut pieces = head.chunks(16_000).peekable();
+        let (mut kind, mut flags) = (HEADERS, END_STREAM);
+        while let Some(piece) = pieces.next() {
+            let last = if pieces.peek().is_none() {
+                END_HEADERS
+            } else {
+                0
+            };
+            drop(
+                client
+                    .stream
+                    .write_all(&frame(kind, flags | last, 1, piece))
+                    .await,
+            );
+            (kind, flags) = (CONTINUATION, 0);
+        }
+        let refused =
+            client.frame_that(|frame| matches!(frame.kind, HEADERS | RST_STREAM | GOAWAY));
+        assert!(refused.await.is_some(), "it is refused");
+        let got = front.upstream.take();
+        assert!(got.iter().all(|got| got.line == "GET /a"), "{got:?}");
+    });
+}
+
+#[test]
+fn an_answer_that_a_stream_does_not_take_frees_its_upstream() {
+    let variables = [("TOLLGATE_GATEWAY_STALL_SECONDS", "1")];
+    with_front(&variables, async |front| {
+        let key = front.rig.key.reveal().to_owned();
+        let mut client = front.connect().await;
+        // A window of a kilobyte a stream, never enlarged.
+        client.send(&hello(&[(4, 1_024)])).await;
+        let head = request("GET", "/api/v1/echo/big", &key, &[]);
+        client
+            .send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &head))
+            .await;
+        front.upstream.until(|upstream| upstream.count() == 1).await;
+        front
+            .upstream
+            .until(|upstream| upstream.connections() == 0)
+            .await;
+        // The connection and its other streams go on.
+        front.refresh();
+        let head = request("GET", "/api/v1/echo/a", &key, &[]);
+        client
+            .send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &head))
+            .await;
+        let data = client.frame_that(|frame| frame.kind == DATA && frame.stream == 3);
+        assert_eq!(data.await.expect("an answer").content, b"ok");
+        // Who reads on at last is told that it broke off.
+        let window = frame(WINDOW_UPDATE, 0, 1, &100_000_u32.to_be_bytes());
+        client.send(&window).await;
+        let reset = client.frame_that(|frame| frame.kind == RST_STREAM && frame.stream == 1);
+        assert!(reset.await.is_some());
+    });
+}
+
+#[test]
+fn a_client_has_so_many_streams_and_no_more() {
+    with_front(&[], async |front| {
+        let key = front.rig.key.reveal().to_owned();
+        let mut client = front.connect().await;
+        // No stream ends: none has room for its answer.
+        client.send(&hello(&[(4, 0)])).await;
+        let first = client.frame_that(|frame| frame.kind == SETTINGS && frame.flags & ACK == 0);
+        let settings = first.await.expect("settings").content;
+        let told = |id: u16| {
+            let pair = settings
+                .chunks(6)
+                .find(|pair| pair[..2] == id.to_be_bytes());
+            let pair = pair.expect("told").last_chunk::<4>().expect("a value");
+            u32::from_be_bytes(*pair)
+        };
+        assert_eq!(
+            (told(3), told(4), told(6)),
+            (100, 262_144, 32_768),
+            "streams, window, list"
+        );
+        let head = request("GET", "/nowhere", &key, &[]);
+        for number in 0..101_u32 {
+            let stream = 2 * number + 1;
+            client
+                .send(&frame(HEADERS, END_STREAM | END_HEADERS, stream, &head))
+                .await;
+        }
+        let refused = client.frame_that(|frame| frame.kind == RST_STREAM).await;
+        assert_eq!(refused.expect("a reset").stream, 201);
+        front.assert_serves().await;
+    });
+}
+
+type Fields = &'static [(&'static str, &'static str)];
+
+/// Requests by POST with these further fields, and their bodies.
+const AMBIGUOUS: &[(&str, Fields, &[u8])] = &[
+    (
+        "a coding",
+        &[("transfer-encoding", "chunked")],
+        b"0\r\n\r\n",
+    ),
+    ("a connection", &[("connection", "close")], b""),
+    ("an upgrade", &[("upgrade", "h2c")], b""),
+    ("a keep-alive", &[("keep-alive", "1")], b""),
+    ("a proxy-connection", &[("proxy-connection", "close")], b""),
+    ("a te", &[("te", "gzip")], b""),
+    (
+        "a body that is too short",
+        &[("content-length", "9")],
+        b"short",
+    ),
+    (
+        "a body that is too long",
+        &[("content-length", "1")],
+        b"too long",
+    ),
+    (
+        "a body of nothing",
+        &[("content-length", "0")],
+        b"GET / HTTP/1.1",
+    ),
+    (
+        "two lengths",
+        &[("content-length", "2"), ("content-length", "3")],
+        b"abc",
+    ),
+    ("a length with a sign", &[("content-length", "+2")], b"ok"),
+    ("a list of lengths", &[("content-length", "2, 2")], b"ok"),
+    (
+        "a request in a value",
+        &[("x", "x\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x")],
+        b"",
+    ),
+    ("a line feed in a value", &[("x", "a\nb: c")], b""),
+    ("a NUL in a value", &[("x", "a\0b")], b""),
+    ("a line end in a name", &[("x: y\r\nz", "a")], b""),
+    ("a colon in a name", &[("x:y", "a")], b""),
+    ("a space in a name", &[("x y", "a")], b""),
+    ("capitals in a name", &[("X-A", "a")], b""),
+    ("an empty name", &[("", "a")], b""),
+    ("a pseudo-field behind fields", &[(":path", "/b")], b""),
+    ("an unknown pseudo-field", &[(":x", "a")], b""),
+    ("a status", &[(":status", "200")], b""),
+    ("another host", &[("host", "other")], b""),
+    ("two hosts", &[("host", "edge"), ("host", "edge")], b""),
+];
+
+/// Requests of these fields and the key.
+const MALFORMED: &[(&str, &[&str; 4])] = &[
+    (
+        "a line end in the path",
+        &["GET", "http", "edge", "/api/v1/echo/a HTTP/1.1\r\nx: y"],
+    ),
+    (
+        "a space in the path",
+        &["GET", "http", "edge", "/api/v1/echo/a b"],
+    ),
+    ("an empty path", &["GET", "http", "edge", ""]),
+    (
+        "dots in the path",
+        &["GET", "http", "edge", "/api/v1/echo/a/../b"],
+    ),
+    (
+        "a whole URL as the path",
+        &["GET", "http", "edge", "http://edge/api/v1/echo/a"],
+    ),
+    (
+        "a line end in the method",
+        &["GET /x HTTP/1.1\r\nx: y", "http", "edge", "/api/v1/echo/a"],
+    ),
+    (
+        "a space in the method",
+        &["GET /x", "http", "edge", "/api/v1/echo/a"],
+    ),
+    ("an empty method", &["", "http", "edge", "/api/v1/echo/a"]),
+    ("TRACE", &["TRACE", "http", "edge", "/api/v1/echo/a"]),
+    ("CONNECT", &["CONNECT", "http", "edge", "/api/v1/echo/a"]),
+    (
+        "a line end in the scheme",
+        &["GET", "http://x\r\n", "edge", "/api/v1/echo/a"],
+    ),
+    (
+        "a user in the authority",
+        &["GET", "http", "other@edge", "/api/v1/echo/a"],
+    ),
+    (
+        "a line end in the authority",
+        &["GET", "http", "edge\r\nx: y", "/api/v1/echo/a"],
+    ),
+    ("no path", &["GET", "http", "edge", "-"]),
+    ("no method", &["-", "http", "edge", "/api/v1/echo/a"]),
+    ("no scheme", &["GET", "-", "edge", "/api/v1/echo/a"]),
+];
+
+/// Streams that would be another request to an upstream of HTTP/1, or two.
+#[test]
+fn what_is_ambiguous_in_http2_does_not_arrive() {
+    with_front(&[], async |front| {
+        let key = front.rig.key.reveal().to_owned();
+        for (name, fields, body) in AMBIGUOUS {
+            let head = request("POST", "/api/v1/echo/a", &key, fields);
+            check(&front, name, &head, body).await;
+        }
+        for (name, values) in MALFORMED {
+            let names = [":method", ":scheme", ":authority", ":path"];
+            let mut fields: Vec<_> = names.into_iter().zip(values.iter().copied()).collect();
+            fields.retain(|(_, value)| *value != "-");
+            fields.push(("x-api-key", &key));
+            check(&front, name, &block(&fields), b"").await;
+        }
+    });
+}
+
+/// Sends a request that must not arrive, and a good one behind it.
+async fn check(front: &Front, name: &str, head: &[u8], body: &[u8]) {
+    let mut client = front.connect().await;
+    client.send(&hello(&[])).await;
+    let flags = if body.is_empty() { END_STREAM } else { 0 };
+    client
+        .send(&frame(HEADERS, flags | END_HEADERS, 1, head))
+        .await;
+    if !body.is_empty() {
+        client.send(&frame(DATA, END_STREAM, 1, body)).await;
+    }
+    let key = front.rig.key.reveal();
+    let probe = request("GET", "/api/v1/echo/probe", key, &[]);
+    client
+        .send(&frame(HEADERS, END_STREAM | END_HEADERS, 3, &probe))
+        .await;
+    let end = client
+        .frame_that(|frame| frame.kind == GOAWAY || frame.kind == DATA && frame.stream == 3)
+        .await;
+    assert!(end.is_some(), "{name}: the connection says what it does");
+    let got = front.upstream.take();
+    let is_probe =
+        |got: &super::upstream::Got| got.line == "GET /probe" && !got.fields.contains("smuggled");
+    assert!(got.iter().all(is_probe), "{name}: {got:?}");
+}

@@ -1,0 +1,128 @@
+//! TLS in front.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{
+    Client, Front,
+    frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, hello, request},
+    with_front,
+};
+
+const FIRST: [&str; 2] = [
+    include_str!("fixture/first.pem"),
+    include_str!("fixture/first.key.pem"),
+];
+const SECOND: [&str; 2] = [
+    include_str!("fixture/second.pem"),
+    include_str!("fixture/second.key.pem"),
+];
+
+fn put(dir: &Path, [chain, key]: [&str; 2]) {
+    std::fs::write(dir.join("chain.pem"), chain).expect("written");
+    std::fs::write(dir.join("key.pem"), key).expect("written");
+}
+
+impl Front {
+    /// A connection with these protocols on offer, to a listener that shows this certificate.
+    async fn secure(
+        &self,
+        protocols: &[&[u8]],
+        [chain, _]: [&str; 2],
+    ) -> std::io::Result<Client<TlsStream<TcpStream>>> {
+        self.refresh();
+        let mut roots = rustls::RootCertStore::empty();
+        let chain = CertificateDer::from_pem_slice(chain.as_bytes()).expect("a certificate");
+        roots.add(chain).expect("a root");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("a protocol")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        let stream = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("localhost").expect("a name");
+        let connector = TlsConnector::from(Arc::new(config));
+        Ok(Client::new(connector.connect(name, stream).await?))
+    }
+
+    /// A call over HTTP/1.1.
+    async fn call<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin>(
+        &self,
+        client: &mut Client<S>,
+    ) {
+        self.refresh();
+        client
+            .send(self.request("GET /api/v1/echo/a", "").as_bytes())
+            .await;
+        let answer = client.answer().await.expect("an answer");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        let got = self.upstream.take();
+        assert!(
+            got[0].fields.contains("\r\nx-forwarded-proto: https\r\n"),
+            "{got:?}"
+        );
+    }
+}
+
+#[test]
+fn the_listener_speaks_tls_and_takes_a_new_certificate_while_it_runs() {
+    let dir = tempfile::tempdir().expect("a folder");
+    put(dir.path(), FIRST);
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (chain, key) = (path("chain.pem"), path("key.pem"));
+    let variables = [
+        ("TOLLGATE_GATEWAY_TLS_CERTIFICATE_FILE", chain.as_str()),
+        ("TOLLGATE_GATEWAY_TLS_KEY_FILE", key.as_str()),
+    ];
+    with_front(&variables, async |front| {
+        let mut old = front.secure(&[b"http/1.1"], FIRST).await.expect("TLS");
+        front.call(&mut old).await;
+        let mut plain = front.secure(&[], FIRST).await.expect("TLS without ALPN");
+        front.call(&mut plain).await;
+
+        let mut client = front
+            .secure(&[b"h2", b"http/1.1"], FIRST)
+            .await
+            .expect("TLS");
+        let (_, session) = client.stream.get_ref();
+        assert_eq!(session.alpn_protocol(), Some(&b"h2"[..]));
+        let head = request("GET", "/api/v1/echo/a", front.rig.key.reveal(), &[]);
+        client.send(&hello(&[])).await;
+        client
+            .send(&frame(HEADERS, END_STREAM | END_HEADERS, 1, &head))
+            .await;
+        let data = client.frame_that(|frame| frame.kind == DATA).await;
+        assert_eq!(data.expect("an answer").content, b"ok");
+        let got = front.upstream.take();
+        assert!(
+            got[0].fields.contains("\r\nx-forwarded-proto: https\r\n"),
+            "{got:?}"
+        );
+
+        // Between the two files they do not belong together: the pair before goes on.
+        std::fs::write(&chain, SECOND[0]).expect("written");
+        assert!(front.secure(&[b"h2"], SECOND).await.is_err());
+        put(dir.path(), SECOND);
+        while front.secure(&[b"h2"], SECOND).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        assert!(front.secure(&[b"h2"], FIRST).await.is_err());
+        // Who was there before stays, awake or at rest.
+        front.until(|front| front.hall.roll.resting() >= 2).await;
+        front.call(&mut old).await;
+
+        // Who does not speak TLS is told nothing, and harms nobody.
+        let mut clear = front.connect().await;
+        clear
+            .send(front.request("GET /api/v1/echo/a", "").as_bytes())
+            .await;
+        assert_eq!(clear.answer().await, None);
+        let mut new = front.secure(&[b"http/1.1"], SECOND).await.expect("TLS");
+        front.call(&mut new).await;
+    });
+}

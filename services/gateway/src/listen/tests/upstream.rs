@@ -1,0 +1,189 @@
+//! An upstream that reads strictly and remembers what it got.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
+
+/// A request as it came.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Got {
+    /// Method and target.
+    pub(super) line: String,
+    /// In lower case.
+    pub(super) fields: String,
+    pub(super) body: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Shared {
+    got: RefCell<Vec<Got>>,
+    /// What came behind the last whole request of a connection that has ended.
+    left: RefCell<Vec<String>>,
+    connections: Cell<usize>,
+    changed: Notify,
+    /// Lets streams end.
+    finish: Notify,
+}
+
+/// A running upstream.
+#[derive(Clone)]
+pub(super) struct Upstream(Rc<Shared>);
+
+impl Upstream {
+    pub(super) fn start(listener: TcpListener) -> Self {
+        let upstream = Self(Rc::default());
+        let own = upstream.clone();
+        tokio::task::spawn_local(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let own = own.clone();
+                tokio::task::spawn_local(async move {
+                    let shared = &own.0;
+                    shared.connections.set(shared.connections.get() + 1);
+                    let left = own.serve(stream).await;
+                    shared.connections.set(shared.connections.get() - 1);
+                    if !left.is_empty() {
+                        let left = String::from_utf8_lossy(&left).into_owned();
+                        shared.left.borrow_mut().push(left);
+                    }
+                    shared.changed.notify_waiters();
+                });
+            }
+        });
+        upstream
+    }
+
+    /// The requests so far; they are forgotten.
+    pub(super) fn take(&self) -> Vec<Got> {
+        std::mem::take(&mut self.0.got.borrow_mut())
+    }
+
+    pub(super) fn connections(&self) -> usize {
+        self.0.connections.get()
+    }
+
+    /// Waits until a condition holds.
+    pub(super) async fn until(&self, mut holds: impl FnMut(&Self) -> bool) {
+        loop {
+            let changed = self.0.changed.notified();
+            if holds(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Lets the streams end that wait for it.
+    pub(super) fn finish(&self) {
+        self.0.finish.notify_waiters();
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.0.got.borrow().len()
+    }
+
+    /// Serves a connection. Returns what was no whole request.
+    async fn serve(&self, mut stream: TcpStream) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            while let Some((got, length)) = parse(&bytes) {
+                bytes.drain(..length);
+                let line = got.line.clone();
+                self.0.got.borrow_mut().push(got);
+                self.0.changed.notify_waiters();
+                if self.answer(&mut stream, &line).await.is_err() {
+                    return Vec::new();
+                }
+            }
+            match stream.read_buf(&mut bytes).await {
+                Ok(0) | Err(_) => return bytes,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    async fn answer(&self, stream: &mut TcpStream, line: &str) -> std::io::Result<()> {
+        if line.contains("/big") {
+            let head = b"HTTP/1.1 200 OK\r\ncontent-length: 67108864\r\n\r\n";
+            stream.write_all(head).await?;
+            let piece = vec![b'x'; 65_536];
+            for _ in 0..1024 {
+                stream.write_all(&piece).await?;
+            }
+            return Ok(());
+        }
+        if line.contains("/events") {
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                        transfer-encoding: chunked\r\n\r\nd\r\ndata: first\n\n\r\n";
+            let finish = self.0.finish.notified();
+            stream.write_all(head.as_bytes()).await?;
+            finish.await;
+            let end = b"c\r\ndata: last\n\n\r\n0\r\n\r\n";
+            return stream.write_all(end).await;
+        }
+        let body = if line.starts_with("HEAD ") { "" } else { "ok" };
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{body}");
+        stream.write_all(answer.as_bytes()).await
+    }
+}
+
+/// The first request and how long it is, once it is there. What could be read in two ways is none.
+fn parse(bytes: &[u8]) -> Option<(Got, usize)> {
+    let end = memchr::memmem::find(bytes, b"\r\n\r\n")? + 4;
+    let head = str::from_utf8(&bytes[..end]).expect("text");
+    let (line, fields) = head.split_once("\r\n").expect("a line");
+    let fields = format!("\r\n{}", fields.to_lowercase());
+    let line = line.strip_suffix(" HTTP/1.1").expect("a version");
+    assert_eq!(line.split(' ').count(), 2, "{line:?}");
+    let all = |name: &str| -> Vec<String> {
+        let lines = fields.split("\r\n");
+        lines
+            .filter_map(|line| line.split_once(':'))
+            .filter(|(found, _)| *found == name)
+            .map(|(_, value)| value.trim().to_owned())
+            .collect()
+    };
+    let (lengths, codings) = (all("content-length"), all("transfer-encoding"));
+    assert!(lengths.len() + codings.len() <= 1, "{fields:?}");
+    assert_eq!(all("host").len(), 1, "{fields:?}");
+    let (body, whole) = match (lengths.first(), codings.first()) {
+        (Some(length), _) => {
+            let whole = end + length.parse::<usize>().expect("a length");
+            (bytes.get(end..whole)?.to_vec(), whole)
+        }
+        (None, Some(coding)) => {
+            assert_eq!(coding, "chunked", "{fields:?}");
+            dechunk(bytes, end)?
+        }
+        (None, None) => (Vec::new(), end),
+    };
+    let got = Got {
+        line: line.to_owned(),
+        fields,
+        body,
+    };
+    Some((got, whole))
+}
+
+fn dechunk(bytes: &[u8], mut at: usize) -> Option<(Vec<u8>, usize)> {
+    let mut body = Vec::new();
+    loop {
+        let line = memchr::memmem::find(&bytes[at..], b"\r\n")? + at;
+        let size = str::from_utf8(&bytes[at..line]).expect("text");
+        let size = usize::from_str_radix(size, 16).expect("a size");
+        at = line + 2;
+        if size == 0 {
+            let end = memchr::memmem::find(&bytes[at - 2..], b"\r\n\r\n")? + at + 2;
+            return Some((body, end));
+        }
+        body.extend_from_slice(bytes.get(at..at + size)?);
+        bytes.get(at + size..at + size + 2)?;
+        at += size + 2;
+    }
+}
