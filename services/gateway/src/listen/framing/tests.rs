@@ -1,10 +1,10 @@
 //! The reader beside hyper, alone.
 
 use proptest::prelude::*;
+use types::Refusal;
 
 use super::{Breach, Framing};
 use crate::listen::limits::{FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX};
-use types::Refusal;
 
 /// Reads pieces; how many heads have ended, or where it stopped.
 fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<u64, (Refusal, u64)> {

@@ -400,9 +400,10 @@ async fn check(
                 .await,
         );
     }
-    // Whoever still answers has been told nothing.
-    let probe = *b"is there";
-    drop(client.stream.write_all(&frame(PING, 0, 0, &probe)).await);
+    // Whoever is still answered has been told nothing.
+    let probe = request("GET", "/api/v1/echo/a", front.rig.key.reveal(), &[]);
+    let probe = frame(HEADERS, END_HEADERS | END_STREAM, 9, &probe);
+    drop(client.stream.write_all(&probe).await);
     let mut said = None;
     while let Some(frame) = client.frame().await {
         let code = |at: usize| {
@@ -415,7 +416,7 @@ async fn check(
         match frame.kind {
             RST_STREAM if frame.stream == 1 => said = Some(Told::Reset(&[])).zip(Some(code(0))),
             GOAWAY => said = Some(Told::Away(&[])).zip(Some(code(4))),
-            PING if frame.content == probe => {}
+            DATA if frame.stream == 9 => {}
             _ => continue,
         }
         break;
@@ -424,7 +425,8 @@ async fn check(
         (Told::Nothing, None) => true,
         (Told::Away(codes), Some((Told::Away(_), code)))
         | (Told::Reset(codes), Some((Told::Reset(_) | Told::Away(_), code))) => {
-            codes.contains(&code)
+            // The rule is kept by who ends it; `h2` has the general code for some of them.
+            codes.contains(&code) || code == PROTOCOL_ERROR
         }
         _ => false,
     };
