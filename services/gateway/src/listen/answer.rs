@@ -13,7 +13,7 @@ use crate::{
 /// Refuses a request.
 pub(super) fn refuse(edge: &Edge, refusal: Refusal) -> Response<EdgeBody> {
     let id: RequestId = edge.ids.new_id();
-    edge.metrics.call("", refusal.as_str(), 0);
+    edge.metrics.refused("", refusal.as_str(), 0);
     let mut response = Refused::from(refusal).into_response(id);
     if let Ok(value) = HeaderValue::try_from(id.to_string()) {
         response.headers_mut().insert(REQUEST_ID, value);
