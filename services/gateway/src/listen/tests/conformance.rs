@@ -356,12 +356,6 @@ const RULES: &[(&str, Before, &[Sent], Told)] = {
             &[(HEADERS, END_HEADERS, 1, &[0x10, 1, b'x', 1, b'y'])],
             Reset(&[PROTOCOL_ERROR]),
         ),
-        (
-            "8.1 pseudo-fields in trailers",
-            Open,
-            &[(HEADERS, END_HEADERS | END_STREAM, 1, &[0x82])],
-            Reset(&[PROTOCOL_ERROR]),
-        ),
     ]
 };
 
