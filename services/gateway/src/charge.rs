@@ -50,6 +50,8 @@ pub(crate) enum Reached {
     Upstream,
     /// It has answered with this status.
     Answer(u16),
+    /// It has changed protocols. That is what was asked for, so it is charged however it ends.
+    Tunnel,
 }
 
 impl Terms {
@@ -126,6 +128,7 @@ impl Terms {
             Reached::Nothing => false,
             Reached::Upstream => on_abort == OnAbort::Forwarded,
             Reached::Answer(status) => on_abort != OnAbort::Free && self.charges(status),
+            Reached::Tunnel => true,
         };
         match &self.price {
             _ if !is_due => Charge::default(),

@@ -27,6 +27,7 @@ pub struct Config {
     pub(crate) unknown_lookups_per_second_max: u32,
     pub(crate) drain: Duration,
     pub(crate) door: Rules,
+    pub(crate) tunnel_idle: Duration,
     pub(crate) traces_per_second: u32,
 }
 
@@ -89,6 +90,13 @@ impl Config {
                 "calls in flight have so long to end when the gateway stops",
             ),
             door: read_door(v),
+            tunnel_idle: v.seconds(
+                "TOLLGATE_GATEWAY_TUNNEL_IDLE_SECONDS",
+                600,
+                1..=86_400,
+                "a WebSocket or another upgraded connection is closed when nothing has passed for \
+                 so long",
+            ),
             traces_per_second: v.number(
                 "TOLLGATE_GATEWAY_TRACES_PER_SECOND",
                 50,

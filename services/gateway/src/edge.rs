@@ -7,11 +7,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use arc_swap::{ArcSwap, Guard};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
     header::{CONNECTION, USER_AGENT},
 };
 use hyper::body::Incoming;
@@ -81,6 +82,8 @@ pub(crate) struct Edge {
     /// The calls still in flight are being cut off.
     pub(crate) is_cut: AtomicBool,
     pub(crate) in_flight: AtomicU64,
+    /// Tunnels end when nothing has passed for so long.
+    pub(crate) tunnel_idle: Duration,
     /// Every record below it is on disk.
     pub(crate) synced: watch::Sender<u64>,
     /// Every record below it is in the stream.
@@ -146,13 +149,15 @@ pub(crate) async fn handle(
             (refused.into_response(id), limits)
         }
     };
+    let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     if let Some(value) = text {
         headers.insert(REQUEST_ID, value);
     }
     limits.put(headers);
     // Served, but the next call goes elsewhere. HTTP/2 has a frame for this.
-    if version < Version::HTTP_2 && edge.draining.load(Ordering::Acquire) {
+    let is_stopping = version < Version::HTTP_2 && edge.draining.load(Ordering::Acquire);
+    if is_stopping && !is_tunnel {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     response

@@ -53,6 +53,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 mod units;
+mod upgrade;
 
 pub use config::Config;
 pub use recovery::{Recovery, recover};

@@ -3,6 +3,8 @@
 //! However a call ends (answered, refused, broken off, cancelled, panicked), its ticket is either
 //! finished or dropped, and both write the record. Room for it was set aside before.
 
+mod tunnel;
+
 use std::{
     borrow::Cow,
     net::IpAddr,
@@ -304,7 +306,8 @@ impl Ticket {
         if let (Some(events), Some(price)) = (&mut self.events, &self.terms.price) {
             events.read(data, price, &mut self.units);
         }
-        if let Some(open) = &self.open {
+        // Of a tunnel without units only its end matters.
+        if let Some(open) = self.open.as_ref().filter(|_| self.is_priced()) {
             let now = self.edge.clock.monotonic_nanos();
             let waited = Duration::from_nanos(now.saturating_sub(open.at)) >= PROGRESS_PERIOD;
             let grown = self.response_bytes.saturating_sub(open.bytes) >= PROGRESS_BYTES;
@@ -318,29 +321,29 @@ impl Ticket {
         }
     }
 
-    /// Writes what a successor would charge if this process died now.
-    fn note_progress(&mut self, kind: RecordKind, reservation: Reservation) {
-        let Some(hold) = &self.hold else {
-            return;
-        };
+    /// Writes what a successor would charge if this process died now. Returns the note's number.
+    fn note_progress(&mut self, kind: RecordKind, reservation: Reservation) -> u64 {
         let now = self.edge.clock.monotonic_nanos();
         let charge = self.charge(Disposition::GatewayAborted);
         let total = now.saturating_sub(self.facts.started);
         let mut record = Record {
             kind: kind.into(),
             at_unix_micros: self.edge.clock.now().as_microsecond(),
-            lease_id: hold.lease_id().bytes().to_vec(),
-            held: hold.credits(),
-            due: charge.cost,
             call: Some(self.call(Disposition::GatewayAborted, total, charge)),
             permits: self.permits.iter().map(permit).collect(),
             ..Record::default()
         };
+        // A tunnel of a free route holds nothing.
+        if let Some(hold) = &self.hold {
+            record.lease_id = hold.lease_id().bytes().to_vec();
+            record.held = hold.credits();
+            record.due = charge.cost;
+        }
         let journal = &self.edge.journal;
-        let (_, kept) = reservation.append(|slot| {
+        let (seq, kept) = reservation.append(|slot| {
             record.seq = slot.seq;
             // What was spent before may be trimmed when a successor counts.
-            record.cum = hold.total();
+            record.cum = self.hold.as_ref().map_or(0, Hold::total);
             for (permit, hold) in record.permits.iter_mut().zip(&self.permits) {
                 permit.cum = hold.total();
             }
@@ -352,6 +355,7 @@ impl Ticket {
             at: now,
             bytes: self.response_bytes,
         });
+        seq
     }
 
     fn charge(&self, end: Disposition) -> Charge {
@@ -388,12 +392,19 @@ impl Ticket {
     /// Ends a call that is complete and whose answer is kept, or need not be.
     pub(crate) fn close(mut self) -> Finished {
         let (seq, cost) = self.record(Disposition::Completed).unwrap_or_default();
-        let proof = match self.durability {
+        Finished {
+            proof: self.proof(seq),
+            cost,
+        }
+    }
+
+    /// That the record of this number is as durable as the route demands.
+    fn proof(&self, seq: u64) -> Proof {
+        match self.durability {
             Durability::Process => Proof::Given,
             Durability::Disk => Proof::Awaited(self.edge.synced.subscribe(), seq),
             Durability::Replicated => Proof::Awaited(self.edge.shipped.subscribe(), seq),
-        };
-        Finished { proof, cost }
+        }
     }
 
     /// Ends a call whose upstream broke off in mid-answer.

@@ -143,14 +143,14 @@ impl Pool {
 
 async fn handshake<S>(stream: S) -> anyhow::Result<SendRequest<Uploaded>>
 where
-    S: AsyncRead + AsyncWrite + Unpin + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(false)
         .handshake(TokioIo::new(stream))
         .await?;
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection to an upstream ended");
         }
     });

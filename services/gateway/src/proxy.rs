@@ -17,7 +17,7 @@ use types::Refusal;
 use crate::{
     address,
     admit::Admitted,
-    body::{self, Answer, EdgeBody, Uploaded},
+    body::{self, Answer, EdgeBody, Upload, Uploaded},
     catalogue::Service,
     edge::{self, COST, REQUEST_ID, Worker, X_FORWARDED_FOR},
     headers, idempotency,
@@ -26,6 +26,7 @@ use crate::{
     principal::PRINCIPAL,
     refuse::Refused,
     units::JSON_BYTES_MAX,
+    upgrade::{self, Switch},
 };
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -63,9 +64,12 @@ pub(crate) async fn forward(
         return Box::pin(idempotency::replay(request, ticket, replay, route)).await;
     }
     let span = upstream_span(worker, &ticket, service);
-    let Some(request) = outgoing(worker, request, &ticket, service, &rest, &span) else {
-        ticket.refuse(Refusal::BadRequest, Disposition::Refused);
-        return Err(Refusal::BadRequest.into());
+    let (request, switch) = match prepare(worker, request, &ticket, service, &rest, &span) {
+        Ok(prepared) => prepared,
+        Err(refused) => {
+            ticket.refuse(refused.refusal, Disposition::Refused);
+            return Err(refused);
+        }
     };
     let (request, upload) = {
         let (parts, body) = request.into_parts();
@@ -78,16 +82,12 @@ pub(crate) async fn forward(
         ticket.refuse(refusal, Disposition::Refused);
         return Err(refusal.into());
     }
-    let sent = send(worker, service, request, route.timeout).await;
+    let sent = send(worker, service, request, route.timeout, switch.is_some()).await;
     let (lent, response) = match sent {
         Ok(answered) => answered,
         Err(refusal) => {
-            let (refusal, disposition) = match upload.fault.get() {
-                Some(refusal) => (refusal, Disposition::Refused),
-                None => (refusal, Disposition::UpstreamFailed),
-            };
+            let refusal = failed(ticket, &upload, refusal);
             span.fail(refusal.as_str());
-            ticket.refuse(refusal, disposition);
             return Err(refusal.into());
         }
     };
@@ -97,12 +97,43 @@ pub(crate) async fn forward(
     );
     drop(span);
     if response.status().is_informational() {
+        if let Some(switch) = switch.filter(|switch| switch.is_meant(response.headers())) {
+            return switch.begin(worker, response, ticket, (lent, upload)).await;
+        }
         // A switch of protocols that nobody asked for: what follows is not HTTP.
         ticket.refuse(Refusal::UpstreamUnreachable, Disposition::UpstreamFailed);
         return Err(Refusal::UpstreamUnreachable.into());
     }
     ticket.answered(response.status(), response.headers());
     incoming(response, ticket, lent, client).await
+}
+
+/// Ends a call that the upstream did not answer.
+fn failed(ticket: Ticket, upload: &Upload, refusal: Refusal) -> Refusal {
+    let (refusal, disposition) = match upload.fault.get() {
+        Some(refusal) => (refusal, Disposition::Refused),
+        None => (refusal, Disposition::UpstreamFailed),
+    };
+    ticket.refuse(refusal, disposition);
+    refusal
+}
+
+/// The request as the upstream gets it, and the change of protocols that it asks for.
+fn prepare(
+    worker: &Worker,
+    mut request: Request<Incoming>,
+    ticket: &Ticket,
+    service: &Service,
+    rest: &str,
+    span: &Span,
+) -> Result<(Request<Incoming>, Option<Switch>), Refused> {
+    let switch = upgrade::asked(&mut request, ticket.facts().keyed.is_some())?;
+    let outgoing = outgoing(worker, request, ticket, service, rest, span);
+    let mut request = outgoing.ok_or(Refusal::BadRequest)?;
+    if let Some(switch) = &switch {
+        switch.put(request.headers_mut());
+    }
+    Ok((request, switch))
 }
 
 /// What matters of a client for its answer.
@@ -234,19 +265,21 @@ fn copy(head: &Request<()>) -> Request<Uploaded> {
     Request::from_parts(parts, Uploaded::nothing())
 }
 
-/// Sends a request and waits for the head of the answer.
+/// Sends a request and waits for the head of the answer. One that may change protocols gets a
+/// connection of its own.
 async fn send(
     worker: &Rc<Worker>,
     service: &Service,
     request: Request<Uploaded>,
     timeout: Duration,
+    may_switch: bool,
 ) -> Result<(Lent, Response<Incoming>), Refusal> {
     let again = repeatable(&request);
     let attempts = async {
         let mut request = request;
         for attempt in 1..=SEND_ATTEMPTS_MAX {
             // The last attempt is made on a connection of its own.
-            let reused = if attempt < SEND_ATTEMPTS_MAX {
+            let reused = if attempt < SEND_ATTEMPTS_MAX && !may_switch {
                 worker.pool.reuse(&service.upstream)
             } else {
                 None
@@ -345,7 +378,7 @@ fn read_document(ticket: &mut Ticket, frames: &VecDeque<Frame<Bytes>>) {
 }
 
 /// The head of an answer: nothing of the connection it came by, and what we say of it.
-fn head(parts: &mut Parts, left: Option<u64>, cost: Option<i64>, tells_cost: bool) {
+pub(crate) fn head(parts: &mut Parts, left: Option<u64>, cost: Option<i64>, tells_cost: bool) {
     headers::strip_response(&mut parts.headers);
     if left.is_none() {
         // Beside a transfer coding a length says nothing; the client would take it for the end.

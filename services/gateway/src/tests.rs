@@ -7,3 +7,4 @@ pub(crate) mod rig;
 mod strangers;
 mod tables;
 mod throttle;
+mod tunnels;

@@ -102,9 +102,9 @@ impl Changes {
     }
 }
 
-/// A call succeeded when its client was given a 2xx or 3xx.
+/// A call succeeded when its client was given a 2xx or 3xx, or the protocol it asked for.
 pub(crate) fn is_success(status: u32) -> bool {
-    (200..400).contains(&status)
+    status == 101 || (200..400).contains(&status)
 }
 
 /// The UTC day of a moment.

@@ -229,8 +229,9 @@ fn credits_that_do_not_fit_poison_instead_of_wrapping() {
 }
 
 #[test]
-fn success_is_2xx_and_3xx() {
+fn success_is_2xx_and_3xx_and_a_changed_protocol() {
     for (status, success) in [
+        (101, true),
         (199, false),
         (200, true),
         (304, true),

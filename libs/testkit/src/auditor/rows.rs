@@ -273,7 +273,8 @@ impl Rows {
                    to_char(timestamp at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24') as hour, \
                    case when service_id is null then '(unknown)' else service end as service, \
                    count(*) as calls, sum(credits_used)::text as credits, \
-                   count(*) filter (where status_code between 200 and 399) as successes \
+                   count(*) filter (where status_code = 101 \
+                                       or status_code between 200 and 399) as successes \
                    from usage_ingest.api_usage_logs group by 1, 2, 3, 4";
         let mut hours = sqlx::query(sql).fetch(connection);
         while let Some(row) = hours.try_next().await? {

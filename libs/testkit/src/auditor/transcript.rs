@@ -29,7 +29,7 @@ impl Transcript {
 
     /// Whether the call must have left its one row.
     pub(super) fn is_served(&self) -> bool {
-        self.complete && (200..300).contains(&self.status)
+        self.complete && (self.status == 101 || (200..300).contains(&self.status))
     }
 }
 

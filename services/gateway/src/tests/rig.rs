@@ -290,8 +290,7 @@ impl Rig {
     ) -> String {
         keyring::tests::inform(&self.worker.edge.keyring);
         let client = async {
-            let address = self.edge.local_addr().expect("bound");
-            let mut stream = TcpStream::connect(address).await.expect("connected");
+            let mut stream = TcpStream::connect(self.address()).await.expect("connected");
             let head = format!("{line}\r\nhost: edge\r\nx-api-key: {key}\r\n{fields}\r\n");
             stream.write_all(head.as_bytes()).await.expect("sent");
             let mut got = Vec::new();
@@ -299,22 +298,34 @@ impl Rig {
             assert!(read.is_ok() || !got.is_empty(), "{read:?}");
             String::from_utf8_lossy(&got).into_owned()
         };
-        let serve = async {
-            let (stream, peer) = self.edge.accept().await.expect("accepted");
-            let service = service_fn(|request: Request<Incoming>| async move {
-                let response = edge::handle(Rc::clone(&self.worker), peer, request).await;
-                Ok::<_, Infallible>(response.map(|inner| Watched {
-                    inner,
-                    journal: self.journal().clone(),
-                    bytes: 0,
-                    log: Rc::clone(&self.log),
-                }))
-            });
-            let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-            drop(connection.await); // an answer that breaks off is an error here
-        };
-        let (got, (), ()) = tokio::join!(client, serve, self.answer(answer));
+        let (got, (), ()) = tokio::join!(client, self.serve(), self.answer(answer));
         got
+    }
+
+    /// Where the edge listens.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.edge.local_addr().expect("bound")
+    }
+
+    /// The next connection to the upstream.
+    pub(crate) async fn accept(&self) -> TcpStream {
+        self.upstream.accept().await.expect("accepted").0
+    }
+
+    /// Serves one connection of a client.
+    pub(crate) async fn serve(&self) {
+        let (stream, peer) = self.edge.accept().await.expect("accepted");
+        let service = service_fn(|request: Request<Incoming>| async move {
+            let response = edge::handle(Rc::clone(&self.worker), peer, request).await;
+            Ok::<_, Infallible>(response.map(|inner| Watched {
+                inner,
+                journal: self.journal().clone(),
+                bytes: 0,
+                log: Rc::clone(&self.log),
+            }))
+        });
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        drop(connection.with_upgrades().await); // an answer that breaks off is an error here
     }
 
     /// Answers one request on a new connection, piece by piece, and closes it.

@@ -77,7 +77,7 @@ async fn check(front: &Front, vector: &Vector, pace: Pace) -> Result<(), String>
     got.retain(|got| !got.fields.is_empty());
     let spoofed = got.iter().any(|got| {
         let names = [
-            "upgrade:",
+            "upgrade: h2c",
             "http2-settings:",
             "content_length",
             "transfer_encoding",
