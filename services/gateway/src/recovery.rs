@@ -3,14 +3,16 @@
 //!
 //! - No credit is lent to such a journal any more; each open lease gets its final count.
 //! - Everything is shipped, what is lost is declared, and a journal goes once all is applied.
+//! - A full disk is in nobody's way: there is room for what ends a journal, and shipping makes more.
 //! - Stopped or killed at any point, the next run goes on. Of two that have a copy each, both end:
 //!   a record counts once, by its number, and a lease that is open afterwards is closed again.
+
+mod counts;
 
 use std::{collections::BTreeMap, path::PathBuf, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::StreamExt as _;
-use prost::Message as _;
 use proto::{
     channel::Channel,
     events::v1::{Record, RecordKind},
@@ -22,8 +24,10 @@ use tokio::sync::watch;
 use tonic::Code as Grpc;
 use types::{JournalId, LeaseId};
 
+use self::counts::final_cum;
+pub(crate) use self::counts::{Total, finals, read_totals, settle_at_least};
 use crate::{
-    journal::{Journal, Limits, Recovered},
+    journal::{self, Journal, Recovered},
     opened::Opened,
     record,
     retry::Retry,
@@ -73,7 +77,7 @@ pub async fn recover(
 ) -> anyhow::Result<()> {
     let found = host.blocking(move || Journal::take_over(&dir)).await??;
     let channel = host.channel("wallet")?;
-    let journals = u64::try_from(found.len()).unwrap_or(u64::MAX);
+    let journals = wide(found.len());
     figures.send_modify(|all| all.journals = journals);
     let ended = futures_util::stream::iter(found).map(|found| {
         let channel = channel.clone();
@@ -160,16 +164,20 @@ impl<'a> Life<'a> {
             all.records = all.records.saturating_add(unapplied);
             all.gap_records = all.gap_records.saturating_add(lost);
         });
-        for round in 0..ROUNDS_MAX {
+        let (mut rounds, mut is_first) = (0, true);
+        while rounds < ROUNDS_MAX {
             let open = self.retire(stop).await?;
-            let is_first = round == 0;
             settle_at_least(&mut totals, &open);
             if let Some(opened) = opened.take() {
-                self.end_calls(opened, &mut totals).await?;
+                self.end_calls(opened, &mut totals, stop).await?;
             }
-            let closed = self.close(&open, &totals, lost > 0, is_first).await?;
+            if is_first {
+                self.count_credits(&open, &totals, lost > 0)?;
+            }
+            let owed = finals(&totals, &open, lost > 0, is_first)?;
+            let closed = self.close(&owed, stop).await?;
             crash_point!("gateway.recovery_scanned");
-            if closed == 0 && !is_first {
+            if owed.is_empty() && !is_first {
                 tell_end(self.host, &self.journal, stop).await?;
                 crash_point!("gateway.journal_ended");
                 let journal = self.journal.clone();
@@ -179,6 +187,9 @@ impl<'a> Life<'a> {
                 return Ok(());
             }
             self.ship(stop).await?;
+            // What the disk had no room for is the next round's: what was shipped has made some.
+            rounds = rounds.saturating_add(u32::from(closed == owed.len()));
+            is_first = false;
         }
         anyhow::bail!("leases were still open after {ROUNDS_MAX} final counts");
     }
@@ -188,11 +199,12 @@ impl<'a> Life<'a> {
         &self,
         opened: Opened,
         totals: &mut BTreeMap<LeaseId, Total>,
+        stop: &Stop,
     ) -> anyhow::Result<()> {
         let now = self.host.clock().now();
         let mut ended = 0_u64;
         for record in opened.end(totals, now.as_microsecond())? {
-            self.append(record).await?;
+            self.append(record, stop).await?;
             crash_point!("gateway.open_call_ended");
             ended = ended.saturating_add(1);
         }
@@ -201,13 +213,28 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    /// Appends a record that completes the journal, and syncs it.
-    async fn append(&self, mut record: Record) -> anyhow::Result<()> {
+    /// Appends a record that completes the journal, and syncs it; waits for room if there is none.
+    async fn append(&self, record: Record, stop: &Stop) -> anyhow::Result<()> {
+        let mut retry = Retry::new();
+        loop {
+            let error = match self.try_append(record.clone()).await {
+                Err(error) if is_disk_full(&error) => error,
+                done => return done,
+            };
+            if retry.is_first() {
+                let (id, error) = (self.id, format!("{error:#}"));
+                tracing::warn!(journal.id = %id, error, "an earlier journal waits for room");
+            }
+            anyhow::ensure!(retry.pause(stop).await, "stopped before there was room");
+        }
+    }
+
+    async fn try_append(&self, mut record: Record) -> anyhow::Result<()> {
         let journal = self.journal.clone();
         let now = self.host.clock().now();
         let now_ms = u64::try_from(now.as_millisecond()).unwrap_or(0);
         let append = move || {
-            journal.append_synced(now_ms, |slot| {
+            journal.append_final(now_ms, |slot| {
                 record.seq = slot.seq;
                 (record::encode(&record, slot.buf), ())
             })
@@ -216,33 +243,31 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    /// Writes the final count of each open lease; how many there were.
-    async fn close(
-        &self,
-        open: &[Lease],
-        totals: &BTreeMap<LeaseId, Total>,
-        has_gaps: bool,
-        is_first: bool,
-    ) -> anyhow::Result<u64> {
-        if is_first {
-            self.count_credits(open, totals, has_gaps)?;
-        }
-        let mut closed = 0_u64;
+    /// Writes final counts as long as there is room for them; how many. The first one waits for it.
+    async fn close(&self, owed: &[(LeaseId, i64)], stop: &Stop) -> anyhow::Result<usize> {
+        let mut closed = 0_usize;
         let now = self.host.clock().now();
-        for (lease, cum) in finals(totals, open, has_gaps, is_first)? {
+        for (lease, cum) in owed {
             let close = Record {
                 kind: RecordKind::Close.into(),
                 at_unix_micros: now.as_microsecond(),
                 lease_id: lease.bytes().to_vec(),
-                cum,
+                cum: *cum,
                 ..Record::default()
             };
-            self.append(close).await?;
+            let written = match closed {
+                0 => self.append(close, stop).await,
+                _ => self.try_append(close).await,
+            };
+            match written {
+                Err(error) if closed > 0 && is_disk_full(&error) => break,
+                written => written?,
+            }
             crash_point!("gateway.close_written");
             closed = closed.saturating_add(1);
         }
         self.figures
-            .send_modify(|all| all.records = all.records.saturating_add(closed));
+            .send_modify(|all| all.records = all.records.saturating_add(wide(closed)));
         Ok(closed)
     }
 
@@ -331,6 +356,16 @@ impl<'a> Life<'a> {
     }
 }
 
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
+}
+
+/// Whether there was no room for a record, which may pass.
+fn is_disk_full(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<journal::Error>();
+    error.is_some_and(journal::Error::is_disk_full)
+}
+
 /// Tells `usage-ingest` that a journal has ended, before it is removed: calls of it that have no
 /// row were never recorded, so the idempotency keys they had are free.
 ///
@@ -354,67 +389,6 @@ pub(crate) async fn tell_end(host: &Host, journal: &Journal, stop: &Stop) -> any
     }
 }
 
-/// The final counts that a journal owes, of what the wallet calls open. What it has closed or
-/// written off needs none: nothing of it is reserved, and a count below what was written off would
-/// be a dead letter.
-///
-/// # Errors
-/// A lease has no id.
-pub(crate) fn finals(
-    totals: &BTreeMap<LeaseId, Total>,
-    open: &[Lease],
-    has_gaps: bool,
-    is_first: bool,
-) -> anyhow::Result<Vec<(LeaseId, i64)>> {
-    let mut finals = Vec::with_capacity(open.len());
-    for lease in open {
-        let id = LeaseId::from_slice(&lease.lease_id)?;
-        let total = totals.get(&id);
-        // Its final count is on its way. Still open when all is applied, another record has taken
-        // that one's number.
-        if !is_first || !total.is_some_and(|total| total.closed) {
-            finals.push((id, final_cum(total, lease, has_gaps)));
-        }
-    }
-    Ok(finals)
-}
-
-/// What a lease has cost in the end. Lent, but the reply never came: nothing was spent. All its
-/// calls applied, and their records gone: what is settled is what was spent. Its last calls lost
-/// with a gap: what its owner had told of them was spent.
-fn final_cum(total: Option<&Total>, lease: &Lease, has_gaps: bool) -> i64 {
-    let readable = total.map_or(0, |total| total.cum);
-    let known = if has_gaps { lease.known_cum } else { 0 };
-    readable.max(lease.settled_cum).max(known)
-}
-
-/// What a journal says of a lease.
-#[derive(Debug, Default)]
-pub(crate) struct Total {
-    pub(crate) cum: i64,
-    closed: bool,
-    is_permits: bool,
-}
-
-impl Total {
-    /// Adds a call that had no record; returns the total with it.
-    pub(crate) fn spend(&mut self, cost: i64) -> i64 {
-        self.cum = self.cum.saturating_add(cost);
-        self.cum
-    }
-}
-
-/// A call that is ended now comes on top of what is settled, also where the records of that are
-/// applied and gone.
-pub(crate) fn settle_at_least(totals: &mut BTreeMap<LeaseId, Total>, open: &[Lease]) {
-    for lease in open {
-        let id = LeaseId::from_slice(&lease.lease_id).ok();
-        if let Some(total) = id.and_then(|id| totals.get_mut(&id)) {
-            total.cum = total.cum.max(lease.settled_cum);
-        }
-    }
-}
-
 /// What a journal says of its leases, and of the calls that it does not end.
 pub(crate) async fn totals(
     host: &Host,
@@ -422,68 +396,4 @@ pub(crate) async fn totals(
 ) -> anyhow::Result<(BTreeMap<LeaseId, Total>, Opened)> {
     let journal = journal.clone();
     host.blocking(move || read_totals(&journal)).await?
-}
-
-/// [`totals`], blocking.
-pub(crate) fn read_totals(journal: &Journal) -> anyhow::Result<(BTreeMap<LeaseId, Total>, Opened)> {
-    let (mut reader, end) = (journal.reader(0), journal.next_seq());
-    let mut totals: BTreeMap<LeaseId, Total> = BTreeMap::new();
-    let mut opened = Opened::default();
-    let mut expected = None;
-    while let Some(batch) = reader.next_batch(Limits::before(end))? {
-        // The records that are lost may have ended what was open before them: a call that may
-        // have been charged is not charged again.
-        if expected
-            .replace(batch.next_seq())
-            .is_some_and(|seq| seq != batch.first_seq)
-        {
-            opened = Opened::default();
-        }
-        for bytes in batch.records {
-            let record = Record::decode(bytes)?;
-            opened.read(&record)?;
-            for permit in &record.permits {
-                let lease = LeaseId::from_slice(&permit.lease_id)?;
-                let total = totals.entry(lease).or_default();
-                total.cum = total.cum.max(permit.cum);
-                total.is_permits = true;
-            }
-            if record.lease_id.is_empty() {
-                continue;
-            }
-            let lease = LeaseId::from_slice(&record.lease_id)?;
-            let total = totals.entry(lease).or_default();
-            total.cum = total.cum.max(record.cum);
-            total.closed |= record.kind == i32::from(RecordKind::Close);
-        }
-    }
-    Ok((totals, opened))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn lease(settled_cum: i64, known_cum: i64) -> Lease {
-        Lease {
-            settled_cum,
-            known_cum,
-            ..Lease::default()
-        }
-    }
-
-    #[test]
-    fn a_final_count_is_what_was_certainly_spent() {
-        let total = Total {
-            cum: 12,
-            ..Total::default()
-        };
-        assert_eq!(final_cum(None, &lease(0, 0), false), 0);
-        assert_eq!(final_cum(Some(&total), &lease(5, 9), false), 12);
-        assert_eq!(final_cum(Some(&total), &lease(15, 15), false), 15);
-        // Reported and not readable: lost with the power before it was promised to anybody, unless
-        // the journal is known to have lost what it had promised.
-        assert_eq!(final_cum(Some(&total), &lease(5, 14), false), 12);
-        assert_eq!(final_cum(Some(&total), &lease(5, 14), true), 14);
-    }
 }

@@ -37,6 +37,8 @@ pub(super) struct Run {
 pub(super) struct Capacity {
     pub(super) segment_bytes: usize,
     pub(super) room_records_min: u64,
+    /// Of the room, so many records' is left to what completes the journal.
+    pub(super) final_records: u64,
     pub(super) bytes_max: u64,
 }
 
@@ -47,6 +49,10 @@ pub(super) struct State {
     pub(super) next_seq: u64,
     pub(super) watermark: u64,
     pub(super) next_spare: u64,
+    /// The segment to go on in, and where.
+    pub(super) active: Option<Arc<Segment>>,
+    pub(super) offset: usize,
+    pub(super) spares: VecDeque<Arc<Segment>>,
 }
 
 /// What changes with each record.
@@ -94,26 +100,29 @@ impl Log {
         capacity: Capacity,
         state: State,
     ) -> Self {
+        let mut runs = state.runs;
+        runs.reserve(state.spares.len());
         let appender = Appender {
             scratch: Scratch::new(),
-            active: None,
-            offset: 0,
+            active: state.active,
+            offset: state.offset,
             next_seq: state.next_seq,
-            spares: VecDeque::new(),
+            spares: state.spares,
         };
+        let room = appender.room();
         Self {
             root,
             id,
             dir,
             capacity,
             appender: Mutex::new(appender),
-            runs: RwLock::new(state.runs),
+            runs: RwLock::new(runs),
             upkeep: Mutex::new(Upkeep {
                 next_spare: state.next_spare,
                 is_removed: false,
             }),
             sync: Mutex::new(()),
-            room: AtomicU64::new(0),
+            room: AtomicU64::new(room),
             next_seq: AtomicU64::new(state.next_seq),
             // Recovery syncs every segment it reads.
             synced: AtomicU64::new(state.next_seq),
@@ -164,7 +173,10 @@ impl Log {
             synced_seq,
             watermark,
             unapplied: next_seq.saturating_sub(watermark),
-            room_records: self.room.load(Ordering::Relaxed),
+            room_records: self
+                .room
+                .load(Ordering::Relaxed)
+                .saturating_sub(self.capacity.final_records),
             is_failed: self.is_failed(),
         }
     }
@@ -173,15 +185,16 @@ impl Log {
         if log.root.bytes() > log.capacity.bytes_max {
             return None;
         }
-        Self::take_room(log)
+        Self::take_room(log, log.capacity.final_records)
     }
 
-    /// [`Log::reserve`] regardless of the high-water mark.
-    pub(super) fn take_room(log: &Arc<Self>) -> Option<Reservation> {
+    /// [`Log::reserve`] regardless of the high-water mark, if there is room for more than `left`
+    /// records.
+    pub(super) fn take_room(log: &Arc<Self>, left: u64) -> Option<Reservation> {
         if log.is_failed() {
             return None;
         }
-        let less = |room: u64| room.checked_sub(1);
+        let less = |room: u64| room.checked_sub(1).filter(|rest| left <= *rest);
         log.room
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, less)
             .ok()?;
@@ -270,15 +283,7 @@ impl Log {
     /// Takes all room for good, unless somebody still holds a reservation: then their number.
     pub(super) fn close(&self) -> std::result::Result<(), u64> {
         let appender = self.appender.lock();
-        let active = appender
-            .active
-            .as_ref()
-            .map_or(0, |s| frames_in(s.left(appender.offset)));
-        let spares = appender
-            .spares
-            .iter()
-            .map(|s| frames_in(s.left(HEADER_BYTES)));
-        let room = spares.fold(active, u64::strict_add);
+        let room = appender.room();
         match self
             .room
             .compare_exchange(room, 0, Ordering::AcqRel, Ordering::Acquire)
@@ -286,6 +291,19 @@ impl Log {
             Ok(_) => Ok(()),
             Err(unreserved) => Err(room.saturating_sub(unreserved)),
         }
+    }
+}
+
+impl Appender {
+    /// Worst-case records that fit into what is allocated.
+    fn room(&self) -> u64 {
+        let active = self
+            .active
+            .as_ref()
+            .map_or(0, |segment| frames_in(segment.left(self.offset)));
+        let spares = self.spares.iter();
+        let spares = spares.map(|segment| frames_in(segment.left(HEADER_BYTES)));
+        spares.fold(active, u64::strict_add)
     }
 }
 

@@ -6,6 +6,8 @@
 //!   the death of the machine.
 //! - A failed `fsync` is final: no reservation is given again, nothing is retried.
 //! - Nothing is unlinked before the watermark that allows it is durable.
+//! - A full disk keeps nobody from ending what was begun: room for final records is left by calls,
+//!   what a life had set aside its successor uses, and what makes room needs none.
 //! - Damage is found, named and kept; it never ends in a panic and never hides what is intact.
 //!
 //! # Format, version 1
@@ -15,7 +17,8 @@
 //!
 //! ## Directories
 //! The root directory holds a file `LOCK` (held with `flock` while a process uses the root; its
-//! text is the holder's pid) and one directory per journal, `jrn_` + the journal's UUID as 32
+//! text is the holder's pid), an empty directory `prepared` for the next journal (a full disk may
+//! have no room to make one), and one directory per journal, `jrn_` + the journal's UUID as 32
 //! lower-case hexadecimal digits. A directory `jrn_….quarantined` is evidence that a damaged
 //! journal left behind after all its readable records were applied; it is no journal any more.
 //! (The same happens to a journal's directory that holds unknown files.) Everything else in the
@@ -31,7 +34,7 @@
 //! - `watermark`: 20 bytes, `TGJW`, u32 version 1, u64 watermark, u32 CRC-32C of the 16 bytes
 //!   before. Every record below the watermark has been applied by every consumer, and segments
 //!   that lie entirely below it may be missing. No file means 0. It may trail what was applied.
-//! - `watermark.new`: an unfinished replacement of it, ignored.
+//! - `watermark.new`: an earlier one or an unfinished replacement, ignored. The two change names.
 //!
 //! ## Segment
 //! A file of fixed size (64 KiB to 1 GiB, a multiple of 4096), zero where never written.
@@ -42,7 +45,7 @@
 //! | 4 | 4 | u32 version, 1 |
 //! | 8 | 16 | UUID of the journal, in the byte order of its text form |
 //! | 24 | 8 | u64 `first_seq`: number of the first record |
-//! | 32 | 8 | u64 when the file was made, in Unix milliseconds |
+//! | 32 | 8 | u64 when the file was made, in Unix milliseconds; 0: by an earlier life |
 //! | 40 | 4 | u32 size of the file |
 //! | 44 | 16 | zero |
 //! | 60 | 4 | u32 CRC-32C of bytes 0 to 59 |
@@ -79,8 +82,9 @@
 //! If a header is invalid though not zero, `first_seq` is the number in the name, for a spare
 //! the number expected after all others, and only if a valid record lies at offset 64.
 //! A segment that names another journal or starts below the number expected is not read.
-//! A new record of a recovered journal goes into a new segment, never behind a torn tail; its
-//! number is the larger of `end` and the watermark.
+//! A new record of a recovered journal goes behind the last one, when everything behind that is
+//! erased and the erasure synced, never behind a torn tail; or else into another segment. Its number
+//! is the larger of `end` and the watermark.
 
 mod disk;
 mod error;
@@ -130,6 +134,10 @@ pub const ROOM_BYTES_MIN: usize = 16 * 1024 * 1024;
 /// High-water mark of the whole root directory unless configured.
 pub const BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 
+/// Calls and grants leave room for so many of the longest records to what completes a journal when
+/// the disk is full: final counts are short, so it is enough for some 900 leases. As much as the
+/// smallest segment has.
+const FINAL_RECORDS: u64 = 15;
 /// Segment sizes are a multiple of it.
 const PAGE_BYTES: usize = 4096;
 /// A segment's header.
@@ -163,9 +171,7 @@ impl Options {
 
     fn check(&self) -> Result<()> {
         let size = self.segment_bytes;
-        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&size)
-            || !size.is_multiple_of(PAGE_BYTES)
-        {
+        if !is_segment_size(size) {
             return Err(Error::Options(
                 "segment size: 64 KiB to 1 GiB, a multiple of 4 KiB",
             ));
@@ -177,6 +183,11 @@ impl Options {
         }
         Ok(())
     }
+}
+
+/// Whether a segment may have this size.
+fn is_segment_size(bytes: usize) -> bool {
+    (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) && bytes.is_multiple_of(PAGE_BYTES)
 }
 
 /// Where a journal stands.
@@ -229,10 +240,11 @@ impl Journal {
         let capacity = Capacity {
             segment_bytes: options.segment_bytes,
             room_records_min: segment::frames_in(options.room_bytes_min),
+            final_records: FINAL_RECORDS,
             bytes_max: options.bytes_max,
         };
         let log = Arc::new(Log::new(root, id, dir, capacity, State::default()));
-        match log.keep_room(now_ms) {
+        match log.prepare_watermark().and_then(|()| log.keep_room(now_ms)) {
             Err(error) if !error.is_disk_full() => Err(error),
             _ => Ok((Self { log }, recovered)),
         }
@@ -268,13 +280,25 @@ impl Journal {
     }
 
     /// Appends a record and returns once it is on disk; makes room for it if need be, even above
-    /// the high-water mark, since what closes a lease must not wait for room. Blocks.
+    /// the high-water mark. Blocks.
     pub fn append_synced<R>(
         &self,
         now_ms: u64,
         write: impl FnOnce(Slot<'_>) -> (usize, R),
     ) -> Result<(u64, R)> {
         let done = self.log.make_room(now_ms)?.append(write);
+        self.sync_to(done.0)?;
+        Ok(done)
+    }
+
+    /// [`Journal::append_synced`] for a record that completes the journal: on a full disk it has
+    /// the room that calls and grants leave. Blocks.
+    pub fn append_final<R>(
+        &self,
+        now_ms: u64,
+        write: impl FnOnce(Slot<'_>) -> (usize, R),
+    ) -> Result<(u64, R)> {
+        let done = self.log.make_final_room(now_ms)?.append(write);
         self.sync_to(done.0)?;
         Ok(done)
     }

@@ -2,7 +2,7 @@
 
 use std::mem;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -10,10 +10,16 @@ use uuid::Uuid;
 use runtime::crash_point;
 
 use super::log::{Capacity, Log, Run, State};
+use super::map::Map;
 use super::root::Root;
-use super::scan::{Found, Scanner, list};
+use super::scan::{Files, Found, Scanner, list};
+use super::segment::{Segment, wide};
 use super::upkeep::{QUARANTINED_SUFFIX, Saved, WATERMARK, load_watermark, segment_name};
-use super::{Error, Journal, Result, SEGMENT_BYTES_MIN};
+use super::{Error, HEADER_BYTES, Journal, Result, SEGMENT_BYTES_MIN, is_segment_size};
+
+/// Of what the earlier life had set aside and not used, so much is kept for what completes its
+/// journal, which may have to be written to a full disk: final counts, and the ends of open calls.
+const COMPLETION_BYTES: usize = 1024 * 1024;
 
 /// A journal of an earlier process: to be read, completed, trimmed and removed.
 pub struct Recovered {
@@ -97,7 +103,11 @@ pub(super) fn recover_all(root: &Arc<Root>) -> Result<Vec<Recovered>> {
 /// reply may never have come.
 fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
     let saved = load_watermark(&dir)?;
-    let (mut found, next_spare) = list(root, id, &dir)?;
+    let Files {
+        mut found,
+        spares,
+        next_spare,
+    } = list(root, id, &dir)?;
     let first_expected = match saved {
         Saved::None => Some(0),
         Saved::Watermark(watermark) => Some(watermark),
@@ -140,12 +150,20 @@ fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
         next_spare,
         ..State::default()
     };
-    for segment in found {
-        add_runs(root, segment, &mut state);
+    // Numbers are counted from the beginning of a segment: only the next one can be added to it.
+    let tail = scanner.tail.filter(|_| scanner.expected == state.next_seq);
+    for (index, segment) in found.into_iter().enumerate() {
+        let end = tail.filter(|(last, _)| *last == index);
+        match end.filter(|_| segment.is_intact()) {
+            Some((_, offset)) => go_on(root, segment, offset, &mut state)?,
+            None => add_runs(root, segment, &mut state),
+        }
     }
+    keep_spares(root, spares, &mut state)?;
     let capacity = Capacity {
         segment_bytes: SEGMENT_BYTES_MIN,
         room_records_min: 0,
+        final_records: 0,
         // What completes an old journal is what lets it be removed in the end.
         bytes_max: u64::MAX,
     };
@@ -178,6 +196,75 @@ fn rename(root: &Root, found: &mut Found) -> Result<()> {
         found.is_quarantined = found.is_damaged;
     }
     Ok(())
+}
+
+/// Makes the last segment the one to go on in, behind its last record.
+fn go_on(root: &Root, found: Found, offset: usize, state: &mut State) -> Result<()> {
+    let Some(segment) = reuse(root, &found.path, offset)? else {
+        add_runs(root, found, state);
+        return Ok(());
+    };
+    root.count(segment.file_bytes);
+    let segment = Arc::new(segment);
+    state.runs.push_back(Run {
+        segment: Arc::clone(&segment),
+        first_seq: found.first_seq,
+        offset: HEADER_BYTES,
+        end_seq: u64::MAX,
+    });
+    (state.active, state.offset) = (Some(segment), offset);
+    Ok(())
+}
+
+/// Keeps as many of the unused spares as may be needed; the others go.
+fn keep_spares(root: &Root, spares: Vec<PathBuf>, state: &mut State) -> Result<()> {
+    let active = state.active.as_ref();
+    let mut room = active.map_or(0, |segment| segment.left(state.offset));
+    for path in spares {
+        let kept = match room < COMPLETION_BYTES {
+            true => reuse(root, &path, 0)?,
+            false => None,
+        };
+        let Some(segment) = kept else {
+            root.disk
+                .unlink(&path)
+                .map_err(Error::io("unlink", &path))?;
+            continue;
+        };
+        room = room.saturating_add(segment.left(HEADER_BYTES));
+        root.count(segment.file_bytes);
+        state.spares.push_back(Arc::new(segment));
+    }
+    Ok(())
+}
+
+/// Opens a segment for writing, and erases what lies in it from `offset` on: there may be remains
+/// of what was never synced, and the next record must not end right before one. `None`: it is not
+/// what a life leaves.
+fn reuse(root: &Root, path: &Path, offset: usize) -> Result<Option<Segment>> {
+    let file = match root.disk.reopen(path).map_err(Error::io("open", path)) {
+        // A copy has holes where nothing was written, and there is no room for them.
+        Err(error) if error.is_disk_full() => return Ok(None),
+        file => file?,
+    };
+    let is_spare = offset == 0;
+    let bytes = file.metadata().map_err(Error::io("read", path))?.len();
+    if is_spare && bytes > wide(COMPLETION_BYTES) {
+        file.set_len(wide(COMPLETION_BYTES))
+            .map_err(Error::io("cut", path))?;
+    }
+    let map = Map::writable(&file).map_err(Error::io("map", path))?;
+    if !is_segment_size(map.bytes()) {
+        return Ok(None);
+    }
+    let segment = Segment::new(map, path.to_path_buf(), file, 0);
+    segment.erase(offset);
+    if let Some(file) = &*segment.file.lock() {
+        root.disk
+            .sync(path, file)
+            .map_err(Error::io("sync", path))?;
+    }
+    Ok(Some(segment))
 }
 
 /// Makes a segment's records readable.

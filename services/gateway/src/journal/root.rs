@@ -1,7 +1,7 @@
 //! The root directory: its lock, its journals, the bytes they take.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,13 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use uuid::Uuid;
 
+use super::segment::wide;
 use super::{Disk, Error, Result};
 
 const LOCK: &str = "LOCK";
 const JOURNAL_PREFIX: &str = "jrn_";
+/// The directory of the next journal, made while there is room for one.
+const PREPARED: &str = "prepared";
 /// Longest text of a process id we care to read.
 const PID_BYTES_MAX: u64 = 16;
 
@@ -48,7 +51,11 @@ impl Root {
             }
             Err(error) => return Err(Error::io("lock", &path)(error.into())),
         }
-        write_holder(&mut lock).map_err(Error::io("write", &path))?;
+        match write_holder(&mut lock) {
+            // Only people read it; recovery may be what makes room.
+            Err(error) if error.kind() == ErrorKind::StorageFull => {}
+            written => written.map_err(Error::io("write", &path))?,
+        }
         let bytes = AtomicU64::new(0);
         Ok(Arc::new(Self {
             dir: dir.to_path_buf(),
@@ -61,10 +68,16 @@ impl Root {
     /// Makes the directory of a new journal.
     pub(super) fn create_journal(&self, id: Uuid) -> Result<PathBuf> {
         let dir = self.dir.join(format!("{JOURNAL_PREFIX}{}", id.simple()));
-        fs::create_dir(&dir).map_err(|error| match error.kind() {
-            std::io::ErrorKind::AlreadyExists => Error::Exists(id),
-            _ => Error::io("create", &dir)(error),
-        })?;
+        if dir.exists() {
+            return Err(Error::Exists(id));
+        }
+        // A full disk may have no room for a directory; an earlier life has made this one.
+        let prepared = self.dir.join(PREPARED);
+        fs::rename(&prepared, &dir)
+            .or_else(|_| fs::create_dir(&dir))
+            .map_err(Error::io("create", &dir))?;
+        // Without one, the next life has to find room itself.
+        drop(fs::create_dir(&prepared));
         self.disk
             .sync_directory(&self.dir)
             .map_err(Error::io("sync", &self.dir))?;
@@ -114,7 +127,9 @@ fn holder(mut lock: &File) -> Option<u32> {
 }
 
 fn write_holder(lock: &mut File) -> std::io::Result<()> {
-    lock.set_len(0)?;
+    // In place, which needs no room: what is longer of the holder before is cut off.
+    let text = std::process::id().to_string();
     lock.rewind()?;
-    lock.write_all(std::process::id().to_string().as_bytes())
+    lock.write_all(text.as_bytes())?;
+    lock.set_len(wide(text.len()))
 }

@@ -1,4 +1,4 @@
-//! Judging the segments of an old journal; changes nothing but removes unused spares.
+//! Judging the segments of an old journal; changes nothing.
 
 use std::fs::{self, File};
 use std::ops::Range;
@@ -43,6 +43,11 @@ enum Start {
 }
 
 impl Found {
+    /// True when nothing is wrong with it.
+    pub(super) fn is_intact(&self) -> bool {
+        self.start == Start::Header && !self.is_damaged && !self.is_quarantined
+    }
+
     pub(super) fn into_segment(self) -> Segment {
         let mut segment = self.segment;
         segment.path = self.path.into();
@@ -76,10 +81,19 @@ pub(super) fn parse_name(path: &Path) -> Option<(Name, bool)> {
     Some((name, plain.is_some()))
 }
 
-/// Opens the used segments of a journal in order, makes them durable, and drops unused spares.
-/// Also returns the number for the next spare.
-pub(super) fn list(root: &Root, id: Uuid, dir: &Path) -> Result<(Vec<Found>, u64)> {
-    let mut found = Vec::new();
+/// The files of a journal.
+pub(super) struct Files {
+    /// Used segments in order, durable.
+    pub(super) found: Vec<Found>,
+    /// Spares that were never used, in the order they were made.
+    pub(super) spares: Vec<PathBuf>,
+    /// Number for the next spare.
+    pub(super) next_spare: u64,
+}
+
+/// Opens the segments of a journal.
+pub(super) fn list(root: &Root, id: Uuid, dir: &Path) -> Result<Files> {
+    let (mut found, mut spares) = (Vec::new(), Vec::new());
     let mut next_spare = 0;
     for entry in fs::read_dir(dir).map_err(Error::io("list", dir))? {
         let path = entry.map_err(Error::io("list", dir))?.path();
@@ -89,17 +103,26 @@ pub(super) fn list(root: &Root, id: Uuid, dir: &Path) -> Result<(Vec<Found>, u64
         if let Name::Spare(number) = name {
             next_spare = next_spare.max(number.saturating_add(1));
         }
-        found.extend(open(root, id, path, &name, is_quarantined)?);
+        match open(root, id, path.clone(), &name, is_quarantined)? {
+            Some(segment) => found.push(segment),
+            None => spares.push(path),
+        }
     }
+    spares.sort_unstable();
     // Of two that start alike, the named one comes first: it turned out to be empty.
     found.sort_by_cached_key(|it| {
         let is_named = matches!(parse_name(&it.path), Some((Name::Segment(_), _)));
         // Of two that repeat each other, the same one is read each time.
         (it.first_seq, !is_named, it.is_quarantined, it.path.clone())
     });
-    Ok((found, next_spare))
+    Ok(Files {
+        found,
+        spares,
+        next_spare,
+    })
 }
 
+/// Opens a segment; `None`: an unused spare.
 fn open(
     root: &Root,
     id: Uuid,
@@ -115,12 +138,7 @@ fn open(
     let map = Map::read_only(&file).map_err(Error::io("map", &path))?;
     let segment = Segment::recovered(map, path.clone());
     let (start, first_seq) = match (segment.header(), name) {
-        (Header::Zero, Name::Spare(_)) => {
-            root.disk
-                .unlink(&path)
-                .map_err(Error::io("unlink", &path))?;
-            return Ok(None);
-        }
+        (Header::Zero, Name::Spare(_)) => return Ok(None),
         (Header::Version(found), _) => return Err(Error::Version { path, found }),
         (Header::Valid { journal, first_seq }, _) if journal == id => (Start::Header, first_seq),
         (Header::Valid { first_seq, .. }, _) => (Start::Foreign, first_seq),
@@ -148,6 +166,8 @@ pub(super) struct Scanner {
     /// What is wrong with the segment of that index.
     pub(super) damage: Vec<(usize, Cause, Range<u64>)>,
     pub(super) torn_seq: Option<u64>,
+    /// The last segment that was read, and where its last record ends.
+    pub(super) tail: Option<(usize, usize)>,
     is_first_known: bool,
     watermark: u64,
     scratch: Scratch,
@@ -161,6 +181,7 @@ impl Scanner {
             expected: first_expected.unwrap_or(0),
             damage: Vec::new(),
             torn_seq: None,
+            tail: None,
             is_first_known: first_expected.is_some(),
             watermark: first_expected.unwrap_or(0),
             scratch: Scratch::new(),
@@ -255,6 +276,7 @@ impl Scanner {
                 it.runs.push((first_seq..seq, first_offset));
             }
             self.expected = seq;
+            self.tail = Some((index, offset));
             let is_end = stop == Frame::End;
             it.is_full = is_end && it.segment.left(offset) < FRAME_BYTES_MAX;
             if limit == Some(seq) || (is_end && limit.is_none()) {

@@ -205,6 +205,16 @@ impl Segment {
         }
     }
 
+    /// Erases everything from `offset` on: what an earlier life has written behind its last record
+    /// was never committed, or is lost.
+    pub(super) fn erase(&self, from: usize) {
+        for offset in (from..self.map.bytes()).step_by(WORD_BYTES) {
+            if self.map.load(offset) != 0 {
+                self.map.store(offset, 0);
+            }
+        }
+    }
+
     /// Writes record `seq`, whose payload is in the scratch: payload first, commit word last.
     pub(super) fn put(&self, offset: usize, scratch: &mut Scratch, seq: u64, payload_bytes: usize) {
         let crc = scratch.crc(seq, payload_bytes);

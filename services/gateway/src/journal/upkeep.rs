@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use runtime::crash_point;
 
-use super::log::{Log, Reservation, Run, Upkeep, not_removed};
+use super::log::{Capacity, Log, Reservation, Run, Upkeep, not_removed};
 use super::map::Map;
 use super::root::Root;
 use super::scan::parse_name;
@@ -24,6 +24,9 @@ const WATERMARK_MAGIC: [u8; 4] = *b"TGJW";
 const WATERMARK_VERSION: u32 = 1;
 /// Where the watermark file's checksum starts.
 const WATERMARK_CRC_AT: usize = 16;
+/// Segments that a new journal gets above the high-water mark, if it cannot do with fewer: small
+/// ones hold no more than what is left to final records.
+const FIRST_SEGMENTS: u64 = 2;
 
 /// The name of a segment in use.
 pub(super) fn segment_name(first_seq: u64) -> String {
@@ -42,13 +45,19 @@ impl Log {
     /// Allocates segments until there is as much unreserved room as configured.
     pub(super) fn keep_room(&self, now_ms: u64) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
-        while self.room.load(Ordering::Acquire) < self.capacity.room_records_min {
+        let Capacity {
+            room_records_min,
+            final_records,
+            ..
+        } = self.capacity;
+        while self.room.load(Ordering::Acquire) < room_records_min.saturating_add(final_records) {
             let bytes = self
                 .root
                 .bytes()
                 .saturating_add(wide(self.capacity.segment_bytes));
-            // A journal without any segment gets one, or it could never take a GRANT.
-            let is_first = upkeep.next_spare == 0;
+            // A new journal gets room for its first records, or it could never take a GRANT.
+            let is_first = self.room.load(Ordering::Acquire) <= final_records
+                && upkeep.next_spare < FIRST_SEGMENTS;
             if bytes > self.capacity.bytes_max && !is_first {
                 return Ok(()); // reservations run out: this is the high-water mark at work
             }
@@ -59,11 +68,22 @@ impl Log {
 
     /// Takes room for one record, allocating a segment for it if there is none.
     pub(super) fn make_room(self: &Arc<Self>, now_ms: u64) -> Result<Reservation> {
-        if let Some(reservation) = Self::take_room(self) {
-            return Ok(reservation);
+        loop {
+            if let Some(reservation) = Self::take_room(self, self.capacity.final_records) {
+                return Ok(reservation);
+            }
+            // Fails in the end, if others take whatever there is.
+            self.allocate(&mut self.upkeep.lock(), now_ms)?;
         }
-        self.allocate(&mut self.upkeep.lock(), now_ms)?;
-        Self::take_room(self).ok_or_else(|| self.refusal())
+    }
+
+    /// [`Log::make_room`] for a record that completes the journal: on a full disk it has the room
+    /// that was left for it.
+    pub(super) fn make_final_room(self: &Arc<Self>, now_ms: u64) -> Result<Reservation> {
+        match self.make_room(now_ms) {
+            Err(error) if error.is_disk_full() => Self::take_room(self, 0).ok_or(error),
+            room => room,
+        }
     }
 
     /// Adds one spare segment, durable in size and name before it counts as room.
@@ -250,23 +270,42 @@ impl Log {
         Ok(())
     }
 
+    /// Makes both files of the watermark while there is room for them. A full disk must not keep
+    /// segments from going.
+    pub(super) fn prepare_watermark(&self) -> Result<()> {
+        self.save_watermark(self.watermark())?;
+        self.write_new_watermark(self.watermark())
+    }
+
     fn save_watermark(&self, watermark: u64) -> Result<()> {
+        self.write_new_watermark(watermark)?;
+        let (new, path) = (self.dir.join(WATERMARK_NEW), self.dir.join(WATERMARK));
+        let disk = &self.root.disk;
+        let named = match path.exists() {
+            true => disk.exchange(&new, &path),
+            false => disk.rename(&new, &path),
+        };
+        named.map_err(Error::io("rename", &new))?;
+        self.final_sync(&self.dir, disk.sync_directory(&self.dir))?;
+        crash_point!("gateway.watermark_saved");
+        Ok(())
+    }
+
+    /// Writes a watermark where nobody reads it, over the one before the last.
+    fn write_new_watermark(&self, watermark: u64) -> Result<()> {
         let mut text = Vec::with_capacity(WATERMARK_CRC_AT.saturating_mul(2));
         text.extend(WATERMARK_MAGIC);
         text.extend(WATERMARK_VERSION.to_le_bytes());
         text.extend(watermark.to_le_bytes());
         text.extend(crc32c::crc32c(&text).to_le_bytes());
 
-        let (new, path) = (self.dir.join(WATERMARK_NEW), self.dir.join(WATERMARK));
-        let disk = &self.root.disk;
-        let mut file = disk.create(&new, 0).map_err(Error::io("create", &new))?;
+        let (new, disk) = (self.dir.join(WATERMARK_NEW), &self.root.disk);
+        let mut file = match new.exists() {
+            true => disk.reopen(&new).map_err(Error::io("open", &new))?,
+            false => disk.create(&new, 0).map_err(Error::io("create", &new))?,
+        };
         file.write_all(&text).map_err(Error::io("write", &new))?;
-        self.final_sync(&new, disk.sync(&new, &file))?;
-        disk.rename(&new, &path)
-            .map_err(Error::io("rename", &new))?;
-        self.final_sync(&self.dir, disk.sync_directory(&self.dir))?;
-        crash_point!("gateway.watermark_saved");
-        Ok(())
+        self.final_sync(&new, disk.sync(&new, &file))
     }
 
     pub(super) fn remove(&self) -> Result<()> {
@@ -295,11 +334,11 @@ impl Log {
             });
         }
         upkeep.is_removed = true;
-        self.save_watermark(watermark)?;
         let spares: Vec<_> = self.appender.lock().spares.drain(..).collect();
         for spare in spares {
             self.unlink(&spare)?;
         }
+        self.save_watermark(watermark)?;
         while !self.runs.read().is_empty() {
             self.unlink_first()?;
         }

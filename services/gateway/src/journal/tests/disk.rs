@@ -67,6 +67,10 @@ impl Disk for TestDisk {
         SystemDisk.create(path, bytes)
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<File> {
+        SystemDisk.reopen(path)
+    }
+
     fn sync(&self, path: &Path, _file: &File) -> io::Result<()> {
         if self.remembers.load(Ordering::SeqCst) {
             self.durable
@@ -87,6 +91,15 @@ impl Disk for TestDisk {
             durable.insert(to.to_path_buf(), bytes);
         }
         SystemDisk.rename(from, to)
+    }
+
+    fn exchange(&self, left: &Path, right: &Path) -> io::Result<()> {
+        self.note("exchange", right);
+        let mut durable = self.durable.lock();
+        let (was_left, was_right) = (durable.remove(left), durable.remove(right));
+        durable.extend(was_left.map(|bytes| (right.to_path_buf(), bytes)));
+        durable.extend(was_right.map(|bytes| (left.to_path_buf(), bytes)));
+        SystemDisk.exchange(left, right)
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {

@@ -6,7 +6,9 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::{NOW_MS, Rig, append, id, options, payload, read};
-use crate::journal::{Damage, Error, Journal, Options, SEGMENT_BYTES_MIN, Slot};
+use crate::journal::{
+    Damage, Error, HEADER_BYTES, Journal, Options, RECORD_BYTES_MAX, SEGMENT_BYTES_MIN, Slot,
+};
 
 #[test]
 fn a_full_disk_refuses_reservations_and_heals() {
@@ -34,6 +36,97 @@ fn a_full_disk_refuses_reservations_and_heals() {
     assert!(journal.maintain(NOW_MS).expect_err("full").is_disk_full());
     assert_eq!(journal.synced_seq(), journal.next_seq());
     assert!(!journal.is_failed());
+}
+
+/// Calls take what they can; what ends the journal has room all the same, in this life and the next.
+#[test]
+fn a_full_disk_has_room_for_final_records_in_this_life_and_the_next() {
+    let rig = Rig::new();
+    let (journal, _) = rig.open(1);
+    let mut calls: Vec<_> = std::iter::from_fn(|| journal.reserve()).collect();
+    rig.disk.is_full.store(true, Ordering::SeqCst);
+    let ended = calls.split_off(calls.len() / 2);
+    let in_flight = calls.len() as u64;
+    for call in ended {
+        call.append(|_| (RECORD_BYTES_MAX, ()));
+    }
+    assert!(journal.reserve().is_none());
+    let grant = journal.append_synced(NOW_MS, |_| (1, ()));
+    assert!(grant.expect_err("full").is_disk_full());
+    let close = |journal: &Journal, bytes| {
+        let write = |slot: Slot<'_>| {
+            slot.buf[..bytes].copy_from_slice(&payload(slot.seq, bytes));
+            (bytes, ())
+        };
+        journal.append_final(NOW_MS, write)
+    };
+    for _ in 0..3 {
+        close(&journal, 50).expect("room was left");
+    }
+    assert!(journal.reserve().is_none());
+    let written = journal.next_seq();
+    drop((journal, calls));
+
+    // Killed with calls in flight: what they had reserved is there for their successor.
+    let (journal, old) = rig.reopen(2);
+    assert!(old.damage.is_empty() && old.torn_seq.is_none());
+    assert!(journal.reserve().is_none(), "the disk is still full");
+    for _ in 0..in_flight {
+        close(&old.journal, RECORD_BYTES_MAX).expect("a call in flight had room");
+    }
+    for _ in 0..800 {
+        close(&old.journal, 50).expect("final counts have room");
+    }
+    let end = old.journal.next_seq();
+    assert_eq!(end, written + in_flight + 800);
+    assert_eq!(old.journal.synced_seq(), end);
+    let found: HashMap<u64, Vec<u8>> = read(&old.journal, 0).into_iter().collect();
+    assert!(
+        (written..written + in_flight).all(|seq| found[&seq] == payload(seq, RECORD_BYTES_MAX))
+    );
+    // What is applied can go: that needs no room, and makes some.
+    old.journal.trim(end).expect("trimmed");
+    old.journal.remove().expect("removed");
+    assert!(!rig.journal_dir(1).exists());
+}
+
+/// What was written behind the last synced record is not taken for one when another follows that.
+#[test]
+fn a_tail_is_erased_before_it_is_written_to_again() {
+    let rig = Rig::new();
+    let (journal, _) = rig.open(1);
+    for _ in 0..6 {
+        append(&journal, 40);
+    }
+    journal.maintain(NOW_MS).expect("maintained");
+    drop(journal);
+    // The power has taken record 2, and left what was written later.
+    let path = rig.journal_dir(1).join("00000000000000000000.seg");
+    let mut image = std::fs::read(&path).expect("readable");
+    image[HEADER_BYTES + 2 * 48..HEADER_BYTES + 3 * 48].fill(0);
+    std::fs::write(&path, &image).expect("writable");
+
+    let (_journal, old) = rig.reopen(2);
+    assert_eq!(old.journal.next_seq(), 2);
+    for _ in 0..2 {
+        let write = |slot: Slot<'_>| (9, slot.buf[..9].fill(7));
+        old.journal.append_synced(NOW_MS, write).expect("room");
+    }
+    assert_eq!(
+        rig.files(1)
+            .iter()
+            .filter(|name| name.starts_with('0'))
+            .count(),
+        1
+    );
+    drop((_journal, old));
+    let (_journal, old) = rig.reopen(3);
+    assert!(old.damage.is_empty(), "{:?}", old.damage);
+    let found: Vec<usize> = read(&old.journal, 0)
+        .iter()
+        .map(|(_, it)| it.len())
+        .collect();
+    assert_eq!(found, [40, 40, 9, 9]);
 }
 
 #[test]

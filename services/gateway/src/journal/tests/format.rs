@@ -122,7 +122,7 @@ fn segments_go_only_after_the_watermark_is_durable() {
     let bytes = journal.stats().bytes;
     journal.trim(70).expect("trimmed");
     let log = rig.disk.log.lock().clone();
-    assert_eq!(log[0], "rename watermark");
+    assert_eq!(log[0], "exchange watermark");
     assert!(log.len() > 2 && log[1..].iter().all(|line| line.starts_with("unlink 0")));
     assert!(journal.stats().bytes < bytes);
     assert_eq!(journal.stats().unapplied, 30);

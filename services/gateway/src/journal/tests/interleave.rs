@@ -169,6 +169,10 @@ impl Disk for SlowDisk {
         Ok(file)
     }
 
+    fn reopen(&self, path: &Path) -> io::Result<File> {
+        File::options().read(true).write(true).open(path)
+    }
+
     fn sync(&self, _: &Path, _: &File) -> io::Result<()> {
         thread::yield_now();
         Ok(())
@@ -180,6 +184,10 @@ impl Disk for SlowDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         fs::rename(from, to)
+    }
+
+    fn exchange(&self, left: &Path, right: &Path) -> io::Result<()> {
+        fs::rename(left, right)
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
@@ -206,6 +214,7 @@ fn journal(records: u64) -> Arc<Log> {
     let capacity = Capacity {
         segment_bytes: HEADER_BYTES + FRAME_BYTES_MAX,
         room_records_min: records,
+        final_records: 0,
         bytes_max: u64::MAX,
     };
     let dir = dir.path().to_path_buf();

@@ -6,13 +6,16 @@ use std::{
     time::{Duration, Instant},
 };
 
+use prost::Message as _;
+use proto::events::v1::{Record, RecordKind};
 use rustix::process::Signal;
 use testkit::{
+    auditor::journal::Journals,
     eventually,
-    load::{Connection, Outcome, Plan, Shot},
+    load::{Answer, Connection, Outcome, Plan, Shot},
 };
 
-use super::{DISTANCE, LIVE, Load, figures::Figures, fund, quiet::quiet, summary};
+use super::{DISTANCE, LIVE, Load, figures::Figures, fund, priced, quiet::quiet, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
 /// F5, `replicated`: a gateway's machine is lost, journal and all. What a client saw complete is
@@ -90,8 +93,15 @@ async fn lose_machines(times: usize) {
 fn journals_of(stack: &Stack, gateway: usize) -> Vec<PathBuf> {
     let info = stack.info();
     let root = info["journals"][gateway].as_str().expect("a path");
+    journals_in(Path::new(root))
+}
+
+fn journals_in(root: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(root).expect("a folder").flatten();
-    let is_journal = |path: &PathBuf| path.is_dir();
+    let is_journal = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("jrn_")
+    };
     entries
         .map(|entry| entry.path())
         .filter(is_journal)
@@ -145,15 +155,7 @@ async fn f21_a_full_disk_refuses_calls_and_a_failing_one_ends_the_process() {
     let Some(disk) = SmallDisk::mount(&place, DISK_BYTES) else {
         return;
     };
-    // The first gateway's journals; the second has the machine's disk.
-    let linked = |data: &Path| {
-        let folder = data.join("journal");
-        std::fs::create_dir_all(&folder).expect("a folder");
-        std::os::unix::fs::symlink(&place, folder.join("gateway-1")).expect("linked");
-    };
-    let segments = [("TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES", "65536")];
-    let arguments = ["--processes", "--gateways", "2"];
-    let stack = Stack::start_in(&arguments, &segments, linked).await;
+    let stack = on_small_disk(&place, "2").await;
     fund(&stack);
     let key = stack.demo("live_key");
     let load = Load::of(Plan {
@@ -187,21 +189,125 @@ async fn f21_a_full_disk_refuses_calls_and_a_failing_one_ends_the_process() {
     drop((stack, disk));
 }
 
+/// F21: a gateway is killed on a full disk and comes back to one. Nobody makes room, and somebody
+/// takes whatever is let go of: what the dead life owed is written, shipped and settled all the
+/// same, its call in flight included, and its journal goes.
+#[tokio::test]
+async fn f21_a_gateway_killed_on_a_full_disk_settles_without_any_room() {
+    const DISK_BYTES: u64 = 512 << 10;
+    let dir = tempfile::tempdir().expect("a folder");
+    let place = dir.path().join("journals");
+    let Some(disk) = SmallDisk::mount(&place, DISK_BYTES) else {
+        return;
+    };
+    let stack = on_small_disk(&place, "1").await;
+    fund(&stack);
+    priced::price_tokens(&stack);
+    let key = stack.demo("live_key");
+    let load = Load::of(Plan {
+        gateways: stack.gateways(),
+        key: key.clone(),
+        shots: vec![Shot::get(DISTANCE)],
+        workers: 8,
+        pause: Duration::from_millis(2),
+    });
+    load.more_answers(100).await;
+    let interrupted = begin_a_long_stream(&stack, &key, &place).await;
+
+    let (ballast, sleeper) = (place.join("ballast"), stack.pids("usage-ingest")[0]);
+    signal(sleeper, Signal::STOP);
+    until_full(&stack, &key, &ballast).await;
+    let dead = journals_in(&place);
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    let killed = Instant::now();
+    signal(stack.pids("gateway")[0], Signal::KILL);
+    let next = eventually(SETTLE_LIMIT, "the next life begins", async || {
+        fill(&ballast);
+        match journals_in(&place).len() {
+            2 => Ok(()),
+            found => Err(format!("{found} journals")),
+        }
+    });
+    next.await.expect("begun");
+    signal(sleeper, Signal::CONT);
+    let gone = eventually(SETTLE_LIMIT, "the dead life's journal goes", async || {
+        fill(&ballast);
+        match dead[0].exists() {
+            false => Ok(()),
+            true => Err(format!("{} is there", dead[0].display())),
+        }
+    });
+    gone.await.expect("gone");
+    let gone = killed.elapsed();
+    let (outcome, broken_off) = (load.finish().await, interrupted.await.expect("ends"));
+    assert!(broken_off.is_err(), "{broken_off:?}");
+    let report = stack.audit_with(&[&outcome]);
+    let aborted = "select count(*) from usage_ingest.api_usage_logs
+                    where disposition = 'gateway_aborted' and credits_used > 0";
+    assert_eq!(stack.count(aborted).await, 1);
+    let figures = Figures {
+        kills: 1,
+        faults: 1,
+        quiet: gone,
+        more: "killed and started again on a full disk".to_owned(),
+        ..Figures::of("F21", &[&outcome])
+    };
+    figures.print(&stack, &report).await;
+    drop((stack, disk));
+}
+
+/// Begins a call that goes on for longer than the test, and waits until the journal knows what it
+/// costs if its gateway dies.
+async fn begin_a_long_stream(
+    stack: &Stack,
+    key: &str,
+    place: &Path,
+) -> tokio::task::JoinHandle<anyhow::Result<Answer>> {
+    let question = "Paris, Lyon, Rouen, Nantes, Tours, Dijon, Metz, Nancy, Brest, Caen and Pau lie \
+                    in France. Which cities lie in France?";
+    let body = serde_json::json!({
+        "model": "m",
+        "stream": true,
+        "delay_ms": 2_000,
+        "messages": [{"role": "user", "content": question}],
+    });
+    let shot = Shot::post("/api/v1/ai/chat/completions", &body.to_string());
+    let (gateway, key) = (stack.gateways()[0].clone(), key.to_owned());
+    let call = tokio::spawn(async move { Connection::to(&gateway).call(&key, &shot).await });
+    let is_noted = |payload: &[u8]| {
+        let record = Record::decode(payload).expect("a record");
+        record.kind == i32::from(RecordKind::Progress) && record.due > 0
+    };
+    let begun = eventually(SETTLE_LIMIT, "the stream has begun", async || {
+        let journals = Journals::read(&[place.to_path_buf()]).expect("readable");
+        let mut records = journals.all.iter().flat_map(|journal| &journal.records);
+        match records.any(|(_, payload)| is_noted(payload)) {
+            true => Ok(()),
+            false => Err("not yet"),
+        }
+    });
+    begun.await.expect("begun");
+    call
+}
+
+/// A stack whose first gateway has its journals in this place; others have the machine's disk.
+async fn on_small_disk(place: &Path, gateways: &str) -> Stack {
+    let linked = |data: &Path| {
+        let folder = data.join("journal");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::os::unix::fs::symlink(place, folder.join("gateway-1")).expect("linked");
+    };
+    let segments = [("TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES", "65536")];
+    let arguments = ["--processes", "--gateways", gateways];
+    Stack::start_in(&arguments, &segments, linked).await
+}
+
 /// The disk of the first gateway's journals is filled, and emptied again.
 async fn refuses_while_full(stack: &Stack, key: &str, ballast: &Path) {
     // Nothing is trimmed while a consumer stands still: the room in hand is used up.
     let sleeper = stack.pids("usage-ingest")[0];
     signal(sleeper, Signal::STOP);
-    fill(ballast);
-    let full = eventually(SETTLE_LIMIT, "the disk is full", async || {
-        fill(ballast);
-        let answer = stack.call_at(0, key, &Shot::get(DISTANCE)).await;
-        match answer.status.as_u16() {
-            503 => Ok(answer),
-            _ => Err(format!("{answer:?}")),
-        }
-    });
-    let refused = full.await.expect("full");
+    let refused = until_full(stack, key, ballast).await;
     assert_eq!(
         refused.json()["code"],
         "metering_unavailable",
@@ -215,6 +321,19 @@ async fn refuses_while_full(stack: &Stack, key: &str, ballast: &Path) {
     signal(sleeper, Signal::CONT);
     serves(stack, 0, key).await;
     assert_eq!(stack.pids("gateway")[0], full_life, "no SIGBUS, no exit");
+}
+
+/// Fills the disk until the first gateway refuses a call for it; the refusal.
+async fn until_full(stack: &Stack, key: &str, ballast: &Path) -> Answer {
+    let full = eventually(SETTLE_LIMIT, "the disk is full", async || {
+        fill(ballast);
+        let answer = stack.call_at(0, key, &Shot::get(DISTANCE)).await;
+        match answer.status.as_u16() {
+            503 => Ok(answer),
+            _ => Err(format!("{answer:?}")),
+        }
+    });
+    full.await.expect("full")
 }
 
 /// The second gateway's next life fails to sync, and ends; the one after goes on.

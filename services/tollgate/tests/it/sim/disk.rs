@@ -38,13 +38,17 @@ enum Change {
         /// What `to` held before: as read, and as synced.
         replaced: Option<(Vec<u8>, Option<Vec<u8>>)>,
     },
+    Exchanged(PathBuf, PathBuf),
     Unlinked(PathBuf, Vec<u8>),
 }
 
 impl Change {
     fn path(&self) -> &Path {
         match self {
-            Self::Created(path) | Self::Renamed { to: path, .. } | Self::Unlinked(path, _) => path,
+            Self::Created(path)
+            | Self::Renamed { to: path, .. }
+            | Self::Exchanged(path, _)
+            | Self::Unlinked(path, _) => path,
         }
     }
 }
@@ -68,6 +72,24 @@ impl SimDisk {
     pub(super) fn revive(&self) {
         let mut state = self.0.lock();
         (state.doom, state.is_dead) = (None, false);
+    }
+
+    /// Damages a byte of a file for good.
+    pub(super) fn flip(&self, path: &Path, at: usize) {
+        let mut bytes = fs::read(path).expect("it is there");
+        bytes[at] ^= 0x40;
+        fs::write(path, &bytes).expect("writable");
+        if let Some(durable) = self.0.lock().durable.get_mut(path) {
+            durable[at] = bytes[at];
+        }
+    }
+
+    /// Takes a file away.
+    pub(super) fn destroy(&self, path: &Path) {
+        fs::remove_file(path).expect("removable");
+        let mut state = self.0.lock();
+        state.durable.remove(path);
+        state.unsynced.retain(|change| change.path() != path);
     }
 
     /// Loses what is not durable. Nobody has a file open.
@@ -122,6 +144,15 @@ impl SimDisk {
 }
 
 impl State {
+    fn exchange(&mut self, left: &Path, right: &Path) {
+        SystemDisk.exchange(left, right).expect("both are there");
+        let (was_left, was_right) = (self.durable.remove(left), self.durable.remove(right));
+        self.durable
+            .extend(was_left.map(|bytes| (right.to_path_buf(), bytes)));
+        self.durable
+            .extend(was_right.map(|bytes| (left.to_path_buf(), bytes)));
+    }
+
     fn undo(&mut self, change: Change) {
         match change {
             Change::Created(path) => {
@@ -138,6 +169,7 @@ impl State {
                     self.durable.extend(durable.map(|durable| (to, durable)));
                 }
             }
+            Change::Exchanged(left, right) => self.exchange(&left, &right),
             Change::Unlinked(path, bytes) => {
                 let parent = path.parent().expect("it was in a directory");
                 fs::create_dir_all(parent).expect("creatable");
@@ -158,6 +190,10 @@ impl Disk for SimDisk {
             }
             Ok(file)
         })
+    }
+
+    fn reopen(&self, path: &Path) -> io::Result<File> {
+        self.operate(|_| SystemDisk.reopen(path))
     }
 
     fn sync(&self, path: &Path, _file: &File) -> io::Result<()> {
@@ -192,6 +228,15 @@ impl Disk for SimDisk {
                     replaced: replaced.map(|bytes| (bytes, was_durable)),
                 });
             }
+            Ok(())
+        })
+    }
+
+    fn exchange(&self, left: &Path, right: &Path) -> io::Result<()> {
+        self.operate(|state| {
+            state.exchange(left, right);
+            let (left, right) = (left.to_path_buf(), right.to_path_buf());
+            state.unsynced.push(Change::Exchanged(left, right));
             Ok(())
         })
     }
