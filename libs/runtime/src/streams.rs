@@ -147,11 +147,27 @@ impl Streams {
         headers: HeaderMap,
         payload: bytes::Bytes,
     ) -> anyhow::Result<()> {
+        self.put_telling(subject, headers, payload, || {}).await
+    }
+
+    /// [`Streams::put`]; `sent` is called in between, when the message is on its way.
+    ///
+    /// # Errors
+    /// As [`Streams::put`].
+    pub async fn put_telling(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        payload: bytes::Bytes,
+        sent: impl FnOnce(),
+    ) -> anyhow::Result<()> {
         let published = async {
-            let sent = self
+            let publish = self
                 .jetstream
                 .publish_with_headers(subject, headers, payload);
-            sent.await?.await?;
+            let acknowledgement = publish.await?;
+            sent();
+            acknowledgement.await?;
             Ok(())
         };
         self.answered(published).await

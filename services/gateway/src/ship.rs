@@ -175,9 +175,14 @@ impl Shipper {
 
     async fn trim(&self, watermark: u64) -> anyhow::Result<()> {
         let journal = self.journal.clone();
-        self.host
-            .blocking(move || journal.trim(watermark))
-            .await??;
+        let trimmed = self.host.blocking(move || journal.trim(watermark)).await?;
+        match trimmed {
+            // The watermark counts all the same. It is written with the next step forward.
+            Err(error) if error.is_disk_full() => {
+                tracing::warn!(journal.id = %self.id, %error, "segments cannot go yet");
+            }
+            trimmed => trimmed?,
+        }
         crash_point!("gateway.watermark_saved");
         Ok(())
     }
@@ -201,7 +206,10 @@ impl Shipper {
                 headers.insert(TRACEPARENT, parent);
             }
             let subject = format!("usage.v1.{}", self.id);
-            let published = streams.put(subject, headers, payload.clone());
+            let sent = || {
+                crash_point!("gateway.batch_published");
+            };
+            let published = streams.put_telling(subject, headers, payload.clone(), sent);
             match published.await {
                 Ok(()) => {
                     crash_point!("gateway.batch_acknowledged");

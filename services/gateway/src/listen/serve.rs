@@ -8,6 +8,7 @@ use std::{convert::Infallible, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, tas
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use runtime::crash_point;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -172,8 +173,12 @@ async fn http1(hall: &Rc<Hall>, seat: &Seat, peer: Peer, stream: Stream, first: 
     let end = std::future::poll_fn(|task| {
         loop {
             if let Poll::Ready(ended) = Pin::new(&mut connection).poll(task) {
-                if let Err(error) = ended {
-                    tracing::debug!(%error, "a connection ended");
+                match ended {
+                    // The last byte of each of its answers has left.
+                    Ok(()) => {
+                        crash_point!("gateway.last_byte_sent");
+                    }
+                    Err(error) => tracing::debug!(%error, "a connection ended"),
                 }
                 return Poll::Ready(life.breach().map_or(End::Ended, End::Refuse));
             }
