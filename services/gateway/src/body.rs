@@ -277,7 +277,9 @@ impl Body for EdgeBody {
         match self {
             Self::Full(bytes) => bytes.is_none(),
             Self::Metered(metered) => {
-                metered.held_back.is_none()
+                // Whatever the upstream says: it ends with its record.
+                metered.ticket.is_none()
+                    && metered.held_back.is_none()
                     && metered.read.is_empty()
                     && !metered.tells_cost
                     && metered.inner.is_end_stream()

@@ -4,13 +4,7 @@
 pub(crate) mod desk;
 mod upkeep;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use futures_util::StreamExt as _;
 use proto::{
@@ -20,12 +14,12 @@ use proto::{
 };
 use runtime::{Host, Stop, crash_point};
 use tokio::sync::mpsc;
-use tonic::Code as Grpc;
+use tonic::{Code as Grpc, Status};
 use types::{JournalId, LeaseId, QuotaKind, Refusal};
 
 use self::desk::{Desk, Grant, News};
 use crate::{
-    journal::Journal,
+    journal::{Journal, Slot},
     lease::{Account, Hold, Lease, Owner},
     record,
 };
@@ -58,7 +52,6 @@ pub(crate) struct Lender {
     unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
     /// One at a time closes leases.
     closing: tokio::sync::Mutex<()>,
-    stopping: AtomicBool,
     renewals: mpsc::Sender<Arc<Account>>,
 }
 
@@ -78,7 +71,6 @@ impl Lender {
             desk: Desk::default(),
             unanswered: papaya::HashMap::new(),
             closing: tokio::sync::Mutex::new(()),
-            stopping: AtomicBool::new(false),
             renewals,
         };
         Ok((Arc::new(lender), waiting))
@@ -188,7 +180,7 @@ impl Lender {
 
     /// What the wallet lends, at least so many credits.
     async fn lend(&self, account: &Account, credits: i64) -> Result<wire::Lease, Refusal> {
-        if self.stopping.load(Ordering::Acquire) {
+        if self.desk.is_ended() {
             return Err(Refusal::Draining);
         }
         let minimum = credits.max(1);
@@ -206,33 +198,31 @@ impl Lender {
             gateway: self.name.clone(),
         };
         self.unanswered.pin().insert(account.owner, request.clone());
-        let answer = self.ask(request).await?;
+        let answer = self.ask(request).await.map_err(|status| {
+            let (code, error) = (status.code(), status.message());
+            tracing::warn!(?code, error, "credits could not be acquired");
+            Refusal::CreditsUnavailable
+        })?;
         crash_point!("gateway.lease_reply_received");
         self.unanswered.pin().remove(&account.owner);
         answer.lease.ok_or(account.owner.exhausted())
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.
-    async fn ask(&self, request: wire::AcquireRequest) -> Result<wire::AcquireResponse, Refusal> {
-        for attempt in 1..=ATTEMPTS_MAX {
+    async fn ask(&self, request: wire::AcquireRequest) -> Result<wire::AcquireResponse, Status> {
+        let mut attempt = 1;
+        loop {
             let mut request = tonic::Request::new(request.clone());
             request.set_timeout(ATTEMPT_TIMEOUT);
             match self.client().acquire(request).await {
                 Ok(answer) => return Ok(answer.into_inner()),
                 Err(status) if attempt < ATTEMPTS_MAX && may_pass(&status) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
+                    attempt = attempt.saturating_add(1);
                 }
-                Err(status) => {
-                    tracing::warn!(
-                        code = ?status.code(),
-                        error = status.message(),
-                        "credits could not be acquired"
-                    );
-                    return Err(Refusal::CreditsUnavailable);
-                }
+                Err(status) => return Err(status),
             }
         }
-        Err(Refusal::CreditsUnavailable)
     }
 
     /// Puts lent credits to use: first the journal, then the lease.
@@ -286,15 +276,20 @@ impl Lender {
     ) -> anyhow::Result<()> {
         let journal = self.journal.clone();
         let now_ms = u64::try_from(self.now_micros() / 1_000).unwrap_or(0);
+        let is_final = record.kind == i32::from(RecordKind::Close);
         self.host
             .blocking(move || {
-                journal.append_synced(now_ms, |slot| {
+                let write = |slot: Slot<'_>| {
                     record.seq = slot.seq;
                     if let Some(lease) = lease {
                         record.cum = lease.cum();
                     }
                     (record::encode(&record, slot.buf), ())
-                })
+                };
+                match is_final {
+                    true => journal.append_final(now_ms, write),
+                    false => journal.append_synced(now_ms, write),
+                }
             })
             .await??;
         Ok(())
@@ -356,7 +351,7 @@ fn wire_account(account: &Account) -> wire::Account {
     }
 }
 
-fn may_pass(status: &tonic::Status) -> bool {
+fn may_pass(status: &Status) -> bool {
     matches!(
         status.code(),
         Grpc::Unavailable | Grpc::DeadlineExceeded | Grpc::Unknown

@@ -35,6 +35,8 @@ pub(crate) struct Desk {
     heartbeats: AtomicU64,
     /// The wallet has missed a heartbeat, or asks for all: it is told of everything.
     missed: AtomicBool,
+    /// No lease is opened any more.
+    ended: AtomicBool,
 }
 
 /// What the wallet says of a lease. All times are microseconds of a monotonic clock.
@@ -54,7 +56,8 @@ pub(crate) enum News {
     More { lease: Arc<Lease>, is_new: bool },
     /// Heard before.
     Old,
-    /// It is about a lease that drains or is closed. The wallet knows after the next heartbeat.
+    /// It is about a lease that drains or is closed, of which the wallet knows after the next
+    /// heartbeat; or this process opens no more, and retiring its journal ends it.
     Ended,
 }
 
@@ -83,6 +86,9 @@ impl Desk {
             .lease()
             .filter(|lease| lease.id == id && !lease.is_draining());
         let is_new = current.is_none();
+        if is_new && self.is_ended() {
+            return News::Ended;
+        }
         if is_new && (self.open.pin().contains_key(&id) || self.closed.pin().contains_key(&id)) {
             return News::Ended;
         }
@@ -113,6 +119,16 @@ impl Desk {
             before.drain();
         }
         hold
+    }
+
+    /// Opens no lease from now on: the last ones are being closed. An answer that comes late is not
+    /// taken, or its lease would stay open behind them.
+    pub(crate) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// Ends leases whose period is over: by now the wallet has no doubt about it either.
@@ -199,5 +215,40 @@ impl Desk {
         let forgotten_at = lease.ends_at().saturating_add(FORGOTTEN_MICROS_MIN);
         self.closed.pin().insert(lease.id, forgotten_at);
         self.open.pin().remove(&lease.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::OrgId;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn grant(lease: u128, granted_cum: i64) -> Grant {
+        Grant {
+            lease: LeaseId::new(Uuid::from_u128(lease)),
+            granted_cum,
+            spend_until: i64::MAX,
+        }
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_last_closing_opens_no_lease() {
+        let desk = Desk::default();
+        let account = Account::new(Owner::Organisation(OrgId::new(Uuid::from_u128(1))));
+        let first = grant(2, 10);
+        let News::More { lease, is_new } = desk.judge(&account, &first) else {
+            panic!("it is news");
+        };
+        desk.take(&account, (lease, is_new), &first, 0, 0);
+        desk.end();
+        // What was begun before may still grow: it is closed with the others.
+        let more = desk.judge(&account, &grant(2, 20));
+        assert!(matches!(more, News::More { is_new: false, .. }));
+        desk.drain([first.lease].into_iter());
+        for late in [grant(2, 20), grant(3, 10)] {
+            assert!(matches!(desk.judge(&account, &late), News::Ended));
+        }
     }
 }

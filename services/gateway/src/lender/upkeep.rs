@@ -1,6 +1,6 @@
 //! What keeps leases known, recallable and closed in time: heartbeats, recalls, final counts.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use prost::Message as _;
@@ -9,6 +9,7 @@ use proto::{
     wallet::v1 as wire,
 };
 use runtime::{Stop, crash_point};
+use tonic::{Code as Grpc, Status};
 use types::LeaseId;
 
 use super::{
@@ -22,6 +23,14 @@ use crate::lease::{Account, Lease, Owner};
 const IDLE_TICKS: u64 = 10;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
+
+/// Whether the wallet has judged a request, and would judge it so again.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Grpc::InvalidArgument | Grpc::AlreadyExists | Grpc::NotFound | Grpc::PermissionDenied
+    )
+}
 
 impl Lender {
     /// Reports all leases, gives back what is idle, and closes what is to be closed.
@@ -66,8 +75,16 @@ impl Lender {
             let Ok(_turn) = account.turn.try_lock() else {
                 continue;
             };
-            let Ok(answer) = self.ask(request).await else {
-                return;
+            let answer = match self.ask(request).await {
+                Ok(answer) => answer,
+                // The wallet is out of reach for everybody.
+                Err(status) if !is_refusal(&status) => return,
+                // Nothing was lent, nor will be: others wait behind this one.
+                Err(status) => {
+                    let (code, error) = (status.code(), status.message());
+                    tracing::warn!(?code, error, "a request for credits was refused");
+                    wire::AcquireResponse::default()
+                }
             };
             self.unanswered.pin().remove(&owner);
             if let Some(lent) = answer.lease
@@ -168,7 +185,7 @@ impl Lender {
     pub(crate) async fn close_all(&self) {
         // No acquisition begins any more, and those that have begun are waited for: a lease that
         // came later would stay open.
-        self.stopping.store(true, Ordering::Release);
+        self.desk.end();
         let accounts: Vec<Arc<Account>> = self.accounts.pin().values().map(Arc::clone).collect();
         for account in accounts {
             drop(account.turn.lock().await);
