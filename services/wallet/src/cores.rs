@@ -4,19 +4,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
+use proto::wallet::v1 as wire;
 use runtime::Delivery;
 use types::{Credits, Id, JournalId, KeyId, LeaseId, OrgId};
 
 use crate::{
     domain::{
-        Batch, Book, Changes, Lease, LeaseState, Level, Report, Wallet, WalletId, permits, size,
+        Batch, Book, Changes, Decision, Lease, LeaseState, Level, Report, Situation, Wallet,
+        WalletId, alive_since, decide, permits,
     },
     events,
 };
-
-/// A journal counts as live when its last heartbeat is no older.
-const LIVE_SECONDS: i64 = 5;
 
 /// What is lent from.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -76,6 +75,8 @@ pub struct Standing {
     pub granted: i64,
     /// Debited, or known to be spent after a write-off.
     pub settled_cum: i64,
+    /// The highest total its owner has told.
+    pub known_cum: i64,
     /// As in the table.
     pub state: &'static str,
 }
@@ -157,26 +158,32 @@ impl Bank {
             heartbeat_at: now,
             is_retired: false,
         };
-        if self.journals.entry(ask.journal).or_insert(first).is_retired {
-            return Answer::Retired;
-        }
-        if let Some(lease) = self.acquisitions.get(&(ask.journal, ask.nonce)) {
-            return self.lent(*lease, now);
-        }
+        let is_retired = self.journals.entry(ask.journal).or_insert(first).is_retired;
         let id = ask.account.wallet();
         let Some(row) = self.rows.get(&id) else {
             return Answer::Short(Vec::new());
-        };
-        let available = row.wallet.available();
-        let (want, minimum) = (Credits::new(ask.want), Credits::new(ask.minimum));
-        let Some(credits) = size(want, minimum, available, self.live_gateways(now)) else {
-            return Answer::Short(self.holders(ask.journal, id));
         };
         let is_open = |lease: &&Lease| {
             let state = matches!(lease.state, LeaseState::Active | LeaseState::Orphaned);
             lease.journal == ask.journal && lease.wallet == id && state
         };
-        let open = self.leases.values().find(is_open).cloned();
+        let situation = Situation {
+            is_retired,
+            is_frozen: false,
+            live_gateways: self.live_gateways(now),
+            replayed: self.acquisitions.get(&(ask.journal, ask.nonce)).copied(),
+            open: self.leases.values().find(is_open).map(|lease| lease.id),
+        };
+        let (want, minimum) = (Credits::new(ask.want), Credits::new(ask.minimum));
+        let (open, credits) = match decide(want, minimum, row.wallet.available(), &situation) {
+            Decision::Retired => return Answer::Retired,
+            Decision::Replay(lease) => return self.lent(lease, now),
+            Decision::Short | Decision::Frozen => {
+                return Answer::Short(self.holders(ask.journal, id));
+            }
+            Decision::Lend(open, credits) => (open, credits),
+        };
+        let open = open.and_then(|open| self.leases.get(&open).cloned());
         let lease = open.unwrap_or(Lease {
             id: new_lease,
             wallet: id,
@@ -213,8 +220,7 @@ impl Bank {
     }
 
     fn live_gateways(&self, now: Timestamp) -> u32 {
-        let since = now.checked_sub(SignedDuration::from_secs(LIVE_SECONDS));
-        let since = since.unwrap_or(Timestamp::MIN);
+        let since = alive_since(now);
         let is_live = |known: &&Known| since <= known.heartbeat_at && !known.is_retired;
         u32::try_from(self.journals.values().filter(is_live).count()).unwrap_or(u32::MAX)
     }
@@ -275,8 +281,9 @@ impl Bank {
         self.write(book.into_changes());
     }
 
-    /// Ends a journal: nothing is lent to it any more. Its open leases, with what is settled.
-    pub fn retire(&mut self, journal: JournalId, now: Timestamp) -> Vec<(LeaseId, i64)> {
+    /// Ends a journal: nothing is lent to it any more. Its open leases, with what is settled and
+    /// what was told of them.
+    pub fn retire(&mut self, journal: JournalId, now: Timestamp) -> Vec<wire::Lease> {
         let known = self.journals.entry(journal).or_insert(Known {
             heartbeat_at: now,
             is_retired: true,
@@ -287,7 +294,12 @@ impl Bank {
         let open = open.filter(|lease| lease.journal == journal && lease.is_open());
         let drained = open.map(|lease| {
             lease.state = LeaseState::Draining;
-            (lease.id, lease.settled_cum.get())
+            wire::Lease {
+                lease_id: lease.id.bytes().to_vec(),
+                settled_cum: lease.settled_cum.get(),
+                known_cum: lease.known_cum.get(),
+                ..wire::Lease::default()
+            }
         });
         drained.collect()
     }
@@ -452,6 +464,7 @@ impl Bank {
         self.leases.get(&id).map(|lease| Standing {
             granted: lease.granted.get(),
             settled_cum: lease.settled_cum.get(),
+            known_cum: lease.known_cum.get(),
             state: lease.state.as_str(),
         })
     }

@@ -13,10 +13,10 @@ use types::{Credits, Id, JournalId, Kind, LeaseId, OrgId, UserId};
 
 pub(crate) use book::{Book, Changes, Entry, EntryKind, Movement};
 pub(crate) use epoch::{Epoch, TEST_CREDITS};
-pub(crate) use failover::{
-    Lent, TELL_SECONDS, had_time, is_awaited, is_forgotten, made_at, may_be_lost,
-};
-pub(crate) use lending::{Ask, Report, size};
+pub(crate) use failover::{Lent, Told, is_awaited, is_forgotten, made_at, may_be_lost};
+#[cfg(test)]
+pub(crate) use lending::size;
+pub(crate) use lending::{Ask, Decision, Report, Situation, alive_since, decide};
 pub(crate) use low::{Fallen, Level};
 pub(crate) use quota::{Quota, permits};
 pub(crate) use settlement::{Batch, Spend, claims};

@@ -9,7 +9,7 @@ use types::{Credits, JournalId, LeaseId};
 use super::{Account, Batch, Book, Lease, minus, plus};
 
 /// Living gateways tell all their leases within so long after a failover: five heartbeats.
-pub(crate) const TELL_SECONDS: u64 = 5;
+const TELL_SECONDS: u64 = 5;
 /// Records of a lease that is forgotten wait so long for its owner to tell of it.
 pub(crate) const PATIENCE_SECONDS: i64 = 3_600;
 
@@ -41,9 +41,30 @@ pub(crate) fn is_awaited(failed_over_at: Timestamp, now: Timestamp) -> bool {
 }
 
 /// Whether living gateways have had time to tell their leases.
-pub(crate) fn had_time(failed_over_at: Timestamp, time: Duration, now: Timestamp) -> bool {
+fn had_time(failed_over_at: Timestamp, time: Duration, now: Timestamp) -> bool {
     let time = SignedDuration::try_from(time).unwrap_or(SignedDuration::MAX);
     now.duration_since(failed_over_at) >= time
+}
+
+/// Who has told all its leases since a failover, and who has not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) failed_over_at: Timestamp,
+    /// Journals that are heard of since and have not told.
+    pub(crate) awaited: i64,
+    /// Journals that were alive before and have not told, heard of or not.
+    pub(crate) alive_before: i64,
+}
+
+impl Told {
+    /// Whether lending may go on. Who was alive before and is not heard of is dead once its leases
+    /// would be orphaned; its journal tells what it held.
+    pub(crate) fn is_enough(&self, orphan: Duration, now: Timestamp) -> bool {
+        let has_time = |time| had_time(self.failed_over_at, time, now);
+        self.awaited == 0
+            && (self.alive_before == 0 || has_time(orphan))
+            && has_time(Duration::from_secs(TELL_SECONDS))
+    }
 }
 
 impl Book {

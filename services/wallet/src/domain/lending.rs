@@ -1,5 +1,6 @@
 //! How much is lent, and what comes back.
 
+use jiff::{SignedDuration, Timestamp};
 use types::{Credits, JournalId, LeaseId};
 
 use super::{Account, Book, Breach, Lease, LeaseState, minus, plus};
@@ -50,6 +51,66 @@ pub(crate) fn size(
     let parts = i64::from(live_gateways.max(1)).saturating_mul(2);
     let share = Credits::new(available.get().checked_div(parts).unwrap_or(0));
     Some(want.min(share.max(minimum)))
+}
+
+/// What there is to know for an ask, with its wallet and its journal locked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Situation {
+    /// The journal has ended.
+    pub(crate) is_retired: bool,
+    /// The database may have forgotten what it has lent.
+    pub(crate) is_frozen: bool,
+    pub(crate) live_gateways: u32,
+    /// Lease that the nonce has been answered with.
+    pub(crate) replayed: Option<LeaseId>,
+    /// Lease of the journal and wallet that can be extended.
+    pub(crate) open: Option<LeaseId>,
+}
+
+/// What is done about an ask.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Decision {
+    /// Nothing is lent to a journal that has ended.
+    Retired,
+    /// Nothing is lent that might be lent already.
+    Frozen,
+    /// What the nonce was answered with is said again; that lends nothing.
+    Replay(LeaseId),
+    /// There is too little; others may have something to give back.
+    Short,
+    /// So much is lent, by this lease or a new one.
+    Lend(Option<LeaseId>, Credits),
+}
+
+/// Decides on an ask for credits of a wallet that has so many available.
+pub(crate) fn decide(
+    want: Credits,
+    minimum: Credits,
+    available: Credits,
+    situation: &Situation,
+) -> Decision {
+    if situation.is_retired {
+        return Decision::Retired;
+    }
+    if let Some(lease) = situation.replayed {
+        return Decision::Replay(lease);
+    }
+    if situation.is_frozen {
+        return Decision::Frozen;
+    }
+    match size(want, minimum, available, situation.live_gateways) {
+        Some(credits) => Decision::Lend(situation.open, credits),
+        None => Decision::Short,
+    }
+}
+
+/// A journal counts as live when its last heartbeat is no older.
+const LIVE_SECONDS: i64 = 5;
+
+/// Who was heard of since then is alive.
+pub(crate) fn alive_since(now: Timestamp) -> Timestamp {
+    now.checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
+        .unwrap_or(Timestamp::MIN)
 }
 
 impl Book {

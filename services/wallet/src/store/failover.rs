@@ -12,7 +12,7 @@ use super::{
     wallets::{hold_test_wallet, live_wallet},
 };
 use crate::{
-    domain::{Account, Book, Lent, TELL_SECONDS, WalletId, had_time, made_at, may_be_lost},
+    domain::{Account, Book, Lent, Told, WalletId, made_at, may_be_lost},
     error::Result,
 };
 
@@ -89,10 +89,12 @@ impl Store {
             return Ok(Standing::Open);
         };
         let failed_over_at = failed_over_at.to_jiff();
-        // Who was alive before and is not heard of is dead once its leases would be orphaned.
-        let all_told = row.alive_before == 0 || had_time(failed_over_at, orphan, now);
-        let tell = Duration::from_secs(TELL_SECONDS);
-        if row.awaited > 0 || !all_told || !had_time(failed_over_at, tell, now) {
+        let told = Told {
+            failed_over_at,
+            awaited: row.awaited,
+            alive_before: row.alive_before,
+        };
+        if !told.is_enough(orphan, now) {
             let awaited = row.alive_before.max(row.awaited);
             return Ok(Standing::Frozen { awaited });
         }

@@ -1,6 +1,6 @@
 //! Leases: lending, and the end of a journal.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use runtime::Clock;
 use types::{Credits, JournalId, LeaseId};
@@ -12,12 +12,10 @@ use super::{
     write,
 };
 use crate::{
-    domain::{Account, Ask, Book, Lease, WalletId, size},
+    domain::{Account, Ask, Book, Decision, Lease, Situation, WalletId, alive_since, decide},
     error::{Error, Result},
 };
 
-/// A journal counts as live when its last heartbeat is no older.
-const LIVE_SECONDS: i64 = 5;
 /// Holders asked to give back in one round, those with most first; the next round asks again.
 const HOLDERS_MAX: i64 = 64;
 
@@ -38,18 +36,6 @@ pub(crate) enum Lent {
         /// Who may have something to give back.
         holders: Vec<(JournalId, LeaseId)>,
     },
-}
-
-/// What decides about an `Ask`, besides its wallet.
-struct Situation {
-    is_retired: bool,
-    /// The database may have forgotten what it has lent.
-    is_frozen: bool,
-    live_gateways: u32,
-    /// Lease that the nonce has been answered with.
-    replayed: Option<Uuid>,
-    /// Lease that can be extended.
-    open: Option<Uuid>,
 }
 
 impl Store {
@@ -85,22 +71,21 @@ impl Store {
         let situation = situation(&mut tx, ask, wallet, &book, live_gateways).await?;
         // What is lent is lent now, however long the locks were waited for: a thaw came before it.
         let now = clock.now();
-        if situation.is_retired {
-            return Err(Error::JournalRetired {
-                journal: ask.journal,
-            });
-        }
-        let Some(wallet) = wallet else {
-            if situation.is_frozen {
-                return Err(Error::Frozen);
+        let available = wallet.map_or(Credits::ZERO, |wallet| book.wallet(wallet).available());
+        let lent = match decide(ask.want, ask.minimum, available, &situation) {
+            Decision::Retired => {
+                let journal = ask.journal;
+                return Err(Error::JournalRetired { journal });
             }
-            tx.commit().await?;
-            return Ok(Lent::Short {
-                available: Credits::ZERO,
-                holders: Vec::new(),
-            });
+            Decision::Frozen => return Err(Error::Frozen),
+            Decision::Replay(lease) => replay(&mut tx, lease, wallet, available).await?,
+            Decision::Short => short(&mut tx, ask, wallet, available).await?,
+            Decision::Lend(open, credits) => {
+                let wallet = wallet.ok_or(sqlx::Error::RowNotFound)?;
+                let lent = (wallet, credits);
+                lend(&mut tx, &mut book, ask, lent, (open, new_lease), now).await?
+            }
         };
-        let lent = lend(&mut tx, &mut book, ask, wallet, &situation, new_lease, now).await?;
         write(&mut tx, &book.into_changes(), now).await?;
         tx.commit().await?;
         runtime::crash_point!("wallet.acquire_committed");
@@ -222,49 +207,62 @@ async fn situation(
     )
     .fetch_one(&mut *connection)
     .await?;
-    let (is_retired, replayed, open) = (row.is_retired, row.replayed, row.open);
     Ok(Situation {
-        is_retired,
+        is_retired: row.is_retired,
         is_frozen: row.is_frozen,
         live_gateways,
-        replayed,
-        open,
+        replayed: row.replayed.map(LeaseId::new),
+        open: row.open.map(LeaseId::new),
     })
 }
 
-/// Decides on an ask whose journal and wallet are locked.
+/// Says again what a nonce was answered with.
+async fn replay(
+    connection: &mut Connection,
+    lease: LeaseId,
+    wallet: Option<WalletId>,
+    available: Credits,
+) -> Result<Lent> {
+    let lease = rows::lock_leases(connection, &[lease.uuid()]).await?;
+    let lease = lease.into_iter().next().ok_or(sqlx::Error::RowNotFound)?;
+    let is_own = match wallet {
+        // A reply that was lost before midnight is repeated after it: permits of the day before.
+        Some(own) => lease.wallet == own || quotas::is_same(connection, lease.wallet, own).await?,
+        None => false,
+    };
+    if !is_own {
+        return Err(Error::NonceReused);
+    }
+    Ok(Lent::Lease {
+        lease: Box::new(lease),
+        available,
+    })
+}
+
+async fn short(
+    connection: &mut Connection,
+    ask: &Ask,
+    wallet: Option<WalletId>,
+    available: Credits,
+) -> sqlx::Result<Lent> {
+    let holders = match wallet {
+        Some(wallet) => holders(connection, ask, wallet).await?,
+        None => Vec::new(),
+    };
+    Ok(Lent::Short { available, holders })
+}
+
+/// Lends so much of a wallet, by the lease that is open or a new one.
 async fn lend(
     connection: &mut Connection,
     book: &mut Book,
     ask: &Ask,
-    wallet: WalletId,
-    situation: &Situation,
-    new_lease: LeaseId,
+    (wallet, credits): (WalletId, Credits),
+    (open, new_lease): (Option<LeaseId>, LeaseId),
     now: Timestamp,
 ) -> Result<Lent> {
-    if let Some(replayed) = situation.replayed {
-        let lease = rows::lock_leases(connection, &[replayed]).await?;
-        let lease = lease.into_iter().next().ok_or(sqlx::Error::RowNotFound)?;
-        // A reply that was lost before midnight is repeated after it: permits of the day before.
-        if lease.wallet != wallet && !quotas::is_same(connection, lease.wallet, wallet).await? {
-            return Err(Error::NonceReused);
-        }
-        let available = book.wallet(wallet).available();
-        return Ok(Lent::Lease {
-            lease: Box::new(lease),
-            available,
-        });
-    }
-    if situation.is_frozen {
-        return Err(Error::Frozen);
-    }
-    let available = book.wallet(wallet).available();
-    let Some(credits) = size(ask.want, ask.minimum, available, situation.live_gateways) else {
-        let holders = holders(connection, ask, wallet).await?;
-        return Ok(Lent::Short { available, holders });
-    };
-    let id = match situation.open {
-        Some(open) => LeaseId::new(open),
+    let id = match open {
+        Some(open) => open,
         None => insert_lease(connection, book, ask, wallet, new_lease, now).await?,
     };
     let locked = rows::lock_leases(connection, &[id.uuid()]).await?;
@@ -358,12 +356,6 @@ async fn holders(
         .into_iter()
         .map(|row| (JournalId::new(row.journal_id), LeaseId::new(row.id)))
         .collect())
-}
-
-/// Who was heard of since then is alive.
-fn alive_since(now: Timestamp) -> Timestamp {
-    now.checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
-        .unwrap_or(now)
 }
 
 /// Journals heard of in the last seconds.

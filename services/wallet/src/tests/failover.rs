@@ -97,6 +97,63 @@ fn only_what_was_lent_before_a_failover_can_be_forgotten() {
 }
 
 #[test]
+fn lending_goes_on_when_everybody_who_may_live_has_told() {
+    let orphan = std::time::Duration::from_secs(10);
+    let after = |seconds| NOON + SignedDuration::from_secs(seconds);
+    let told = |awaited, alive_before| Told {
+        failed_over_at: NOON,
+        awaited,
+        alive_before,
+    };
+    // Awaited, alive before, seconds after; whether that is enough.
+    let cases = [
+        (0, 0, 4, false), // those who live had no time to say anything
+        (0, 0, 5, true),
+        (1, 1, 5, false),
+        (1, 1, 3_600, false), // heard of, and silent about its leases
+        (0, 1, 9, false),     // it may be heard of yet
+        (0, 1, 10, true),     // dead: its journal will tell
+    ];
+    for (awaited, alive_before, seconds, is_enough) in cases {
+        assert_eq!(
+            told(awaited, alive_before).is_enough(orphan, after(seconds)),
+            is_enough,
+            "{awaited} {alive_before} after {seconds} s"
+        );
+    }
+}
+
+#[test]
+fn a_frozen_wallet_repeats_what_it_has_lent_and_lends_no_more() {
+    let open = Situation {
+        is_retired: false,
+        is_frozen: false,
+        live_gateways: 1,
+        replayed: None,
+        open: Some(lease_id(1)),
+    };
+    let on = |situation: Situation| decide(credits(4), credits(1), credits(100), &situation);
+    assert_eq!(on(open), Decision::Lend(Some(lease_id(1)), credits(4)));
+    let frozen = Situation {
+        is_frozen: true,
+        ..open
+    };
+    assert_eq!(on(frozen), Decision::Frozen);
+    let replayed = Some(lease_id(2));
+    let repeated = Situation { replayed, ..frozen };
+    assert_eq!(on(repeated), Decision::Replay(lease_id(2)));
+    // An ended journal is not even told again: what it was lent is closed.
+    let is_retired = true;
+    let retired = Situation {
+        is_retired,
+        ..repeated
+    };
+    assert_eq!(on(retired), Decision::Retired);
+    let short = decide(credits(4), credits(1), Credits::ZERO, &open);
+    assert_eq!(short, Decision::Short);
+}
+
+#[test]
 fn a_forgotten_lease_of_test_credits_is_of_the_epoch_it_was_lent_in() {
     let third = Epoch {
         number: 2,
