@@ -20,6 +20,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use find::{Binary, Locations, Version};
+pub use nats::Links;
 
 use self::find::Wanted;
 use self::home::Home;

@@ -11,6 +11,7 @@ use super::home::Home;
 use super::{Kind, Options, Server, private};
 use crate::ports;
 use crate::processes::ProcessSpec;
+use crate::proxy::Proxy;
 
 const WANTED: Wanted = Wanted {
     title: "NATS",
@@ -45,22 +46,66 @@ impl Server<Nats> {
         server_name(self.port())
     }
 
-    /// Starts three that keep each other's streams.
+    /// Starts three that keep each other's streams, with links between them that can fail.
     ///
     /// # Errors
     /// One of them does not start, or they do not agree on a leader.
-    pub async fn start_three(options: &Options) -> Result<[Self; 3]> {
-        let [a, b, c] = [ports::free(), ports::free(), ports::free()];
-        let member = |ports: [u16; 3]| Options {
-            nats_cluster: ports.to_vec(),
+    pub async fn start_three(options: &Options) -> Result<([Self; 3], Links)> {
+        let own = [ports::free(), ports::free(), ports::free()];
+        let links = Links::between(own).await?;
+        let member = |index: usize| Options {
+            nats_cluster: links.of(index, own),
             ..options.clone()
         };
         let (a, b, c) = tokio::try_join!(
-            Box::pin(async { Self::start(&member([a, b, c])).await }),
-            Box::pin(async { Self::start(&member([b, c, a])).await }),
-            Box::pin(async { Self::start(&member([c, a, b])).await }),
+            Box::pin(async { Self::start(&member(0)).await }),
+            Box::pin(async { Self::start(&member(1)).await }),
+            Box::pin(async { Self::start(&member(2)).await }),
         )?;
-        Ok([a, b, c])
+        Ok(([a, b, c], links))
+    }
+}
+
+/// The ways of three members to each other, each through a proxy.
+#[derive(Debug)]
+pub struct Links(Vec<Link>);
+
+#[derive(Debug)]
+struct Link {
+    from: usize,
+    to: usize,
+    way: Proxy,
+}
+
+impl Links {
+    async fn between(ports: [u16; 3]) -> Result<Self> {
+        let mut links = Vec::new();
+        for from in 0..ports.len() {
+            for (to, port) in ports.into_iter().enumerate().filter(|(to, _)| *to != from) {
+                let way = Proxy::start(([127, 0, 0, 1], port).into()).await?;
+                links.push(Link { from, to, way });
+            }
+        }
+        Ok(Self(links))
+    }
+
+    /// The port of a member for others, then those by which it reaches them.
+    fn of(&self, index: usize, ports: [u16; 3]) -> Vec<u16> {
+        let ways = self.0.iter().filter(|link| link.from == index);
+        let own = ports.get(index).copied().into_iter();
+        own.chain(ways.map(|link| link.way.port())).collect()
+    }
+
+    /// A member and the others hear nothing of each other any more; clients reach them all.
+    pub fn isolate(&self, index: usize) {
+        let is_its = |link: &&Link| link.from == index || link.to == index;
+        let its = self.0.iter().filter(is_its);
+        its.for_each(|link| link.way.black_hole());
+    }
+
+    /// All members hear of each other.
+    pub fn heal(&self) {
+        self.0.iter().for_each(|link| link.way.resume());
     }
 }
 
@@ -75,8 +120,10 @@ fn cluster(ports: &[u16]) -> String {
     };
     let others = others.iter().map(|port| format!("nats://127.0.0.1:{port}"));
     let others: Vec<String> = others.collect();
+    // Each knows its ways to the others. What they told of themselves would lead past those.
     format!(
-        "cluster {{\n  name: tollgate\n  listen: 127.0.0.1:{own}\n  routes: [{}]\n}}\n",
+        "cluster {{\n  name: tollgate\n  listen: 127.0.0.1:{own}\n  advertise: \"127.0.0.1:1\"\n  \
+         routes: [{}]\n}}\n",
         others.join(", ")
     )
 }

@@ -12,7 +12,7 @@ use testkit::{
     eventually,
     load::{Plan, Shot},
     proxy::{Faults, Proxy},
-    servers::{Nats, Options},
+    servers::{Links, Nats, Options},
 };
 
 use super::{
@@ -250,8 +250,8 @@ async fn f06_a_full_journal_refuses_calls_until_it_is_shipped() {
     assert_eq!(unanswered, (0, 0), "{}", summary(&outcome));
 }
 
-/// F8: a cluster of three that keeps each stream three times loses two members at once, and its
-/// leader stands still, again and again.
+/// F8: a cluster of three that keeps each stream three times loses two members at once, its leader
+/// stands still, and its leader is cut off from the others while clients reach it, again and again.
 #[tokio::test]
 async fn f08_a_cluster_that_loses_members_loses_no_call() {
     lose_members(1, Duration::from_secs(3)).await;
@@ -265,7 +265,7 @@ async fn f08_a_cluster_that_loses_members_for_long_loses_no_call() {
 
 async fn lose_members(rounds: usize, pause: Duration) {
     let members = Nats::start_three(&Options::ephemeral()).await;
-    let members = members.expect("a cluster");
+    let (members, links) = members.expect("a cluster");
     let urls: Vec<String> = members.iter().map(Nats::url).collect();
     let urls = urls.join(",");
     let variables = [
@@ -286,13 +286,7 @@ async fn lose_members(rounds: usize, pause: Duration) {
     let mut slowest = Duration::ZERO;
     for turn in 0..rounds {
         let began = Instant::now();
-        let dying = [&members[turn % 3], &members[(turn + 1) % 3]];
-        for member in dying {
-            member.kill();
-            member.wait_exit().await;
-        }
-        let (first, second) = tokio::join!(dying[0].restart(), dying[1].restart());
-        first.and(second).expect("started again");
+        kill_both([&members[turn % 3], &members[(turn + 1) % 3]]).await;
         rows_grow(&stack, 50).await;
         slowest = slowest.max(began.elapsed());
         leaders.push(leader(&urls).await);
@@ -307,6 +301,14 @@ async fn lose_members(rounds: usize, pause: Duration) {
         rows_grow(&stack, 50).await;
         slowest = slowest.max(began.elapsed());
         leaders.push(leader(&urls).await);
+
+        let began = Instant::now();
+        let name = leaders.last().expect("one").clone();
+        leaders.push(cut_off(&members, &links, &name).await);
+        links.heal();
+        rows_grow(&stack, 50).await;
+        slowest = slowest.max(began.elapsed());
+        leaders.push(leader(&urls).await);
     }
     let outcome = load.finish().await;
     let settled = quiet(&stack, Instant::now()).await.settled;
@@ -314,7 +316,7 @@ async fn lose_members(rounds: usize, pause: Duration) {
     leaders.dedup();
     let figures = Figures {
         kills: 2 * rounds,
-        faults: 2 * rounds,
+        faults: 3 * rounds,
         quiet: settled,
         more: format!(
             "{} changes of leader, no rows for {:.1} s at most",
@@ -327,6 +329,33 @@ async fn lose_members(rounds: usize, pause: Duration) {
     let refused = outcome.by_status.keys().filter(|status| **status != 200);
     assert_eq!(refused.count(), 0, "{}", summary(&outcome));
     assert_eq!(outcome.broken, 0, "{}", summary(&outcome));
+}
+
+async fn kill_both(members: [&Nats; 2]) {
+    for member in members {
+        member.kill();
+        member.wait_exit().await;
+    }
+    let (first, second) = tokio::join!(members[0].restart(), members[1].restart());
+    first.and(second).expect("started again");
+}
+
+/// Cuts a leader off from the others, until those who are many have another: it must not say that
+/// it has kept anything.
+async fn cut_off(members: &[Nats; 3], links: &Links, name: &str) -> String {
+    let leading = members.iter().position(|member| member.name() == name);
+    links.isolate(leading.expect("a member leads"));
+    let others = members.iter().filter(|member| member.name() != name);
+    let others: Vec<String> = others.map(Nats::url).collect();
+    let elected = eventually(
+        SETTLE_LIMIT,
+        "the others have a leader",
+        async || match leader(&others.join(",")).await {
+            other if other != name => Ok(other),
+            _ => Err("not yet"),
+        },
+    );
+    elected.await.expect("elected")
 }
 
 /// Who leads the stream of usage, which is kept three times.
