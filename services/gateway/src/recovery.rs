@@ -3,7 +3,8 @@
 //!
 //! - No credit is lent to such a journal any more; each open lease gets its final count.
 //! - Everything is shipped, what is lost is declared, and a journal goes once all is applied.
-//! - A full disk is in nobody's way: there is room for what ends a journal, and shipping makes more.
+//! - A full disk is in nobody's way: there is room for what ends a journal, and shipping makes
+//!   more.
 //! - Stopped or killed at any point, the next run goes on. Of two that have a copy each, both end:
 //!   a record counts once, by its number, and a lease that is open afterwards is closed again.
 

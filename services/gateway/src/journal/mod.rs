@@ -83,8 +83,8 @@
 //! the number expected after all others, and only if a valid record lies at offset 64.
 //! A segment that names another journal or starts below the number expected is not read.
 //! A new record of a recovered journal goes behind the last one, when everything behind that is
-//! erased and the erasure synced, never behind a torn tail; or else into another segment. Its number
-//! is the larger of `end` and the watermark.
+//! erased and the erasure synced, never behind a torn tail; or else into another segment. Its
+//! number is the larger of `end` and the watermark.
 
 mod disk;
 mod error;

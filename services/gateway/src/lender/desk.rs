@@ -206,8 +206,11 @@ impl Desk {
         self.open.pin().contains_key(&lease)
     }
 
-    pub(crate) fn is_closed(&self, lease: LeaseId) -> bool {
-        self.closed.pin().contains_key(&lease)
+    /// Whether a lease that the wallet calls open was never heard of here, because a reply was
+    /// lost. One whose final count is on its way was, also when its period is so long over that it
+    /// is forgotten: then the wallet was told of spend. A second count of nothing would be poison.
+    pub(crate) fn is_unheard(&self, lease: LeaseId, known_cum: i64) -> bool {
+        known_cum == 0 && !self.closed.pin().contains_key(&lease)
     }
 
     /// The final count of a lease is in the journal.
@@ -250,5 +253,25 @@ mod tests {
         for late in [grant(2, 20), grant(3, 10)] {
             assert!(matches!(desk.judge(&account, &late), News::Ended));
         }
+    }
+
+    #[test]
+    fn a_final_count_on_its_way_is_not_followed_by_one_of_nothing() {
+        let desk = Desk::default();
+        let account = Account::new(Owner::Organisation(OrgId::new(Uuid::from_u128(1))));
+        let of_a_period = Grant {
+            spend_until: 1_000,
+            ..grant(2, 10)
+        };
+        let News::More { lease, is_new } = desk.judge(&account, &of_a_period) else {
+            panic!("it is news");
+        };
+        desk.take(&account, (Arc::clone(&lease), is_new), &of_a_period, 0, 0);
+        desk.closed(&lease);
+        assert!(!desk.is_unheard(lease.id, 0) && !desk.is_unheard(lease.id, 7));
+        // Days later, with consumers that have stood still since.
+        desk.news(FORGOTTEN_MICROS_MIN.saturating_mul(24));
+        assert!(!desk.is_unheard(lease.id, 7), "it was told to the wallet");
+        assert!(desk.is_unheard(LeaseId::new(Uuid::from_u128(3)), 0));
     }
 }

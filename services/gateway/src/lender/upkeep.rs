@@ -215,7 +215,7 @@ impl Lender {
         for lent in answer.leases {
             let id = LeaseId::from_slice(&lent.lease_id)?;
             anyhow::ensure!(!self.desk.is_open(id), "{id} is still open");
-            if self.desk.is_closed(id) {
+            if !self.desk.is_unheard(id, lent.known_cum) {
                 continue; // its final count is on its way
             }
             let record = Record {

@@ -38,7 +38,8 @@ fn a_full_disk_refuses_reservations_and_heals() {
     assert!(!journal.is_failed());
 }
 
-/// Calls take what they can; what ends the journal has room all the same, in this life and the next.
+/// Calls take what they can. What ends the journal has room all the same, in this life and the
+/// next.
 #[test]
 fn a_full_disk_has_room_for_final_records_in_this_life_and_the_next() {
     let rig = Rig::new();
