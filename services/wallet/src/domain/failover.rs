@@ -51,7 +51,7 @@ fn had_time(failed_over_at: Timestamp, time: Duration, now: Timestamp) -> bool {
 pub(crate) struct Told {
     pub(crate) failed_over_at: Timestamp,
     /// Journals that are heard of since and have not told.
-    pub(crate) awaited: i64,
+    pub(crate) untold: i64,
     /// Journals that were alive before and have not told, heard of or not.
     pub(crate) alive_before: i64,
 }
@@ -61,7 +61,7 @@ impl Told {
     /// would be orphaned; its journal tells what it held.
     pub(crate) fn is_enough(&self, orphan: Duration, now: Timestamp) -> bool {
         let has_time = |time| had_time(self.failed_over_at, time, now);
-        self.awaited == 0
+        self.untold == 0
             && (self.alive_before == 0 || has_time(orphan))
             && has_time(Duration::from_secs(TELL_SECONDS))
     }

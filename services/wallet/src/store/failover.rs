@@ -91,7 +91,7 @@ impl Store {
         let failed_over_at = failed_over_at.to_jiff();
         let told = Told {
             failed_over_at,
-            awaited: row.awaited,
+            untold: row.awaited,
             alive_before: row.alive_before,
         };
         if !told.is_enough(orphan, now) {

@@ -100,12 +100,12 @@ fn only_what_was_lent_before_a_failover_can_be_forgotten() {
 fn lending_goes_on_when_everybody_who_may_live_has_told() {
     let orphan = std::time::Duration::from_secs(10);
     let after = |seconds| NOON + SignedDuration::from_secs(seconds);
-    let told = |awaited, alive_before| Told {
+    let told = |untold, alive_before| Told {
         failed_over_at: NOON,
-        awaited,
+        untold,
         alive_before,
     };
-    // Awaited, alive before, seconds after; whether that is enough.
+    // Untold, alive before, seconds after; whether that is enough.
     let cases = [
         (0, 0, 4, false), // those who live had no time to say anything
         (0, 0, 5, true),
@@ -114,11 +114,11 @@ fn lending_goes_on_when_everybody_who_may_live_has_told() {
         (0, 1, 9, false),     // it may be heard of yet
         (0, 1, 10, true),     // dead: its journal will tell
     ];
-    for (awaited, alive_before, seconds, is_enough) in cases {
+    for (untold, alive_before, seconds, is_enough) in cases {
         assert_eq!(
-            told(awaited, alive_before).is_enough(orphan, after(seconds)),
+            told(untold, alive_before).is_enough(orphan, after(seconds)),
             is_enough,
-            "{awaited} {alive_before} after {seconds} s"
+            "{untold} {alive_before} after {seconds} s"
         );
     }
 }
