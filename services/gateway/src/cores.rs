@@ -3,19 +3,24 @@
 //! is lost; nothing here decides about money.
 
 mod line;
+mod route;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
-use proto::events::v1::{Call, Permit, Record, RecordKind};
+use proto::{
+    events::v1::{Call, Permit, Record, RecordKind},
+    wallet::v1 as wire,
+};
 use types::{JournalId, KeyId, LeaseId, OrgId, QuotaKind};
 use uuid::Uuid;
 
 pub use self::line::{Line, Parcel};
+pub use self::route::{Route, Way};
 use crate::{
     journal::{Damage, Disk, Error, Journal, Kept, Options, Reservation, SEGMENT_BYTES_MIN},
     lease::{Account, Hold, Owner},
     lender::desk::{Desk, Grant, News, Told},
-    meter, path, record, units,
+    meter, path, record,
 };
 
 /// Who pays for a call: with credits, or with permits of a quota.
@@ -135,7 +140,7 @@ impl Life {
             own: Line::new(journal, now),
             old: recovered
                 .into_iter()
-                .map(|it| Line::new(it.journal, now))
+                .map(|it| Line::of_earlier(&it, now))
                 .collect(),
             damage,
             desk: Desk::default(),
@@ -207,17 +212,18 @@ impl Life {
         Ok(Taken::More(hold.map(Held)))
     }
 
-    /// Writes what a successor charges if this life ends before the call does. The note is kept as
-    /// long as what this returns.
-    pub fn note_open(
+    /// Writes what a successor charges if this life ends before the call does: when it begins, and
+    /// as it goes on. The note is kept as long as what this returns.
+    pub fn note(
         &mut self,
+        kind: RecordKind,
         reservation: Reservation,
         (hold, permit): (&Held, Option<&Held>),
         due: i64,
         call: Call,
     ) -> Kept {
         let mut record = Record {
-            kind: RecordKind::Open.into(),
+            kind: kind.into(),
             lease_id: hold.0.lease_id().bytes().to_vec(),
             held: hold.0.credits(),
             due,
@@ -325,13 +331,14 @@ impl Life {
     ///
     /// # Errors
     /// The disk fails.
-    pub fn retire(&mut self, open: &[(LeaseId, i64)], now: Duration) -> Result<bool, Error> {
-        if open.iter().any(|(lease, _)| self.desk.is_open(*lease)) {
-            return Ok(false);
-        }
-        for (lease, _) in open {
-            if !self.desk.is_closed(*lease) {
-                self.own.close(*lease, now, || 0)?;
+    pub fn retire(&mut self, open: &[wire::Lease], now: Duration) -> anyhow::Result<bool> {
+        for lent in open {
+            let lease = LeaseId::from_slice(&lent.lease_id)?;
+            if self.desk.is_open(lease) {
+                return Ok(false);
+            }
+            if self.desk.is_unheard(lease, lent.known_cum) {
+                self.own.close(lease, now, || 0)?;
             }
         }
         Ok(true)
@@ -379,9 +386,7 @@ pub fn governs(prefix: &str, path: &str) -> bool {
 
 /// The units that an upstream's header reports.
 pub fn units(header: &http::HeaderValue) -> Vec<(String, u64)> {
-    let name = http::HeaderName::from_static(units::USAGE);
-    let mut units = units::Units::default();
-    units.read_fields(&http::HeaderMap::from_iter([(name, header.clone())]));
-    let units = units.to_wire().into_iter();
-    units.map(|unit| (unit.name, unit.count)).collect()
+    let mut way = Way::forwarded();
+    way.reported(header);
+    way.units()
 }

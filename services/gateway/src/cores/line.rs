@@ -10,7 +10,7 @@ use types::{JournalId, LeaseId};
 
 use super::millis;
 use crate::{
-    journal::{Error, Journal, Reader},
+    journal::{Error, Gap, Journal, Reader, Recovered},
     record, recovery,
     ship::{course::Course, parcel},
 };
@@ -32,6 +32,8 @@ pub struct Line {
     pub journal: Journal,
     course: Course,
     reader: Reader,
+    gaps: Vec<Gap>,
+    is_over: bool,
 }
 
 impl Line {
@@ -42,6 +44,16 @@ impl Line {
             journal,
             course,
             reader,
+            gaps: Vec::new(),
+            is_over: false,
+        }
+    }
+
+    pub(super) fn of_earlier(found: &Recovered, now: Duration) -> Self {
+        Self {
+            gaps: found.gaps(),
+            is_over: true,
+            ..Self::new(found.journal.clone(), now)
         }
     }
 
@@ -70,7 +82,7 @@ impl Line {
             lease_id: lease.bytes().to_vec(),
             ..Record::default()
         };
-        self.journal.append_synced(millis(now), |slot| {
+        self.journal.append_final(millis(now), |slot| {
             record.seq = slot.seq;
             record.cum = cum();
             (record::encode(&record, slot.buf), ())
@@ -83,7 +95,7 @@ impl Line {
     /// # Errors
     /// The journal is damaged.
     pub fn next(&mut self, before: u64) -> Result<Option<Parcel>, Error> {
-        let parcel = parcel::Parcel::read(&mut self.reader, &[], before)?;
+        let parcel = parcel::Parcel::read(&mut self.reader, &self.gaps, before)?;
         let id = self.id();
         Ok(parcel.map(|parcel| Parcel {
             subject: format!("usage.v1.{id}"),
@@ -100,6 +112,10 @@ impl Line {
     /// A consumer tells its watermark.
     pub fn applied(&mut self, consumer: &str, watermark: u64, now: Duration) {
         let written = self.journal.next_seq();
+        let watermark = match self.is_over {
+            true => watermark.min(written),
+            false => watermark,
+        };
         self.course.applied(consumer, watermark, written, now);
     }
 
@@ -125,25 +141,23 @@ impl Line {
     }
 
     /// Ends the calls that an earlier life had begun, and writes the final counts that it owes, of
-    /// what the wallet calls open.
+    /// what the wallet calls open; not for the first time when all was applied and some still are.
     ///
     /// # Errors
     /// The journal cannot be read, or the disk fails.
-    pub fn conclude(&mut self, open: &[(LeaseId, i64)], now: Duration) -> anyhow::Result<()> {
-        let open: Vec<Lease> = open
-            .iter()
-            .map(|(lease, settled_cum)| Lease {
-                lease_id: lease.bytes().to_vec(),
-                settled_cum: *settled_cum,
-                ..Lease::default()
-            })
-            .collect();
+    pub fn conclude(
+        &mut self,
+        open: &[Lease],
+        is_first: bool,
+        now: Duration,
+    ) -> anyhow::Result<()> {
         let (mut totals, opened) = recovery::read_totals(&self.journal)?;
-        recovery::settle_at_least(&mut totals, &open);
+        recovery::settle_at_least(&mut totals, open);
         for record in opened.end(&mut totals, 0)? {
             self.append_synced(record, now)?;
         }
-        for (lease, cum) in recovery::finals(&totals, &open, false, true)? {
+        let has_gaps = !self.gaps.is_empty();
+        for (lease, cum) in recovery::finals(&totals, open, has_gaps, is_first)? {
             self.close(lease, now, || cum)?;
         }
         Ok(())

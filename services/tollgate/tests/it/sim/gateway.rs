@@ -1,13 +1,16 @@
 //! One gateway: a journal directory in which lives follow each other, and the calls they serve.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
 use gateway::{
-    cores::{Beat, Held, Lent, Life, Line, Parcel, Payer, Taken},
+    cores::{Beat, Held, Lent, Life, Line, Parcel, Payer, Route, Taken, Way},
     journal::{Error, Kept, Reservation},
 };
-use proto::events::v1::{Call as Facts, Disposition};
-use types::{JournalId, LeaseId};
+use proto::{
+    events::v1::{Call as Facts, Disposition, RecordKind},
+    wallet::v1::Lease,
+};
+use types::JournalId;
 
 use super::{Figures, Mutation, dice::Dice, disk::SimDisk, stream::request_id};
 
@@ -28,6 +31,8 @@ pub(super) struct Call {
     /// Its key's quota, when it has one.
     pub(super) quota: Option<Payer>,
     pub(super) most: i64,
+    /// Of a call whose upstream says what it costs.
+    pub(super) route: Option<Rc<Route>>,
     pub(super) durability: Durability,
     pub(super) stage: Stage,
 }
@@ -44,6 +49,7 @@ pub(super) enum Stage {
         early: Option<(i64, i64)>,
         /// What a successor would charge is noted, for a call that takes its time.
         open: Option<Kept>,
+        way: Way,
     },
     /// The record is written, the last byte has not left.
     Recorded { seq: u64, cost: i64 },
@@ -63,8 +69,10 @@ pub(super) struct Running {
     pub(super) calls: Vec<Call>,
     pub(super) asked: BTreeMap<Payer, Asked>,
     pub(super) beat: Option<(u64, Beat)>,
-    /// Earlier journals that were retired, and concluded since.
+    /// Earlier journals that were retired, and concluded since; of these, those with no open lease
+    /// when everything was applied.
     pub(super) concluded: Vec<JournalId>,
+    pub(super) ended: Vec<JournalId>,
     pub(super) is_draining: bool,
     /// The own journal was retired.
     pub(super) is_retired: bool,
@@ -114,6 +122,7 @@ impl Slot {
             asked: BTreeMap::new(),
             beat: None,
             concluded: Vec::new(),
+            ended: Vec::new(),
             is_draining: false,
             is_retired: false,
         });
@@ -124,6 +133,16 @@ impl Slot {
         let life = &mut self.running.as_mut()?.life;
         let old = life.old.iter_mut();
         old.chain([&mut life.own]).find(|line| line.id() == journal)
+    }
+}
+
+impl Call {
+    /// What it costs if it ends so.
+    fn cost(&self, end: Disposition) -> i64 {
+        match (&self.stage, &self.route) {
+            (Stage::Forwarded { way, .. }, Some(route)) => route.cost(end, way),
+            _ => 0,
+        }
     }
 }
 
@@ -138,7 +157,7 @@ impl Running {
     ) -> Progress {
         match &self.calls[index].stage {
             Stage::Admission => self.admit(index, now, mutation, dice),
-            Stage::Forwarded { .. } => self.finish(index, dice),
+            Stage::Forwarded { .. } => self.go_on(index, dice),
             Stage::Recorded { seq, cost } => {
                 let (seq, cost) = (*seq, *cost);
                 let call = &self.calls[index];
@@ -189,27 +208,86 @@ impl Running {
             let cost = dice.between(1, most);
             (cost, hold.spend_early(cost))
         });
-        // Some calls take their time: a note says what they cost if this life ends first.
-        let (mut open, mut progress) = (None, Progress::Waits);
-        if dice.chance(200)
-            && let Some(room) = self.life.reserve()
-        {
-            let (due, facts) = (dice.between(0, most), facts(self.calls[index].id, 0));
-            let holds = (&hold, permit.as_ref());
-            open = Some(self.life.note_open(room, holds, due, facts));
-            progress = Progress::Noted(self.calls[index].id, due);
-        }
         self.calls[index].stage = Stage::Forwarded {
             reservation,
             hold,
             permit,
             early,
-            open,
+            open: None,
+            way: Way::forwarded(),
         };
-        progress
+        match &self.calls[index].route {
+            // The upstream is asked when the note is there.
+            Some(_) => self.write_note(index, RecordKind::Open),
+            None => Progress::Waits,
+        }
     }
 
-    fn finish(&mut self, index: usize, dice: &mut Dice) -> Progress {
+    /// A step of a call at the upstream.
+    fn go_on(&mut self, index: usize, dice: &mut Dice) -> Progress {
+        let call = &mut self.calls[index];
+        let (Stage::Forwarded { open, way, .. }, Some(_)) = (&mut call.stage, &call.route) else {
+            // Some calls are not charged: their upstream failed.
+            let is_charged = dice.chance(900);
+            let cost = match is_charged {
+                true => dice.between(1, call.most),
+                false => 0,
+            };
+            return self.finish(index, cost, dice);
+        };
+        if open.is_none() {
+            return self.write_note(index, RecordKind::Open);
+        }
+        let end = match (way.is_answered(), dice.below(24)) {
+            (false, 0..=19) => {
+                way.answered(200);
+                return Progress::Waits;
+            }
+            (false, 20..=21) => {
+                way.answered(500);
+                return Progress::Waits;
+            }
+            (false, 22) => Disposition::UpstreamFailed,
+            (true, 0..=19) => {
+                way.sent(dice.between(1, 4_000).unsigned_abs());
+                if dice.chance(300) {
+                    let report = format!("tokens={}", dice.between(0, 150));
+                    way.reported(&report.parse().expect("a header's value"));
+                }
+                // When enough has left, or time has passed.
+                return match dice.chance(80) {
+                    true => self.write_note(index, RecordKind::Progress),
+                    false => Progress::Waits,
+                };
+            }
+            (true, 20..=21) => Disposition::Completed,
+            (true, 22) => Disposition::UpstreamAborted,
+            _ => Disposition::ClientAborted,
+        };
+        let cost = self.calls[index].cost(end);
+        self.finish(index, cost, dice)
+    }
+
+    /// Notes what a call costs if this life ends first. Without room the note before has to do.
+    fn write_note(&mut self, index: usize, kind: RecordKind) -> Progress {
+        let Some(room) = self.life.reserve() else {
+            return Progress::Waits;
+        };
+        let call = &mut self.calls[index];
+        let (id, due) = (call.id, call.cost(Disposition::GatewayAborted));
+        let Stage::Forwarded {
+            hold, permit, open, ..
+        } = &mut call.stage
+        else {
+            unreachable!("only forwarded calls are noted");
+        };
+        let holds = (&*hold, permit.as_ref());
+        let kept = self.life.note(kind, room, holds, due, facts(id, 0));
+        *open = Some(kept);
+        Progress::Noted(id, due)
+    }
+
+    fn finish(&mut self, index: usize, cost: i64, dice: &mut Dice) -> Progress {
         let call = &mut self.calls[index];
         let placeholder = Stage::Recorded { seq: 0, cost: 0 };
         let Stage::Forwarded {
@@ -218,17 +296,12 @@ impl Running {
             permit,
             early,
             open,
+            ..
         } = std::mem::replace(&mut call.stage, placeholder)
         else {
             unreachable!("only forwarded calls end");
         };
-        // Some calls are not charged: their upstream failed.
-        let is_charged = dice.chance(900);
-        let cost = match early {
-            Some((cost, _)) => cost,
-            None if is_charged => dice.between(1, call.most),
-            None => 0,
-        };
+        let cost = early.map_or(cost, |(cost, _)| cost);
         let filling = dice.between(FILLING_BYTES.0, FILLING_BYTES.1);
         let facts = facts(call.id, filling);
         let id = call.id;
@@ -258,6 +331,7 @@ impl Running {
                 permit: None,
                 early: None,
                 open: None,
+                way: Way::forwarded(),
             };
         }
         Ok(())
@@ -280,6 +354,8 @@ impl Running {
         let lines = self.life.old.len() + 1;
         let line = match dice.below(lines) {
             0 => &mut self.life.own,
+            // What is due of an earlier life is written before any of it can be applied and go.
+            n if !self.concluded.contains(&self.life.old[n - 1].id()) => return Ok(None),
             n => &mut self.life.old[n - 1],
         };
         let before = match mutation {
@@ -294,7 +370,9 @@ impl Running {
     /// is over.
     pub(super) fn work(&mut self, now: Duration, figures: &mut Figures) -> Result<bool, Error> {
         let in_haste = self.is_draining;
-        for line in &mut self.life.old {
+        let concluded = &self.concluded;
+        let old = self.life.old.iter_mut();
+        for line in old.filter(|line| concluded.contains(&line.id())) {
             figures.reshipped += u64::from(line.work(now, true)?);
         }
         let bytes = self.life.own.journal.stats().bytes;
@@ -302,7 +380,7 @@ impl Running {
         figures.let_go += u64::from(self.life.own.journal.stats().bytes < bytes);
         let mut kept = Vec::new();
         for line in self.life.old.drain(..) {
-            match self.concluded.contains(&line.id()) && line.is_done() {
+            match self.ended.contains(&line.id()) && line.is_done() {
                 true => line.journal.remove()?,
                 false => kept.push(line),
             }
@@ -329,7 +407,7 @@ impl Running {
     pub(super) fn retired(
         &mut self,
         journal: JournalId,
-        open: &[(LeaseId, i64)],
+        open: &[Lease],
         now: Duration,
         mutation: Mutation,
     ) -> anyhow::Result<()> {
@@ -337,13 +415,23 @@ impl Running {
             self.is_retired |= self.life.retire(open, now)?;
             return Ok(());
         }
-        if self.concluded.contains(&journal) {
-            return Ok(());
-        }
+        let is_first = !self.concluded.contains(&journal);
         let line = self.life.old.iter_mut().find(|line| line.id() == journal);
-        if let Some(line) = line {
-            if mutation != Mutation::CloseWithoutFinalCount {
-                line.conclude(open, now)?;
+        if let Some(line) = line.filter(|line| is_first || line.is_done()) {
+            if !is_first && open.is_empty() {
+                self.ended.push(journal);
+            }
+            let untold = |lease: &Lease| Lease {
+                known_cum: 0,
+                ..lease.clone()
+            };
+            match mutation {
+                Mutation::CloseWithoutFinalCount => {}
+                Mutation::ForgetWhatWasTold => {
+                    let open: Vec<Lease> = open.iter().map(untold).collect();
+                    line.conclude(&open, is_first, now)?;
+                }
+                _ => line.conclude(open, is_first, now)?,
             }
             self.concluded.push(journal);
         }

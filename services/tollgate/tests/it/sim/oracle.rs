@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use gateway::{
-    cores::{Line, Payer},
-    journal::Limits,
-};
+use gateway::cores::Payer;
+use runtime::USAGE_CONSUMERS;
+use types::JournalId;
 
 use super::{
     Mutation,
@@ -81,32 +80,10 @@ impl World {
         Err(format!("never quiet: {}", self.unquiet()))
     }
 
-    /// It runs, and what earlier lives have left is gone. A journal with a gap stays, but what can
-    /// be read of it is applied and its leases have their final counts.
+    /// It runs, and what earlier lives have left is gone.
     fn is_alone(&self, slot: &Slot) -> bool {
-        let Some(running) = &slot.running else {
-            return false;
-        };
-        let is_concluded = |line: &Line| running.concluded.contains(&line.id());
-        let mut old = running.life.old.iter();
-        old.all(|line| self.damaged && is_concluded(line) && self.is_applied(line))
-    }
-
-    /// Every record that can be read is applied by every consumer.
-    fn is_applied(&self, line: &Line) -> bool {
-        let mut reader = line.journal.reader(0);
-        while let Ok(Some(batch)) = reader.next_batch(Limits::before(u64::MAX)) {
-            let seqs = (batch.first_seq..).zip(&batch.records);
-            let mut seqs = seqs.map(|(seq, _)| seq);
-            let has = |it: &Consumer, seq| {
-                let ranges = it.inbox.get(&line.id());
-                ranges.is_some_and(|ranges| ranges.contains(seq))
-            };
-            if !seqs.all(|seq| self.consumers.iter().all(|it| has(it, seq))) {
-                return false;
-            }
-        }
-        true
+        let running = slot.running.as_ref();
+        running.is_some_and(|running| running.life.old.is_empty())
     }
 
     fn drain_all(&mut self) {
@@ -147,9 +124,12 @@ impl World {
                 ));
             }
             let is_written = self.written.get(&(*journal, *seq)) == Some(&(*call, *cost));
-            if !is_written && self.noted.get(call) != Some(cost) {
+            let noted = self.noted.get(call);
+            let is_noted = noted.is_some_and(|(_, dues)| dues.contains(cost));
+            if !is_written && !is_noted {
                 return Err(format!("invented: {journal}/{seq}, call {call}"));
             }
+            self.figures.ended_by_successor += u64::from(!is_written);
         }
         let mut lost = 0;
         for done in &self.done {
@@ -160,22 +140,108 @@ impl World {
             let unsynced_from = self.unsynced_from.get(&done.journal);
             let may_be_lost = done.durability == Durability::Process
                 && unsynced_from.is_some_and(|from| *from <= done.seq);
+            if self.is_noted_as_lost(done.journal, done.seq) {
+                continue;
+            }
             if !may_be_lost {
                 return Err(format!("lost: {done:?}"));
             }
             lost += 1;
         }
         self.figures.lost_with_power += lost;
-        let rows = self.effects.rows.len();
-        let costs: i64 = by_call.values().sum();
-        let totals = (u64::try_from(rows).unwrap(), costs);
-        if self.effects.totals != totals {
-            return Err(format!(
-                "I7: totals {:?}, rows {totals:?}",
-                self.effects.totals
-            ));
+        self.noted_calls(&by_call)?;
+        self.gaps()?;
+        self.totals()?;
+        self.balance(by_call.values().sum())
+    }
+
+    /// I7: the totals are those of the rows, but for records that one of both consumers had when
+    /// they were lost to the other.
+    fn totals(&self) -> Result<(), String> {
+        let (rows, counted) = (&self.effects.rows, &self.effects.counted);
+        let sums = (
+            u64::try_from(counted.len()).unwrap(),
+            counted.values().sum(),
+        );
+        if self.effects.totals != sums {
+            let totals = self.effects.totals;
+            return Err(format!("I7: totals {totals:?} of records {sums:?}"));
         }
-        self.balance(costs)
+        let row_of = |key| rows.get(key).map(|(_, cost)| *cost);
+        let lacks = |consumer, key: &&(JournalId, u64)| !self.effects.is_gap(consumer, **key);
+        let mut without_row = counted.keys().filter(|key| row_of(key).is_none());
+        let mut uncounted = rows.keys().filter(|key| !counted.contains_key(key));
+        let mut both = counted.iter();
+        let differs = |(key, cost): &(_, &i64)| row_of(*key).is_some_and(|row| row != **cost);
+        match (
+            without_row.find(|key| lacks("usage-ingest", key)),
+            uncounted.find(|key| lacks("stats-aggregator", key)),
+            both.find(differs),
+        ) {
+            (None, None, None) => Ok(()),
+            odd => Err(format!("I7: totals are not of the rows: {odd:?}")),
+        }
+    }
+
+    /// It was damaged, and is recorded as a gap.
+    fn is_noted_as_lost(&self, journal: JournalId, seq: u64) -> bool {
+        self.hit.contains(&(journal, seq)) && self.effects.is_gap("usage-ingest", (journal, seq))
+    }
+
+    /// A call that its gateway did not end is ended by the next life, by what was noted last; once,
+    /// and never when it has ended already.
+    fn noted_calls(&self, rows: &BTreeMap<u64, i64>) -> Result<(), String> {
+        let recorded: BTreeMap<u64, (JournalId, u64)> = self
+            .written
+            .iter()
+            .map(|((journal, seq), (call, _))| (*call, (*journal, *seq)))
+            .collect();
+        for (call, (journal, dues)) in &self.noted {
+            let is_whole = !self.unsynced_from.contains_key(journal);
+            if let Some((journal, seq)) = recorded.get(call) {
+                let is_lost = is_whole && self.is_noted_as_lost(*journal, *seq);
+                if is_lost && rows.contains_key(call) {
+                    return Err(format!("double: call {call} is paid and ended once more"));
+                }
+                continue;
+            }
+            let is_whole = is_whole && !self.damaged_journals.contains(journal);
+            if is_whole && rows.get(call) != dues.last() {
+                let row = rows.get(call);
+                return Err(format!(
+                    "call {call} was due {dues:?}, its row says {row:?}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What is noted as lost was lost, and what an owner had told of it is paid.
+    fn gaps(&mut self) -> Result<(), String> {
+        let mut lost = 0;
+        for (consumer, gaps) in &self.effects.gaps {
+            for (journal, from, below) in gaps {
+                let unsynced_from = self.unsynced_from.get(journal).copied();
+                for seq in *from..*below {
+                    let may_be_lost = unsynced_from.is_some_and(|from| from <= seq);
+                    if !may_be_lost && !self.hit.contains(&(*journal, seq)) {
+                        return Err(format!("{consumer} lacks {journal}/{seq}, which was there"));
+                    }
+                }
+                lost += below - from;
+            }
+        }
+        self.figures.noted_as_lost += lost / u64::try_from(USAGE_CONSUMERS.len()).unwrap();
+        if !self.unsynced_from.is_empty() {
+            return Ok(()); // what was told may have been lost before it was promised
+        }
+        let leases = self.bank.leases().filter_map(|id| self.bank.lease(id));
+        for lease in leases {
+            if lease.settled_cum < lease.known_cum {
+                return Err(format!("told and not paid: {lease:?}"));
+            }
+        }
+        Ok(())
     }
 
     /// The customers have paid for their calls, and for nothing else.
@@ -192,15 +258,25 @@ impl World {
             }
         }
         let kept = |key, row| self.effects.rows.get(key) == Some(row);
+        let lost = |(journal, seq): &(JournalId, u64)| self.is_noted_as_lost(*journal, *seq);
         let mut written = self.written.iter();
-        let is_whole = written.all(|(key, row)| kept(key, row));
-        let noted: i64 = self.noted.values().sum();
+        let is_whole = written.all(|(key, row)| kept(key, row) || lost(key));
+        let unitemised = self.written.iter().filter(|(key, _)| lost(key));
+        let unitemised: i64 = unitemised.map(|(_, (_, cost))| cost).sum();
+        let most = |(_, dues): &(JournalId, Vec<i64>)| dues.iter().max().copied();
+        let noted: i64 = self.noted.values().filter_map(most).sum();
+        // What a successor has written may be lost as well, to the life after it.
+        let damaged = self.noted.values();
+        let damaged = damaged.filter(|(journal, _)| self.damaged_journals.contains(journal));
+        let unitemised = unitemised + damaged.filter_map(most).sum::<i64>();
         let written: i64 = self.written.values().map(|(_, cost)| cost).sum();
-        // Each credit has its row. What was written and lost with the power may have been debited
-        // all the same, when a later total or a heartbeat had told it; what never was may not.
+        // Each credit has its row, or is of a call whose record is known to be lost: a later total
+        // pays for it, or what its owner had told. What was written and lost with the power may
+        // have been debited all the same, when either knew of it; what never was may not.
+        let paid = used + late;
         let is_right = match self.unsynced_from.is_empty() {
-            true => used + late == costs && is_whole,
-            false => costs <= used + late && used + late <= written + noted,
+            true => (costs..=costs + unitemised).contains(&paid) && is_whole,
+            false => (costs..=written + noted).contains(&paid),
         };
         match is_right {
             true => Ok(()),

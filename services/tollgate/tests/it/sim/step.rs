@@ -1,9 +1,11 @@
 //! The steps of the world: what may happen next, and what then does.
 
-use std::time::Duration;
+use std::{rc::Rc, time::Duration};
 
 use gateway::cores::Payer;
 use jiff::SignedDuration;
+use prost::Message as _;
+use proto::events::v1::UsageBatch;
 use types::JournalId;
 
 use super::{
@@ -22,6 +24,10 @@ const CALLS_MAX: usize = 10;
 const COST_MAX: i64 = 12;
 /// So often of a thousand times a request that is still unanswered is repeated.
 const ASK_AGAIN: usize = 300;
+/// So many of a thousand calls cost what their upstream reports.
+const STREAMS: usize = 300;
+/// A batch without records is shorter.
+const EMPTY_BYTES: usize = 20;
 
 /// What may happen.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +54,7 @@ enum Step {
     LoseMessages,
     RepeatMessage,
     LosePacket,
+    Damage,
 }
 
 impl World {
@@ -78,6 +85,7 @@ impl World {
             (trouble(faults.stream), Step::LoseMessages),
             (trouble(faults.stream), Step::RepeatMessage),
             (trouble(faults.stream), Step::LosePacket),
+            (trouble(faults.damage), Step::Damage),
         ]);
         let index = self.dice.below(self.slots.len());
         match step {
@@ -111,6 +119,7 @@ impl World {
                 self.packets.swap_remove(lost);
             }
             Step::LosePacket => {}
+            Step::Damage => self.damage(index),
         }
     }
 
@@ -128,11 +137,21 @@ impl World {
         let Some((quota, orgs)) = payers.split_last() else {
             return;
         };
+        // Some calls take their time, and their upstreams say what they cost.
+        let route = self.dice.chance(STREAMS).then(|| {
+            let route = self.dice.below(self.routes.len());
+            Rc::clone(&self.routes[route])
+        });
+        let most = match &route {
+            Some(route) => route.most(),
+            None => self.dice.between(1, COST_MAX),
+        };
         let call = Call {
             id: self.figures.calls + 1,
             payer: orgs[self.dice.below(orgs.len())],
             quota: self.dice.chance(150).then_some(*quota),
-            most: self.dice.between(1, COST_MAX),
+            most,
+            route,
             durability: match self.dice.chance(300) {
                 true => Durability::Disk,
                 false => Durability::Process,
@@ -144,6 +163,7 @@ impl World {
         };
         if !running.is_draining && running.calls.len() < CALLS_MAX {
             self.figures.calls += 1;
+            self.figures.streams += u64::from(call.route.is_some());
             running.calls.push(call);
         }
     }
@@ -163,7 +183,8 @@ impl World {
         match running.advance(call, now, mutation, &mut self.dice) {
             Progress::Waits | Progress::Gone => {}
             Progress::Noted(id, due) => {
-                self.noted.insert(id, due);
+                let noted = self.noted.entry(id);
+                noted.or_insert((journal, Vec::new())).1.push(due);
             }
             Progress::Asks(payer, minimum) => {
                 let again = self.dice.chance(ASK_AGAIN);
@@ -203,16 +224,22 @@ impl World {
             assert!(self.damaged, "an undamaged journal can be read");
             return;
         };
-        let Some((journal, parcel)) = parcel else {
+        let Some((journal, mut parcel)) = parcel else {
             return;
         };
+        if mutation == Mutation::HideGaps {
+            let mut batch = UsageBatch::decode(&*parcel.payload).expect("a batch");
+            batch.gaps.clear();
+            parcel.payload = batch.encode_to_vec();
+        }
+        let hidden = mutation == Mutation::HideGaps && parcel.payload.len() < EMPTY_BYTES;
         loop {
             // What is not acknowledged is published again, until it is.
             let (is_stored, is_heard) = (
                 !self.dice.chance(self.faults.loss),
                 !self.dice.chance(self.faults.loss),
             );
-            if is_stored {
+            if is_stored && !hidden {
                 self.stream
                     .store(&mut self.consumers, &parcel.subject, &parcel.payload);
             }
@@ -286,8 +313,10 @@ impl World {
         let Some(running) = &mut self.slots[index].running else {
             return;
         };
-        let mut ends: Vec<JournalId> = running.life.old.iter().map(|line| line.id()).collect();
-        ends.retain(|journal| !running.concluded.contains(journal));
+        let concluded = &running.concluded;
+        let old = running.life.old.iter();
+        let asks = old.filter(|line| !concluded.contains(&line.id()) || line.is_done());
+        let mut ends: Vec<JournalId> = asks.map(|line| line.id()).collect();
         let mut fate = Ok(false);
         if running.is_draining {
             running.asked.clear();

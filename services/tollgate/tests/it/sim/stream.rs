@@ -31,9 +31,23 @@ pub(super) struct Consumer {
 pub(super) struct Effects {
     /// Call and cost by journal and number.
     pub(super) rows: BTreeMap<(JournalId, u64), (u64, i64)>,
-    /// Calls and costs, in all.
+    /// Calls and costs, in all, and of which records.
     pub(super) totals: (u64, i64),
+    pub(super) counted: BTreeMap<(JournalId, u64), i64>,
     pub(super) dead_letters: Vec<String>,
+    /// What each consumer has noted as lost: journal, from, below.
+    pub(super) gaps: BTreeMap<&'static str, Vec<(JournalId, u64, u64)>>,
+}
+
+impl Effects {
+    /// Whether a consumer will never have this record.
+    pub(super) fn is_gap(&self, consumer: &str, (journal, seq): (JournalId, u64)) -> bool {
+        let gaps = self.gaps.get(consumer).into_iter().flatten();
+        let covers = |(of, from, below): &(JournalId, u64, u64)| {
+            *of == journal && (*from..*below).contains(&seq)
+        };
+        gaps.into_iter().any(covers)
+    }
 }
 
 impl Stream {
@@ -112,6 +126,7 @@ impl Consumer {
         }
         let mut inbox = self.inbox.clone();
         let mut fresh: Vec<(usize, Delivery)> = Vec::new();
+        let mut lost = Vec::new();
         let mut journals = BTreeSet::new();
         for number in &taken {
             let Some((subject, payload)) = stream.messages.get(*number).and_then(Option::as_ref)
@@ -122,7 +137,13 @@ impl Consumer {
             let opened = batch::open(subject, payload);
             let (journal, batch) = opened.expect("gateways ship well-formed batches");
             journals.insert(journal);
-            let unseen = batch::unseen(inbox.entry(journal).or_default(), &batch);
+            let ranges = inbox.entry(journal).or_default();
+            let unseen = batch::unseen(ranges, &batch);
+            let unreadable = batch::unreadable(ranges, &batch).into_iter();
+            lost.extend(unreadable.map(|(from, below, _)| (journal, from, below)));
+            if let (Mutation::GapsSwallowRecords, Some(gap)) = (mutation, batch.gaps.first()) {
+                ranges.cover(0, gap.below);
+            }
             let adds_all = mutation == Mutation::AddWithoutInbox && self.name == "stats-aggregator";
             let records = if adds_all { batch.records } else { unseen };
             if !records.is_empty() {
@@ -142,6 +163,7 @@ impl Consumer {
         }
         deliveries.iter().for_each(|it| self.apply(it, effects));
         self.inbox = inbox;
+        effects.gaps.entry(self.name).or_default().extend(lost);
         if dice.chance(100) {
             return self.begin(); // died before it acknowledged; its successor begins
         }
@@ -166,6 +188,8 @@ impl Consumer {
                 "stats-aggregator" => {
                     effects.totals.0 += 1;
                     effects.totals.1 += record.cost;
+                    let key = (delivery.journal, record.seq);
+                    effects.counted.insert(key, record.cost);
                 }
                 _ => {}
             }

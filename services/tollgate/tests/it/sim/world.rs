@@ -1,17 +1,22 @@
 //! Everything together: gateways, network, stream, consumers and wallet, moved by one dice.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
     time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
+use proto::{
+    keys::v1::{self as keys, UnitPrice},
+    wallet::v1::Lease,
+};
 use tempfile::TempDir;
 use types::{JournalId, KeyId, LeaseId, OrgId};
 use uuid::Uuid;
 use wallet::cores::{Account, Answer, Ask, Bank};
 
-use gateway::cores::{Lent, Payer};
+use gateway::cores::{Lent, Payer, Route};
 
 use super::{
     Faults, Figures, Mutation, Scenario,
@@ -30,6 +35,8 @@ const RECALLS_MAX: u32 = 2;
 pub(super) const CREDITS: i64 = 600;
 pub(super) const PERMITS: i64 = 120;
 pub(super) const ORGS: u128 = 2;
+/// The most that a call costs whose upstream reports it.
+const PRICED_MAX: i64 = 12;
 
 /// What travels between gateways and wallet, and from consumers to gateways.
 #[derive(Clone, Debug)]
@@ -41,7 +48,7 @@ pub(super) enum Packet {
     Recall(JournalId, LeaseId),
     Recalled(JournalId, LeaseId, i64),
     Retire(JournalId),
-    Retired(JournalId, Vec<(LeaseId, i64)>),
+    Retired(JournalId, Vec<Lease>),
     Applied(&'static str, JournalId, u64),
 }
 
@@ -63,8 +70,8 @@ pub(super) struct World {
     pub(super) done: Vec<Done>,
     /// Records written: call and cost, by journal and number as they were in memory.
     pub(super) written: BTreeMap<(JournalId, u64), (u64, i64)>,
-    /// What a call costs if its gateway dies, as noted.
-    pub(super) noted: BTreeMap<u64, i64>,
+    /// What a call costs if its gateway dies, as noted again and again, and in whose journal.
+    pub(super) noted: BTreeMap<u64, (JournalId, Vec<i64>)>,
     /// First number that a power failure may have taken, by journal.
     pub(super) unsynced_from: BTreeMap<JournalId, u64>,
     pub(super) figures: Figures,
@@ -73,6 +80,10 @@ pub(super) struct World {
     pub(super) digest: u64,
     pub(super) ids: u128,
     pub(super) damaged: bool,
+    /// Records that were damaged, and the journals that they were in.
+    pub(super) hit: BTreeSet<(JournalId, u64)>,
+    pub(super) damaged_journals: BTreeSet<JournalId>,
+    pub(super) routes: Vec<Rc<Route>>,
     /// Who has stopped in order stays away.
     pub(super) is_resting: bool,
     _dir: TempDir,
@@ -92,6 +103,35 @@ fn account(payer: Payer) -> Account {
         Payer::Credits(org) => Account::Credits(org),
         Payer::Permits(key) => Account::Permits(key),
     }
+}
+
+/// Routes whose calls cost what their upstreams report: each policy for calls that break off, each
+/// for what is not reported.
+fn routes() -> Vec<Rc<Route>> {
+    let policies = [
+        ("max_cost", "answered", "answered"),
+        ("estimate", "answered", "answered"),
+        ("estimate", "forwarded", "free"),
+        ("base", "free", "answered"),
+    ];
+    let route = |(unreported, on_client_abort, on_server_abort): (&str, &str, &str)| {
+        let route = keys::Route {
+            unit_prices: vec![UnitPrice {
+                unit: "tokens".to_owned(),
+                credits: 1,
+                per: 10,
+                bytes_per_unit: 100,
+                ..UnitPrice::default()
+            }],
+            max_cost: PRICED_MAX,
+            unreported: unreported.to_owned(),
+            on_client_abort: on_client_abort.to_owned(),
+            on_server_abort: on_server_abort.to_owned(),
+            ..keys::Route::default()
+        };
+        Rc::new(Route::new(route, 1).expect("it makes sense"))
+    };
+    policies.into_iter().map(route).collect()
 }
 
 /// In memory where that can be had: the disk that matters is the simulated one.
@@ -133,6 +173,9 @@ impl World {
             digest: 0xcbf2_9ce4_8422_2325,
             ids: 1_000,
             damaged: false,
+            hit: BTreeSet::new(),
+            damaged_journals: BTreeSet::new(),
+            routes: routes(),
             is_resting: false,
             _dir: dir,
         }
@@ -192,8 +235,10 @@ impl World {
             Packet::Retire(journal) => {
                 let open = self.bank.retire(journal, self.wallet_time());
                 if self.mutation == Mutation::CloseWithoutFinalCount {
-                    open.iter()
-                        .for_each(|(id, _)| self.bank.release_untold(*id));
+                    let ids = open
+                        .iter()
+                        .map(|lease| LeaseId::from_slice(&lease.lease_id));
+                    ids.for_each(|id| self.bank.release_untold(id.expect("an id")));
                 }
                 self.send(Packet::Retired(journal, open));
             }
