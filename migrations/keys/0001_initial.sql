@@ -75,6 +75,9 @@ create table keys.organisations (
                 check (leak_action in ('notify', 'suspend', 'revoke')),
     anomaly_action  text not null default 'notify'
                 check (anomaly_action in ('notify', 'throttle', 'suspend')),
+    -- Web pages that may call with the organisation's keys, and the last change of that.
+    allowed_origins text[] not null default '{}' check (cardinality(allowed_origins) <= 20),
+    origins_change  bigint,
     -- When the audit log last said that keys were refused because too many were made.
     creation_refused_at timestamptz,
     -- Grows with every change of the row.
@@ -82,6 +85,8 @@ create table keys.organisations (
     created_at  timestamptz not null,
     updated_at  timestamptz not null
 );
+create index idx_organisations_origins on keys.organisations (origins_change)
+    where origins_change is not null;
 
 create table keys.organisation_members (
     id          uuid primary key,
@@ -353,7 +358,7 @@ create trigger audit_log_is_append_only
 -- "everything after n" misses nothing.
 create table keys.changes (
     id            bigint generated always as identity primary key,
-    -- The key's hash at the time; null for a change of the catalogue.
+    -- The key's hash at the time; null for a change of the catalogue or of an organisation's origins.
     key_hash      bytea,
     key_id        uuid,
     version       bigint,

@@ -114,6 +114,7 @@ refusals! {
     InsufficientScope = 403 "insufficient_scope" "The API key lacks the scope";
     KeySuspended = 403 "key_suspended" "The API key is suspended";
     IpNotAllowed = 403 "ip_not_allowed" "The address is not on the key's list";
+    OriginNotAllowed = 403 "origin_not_allowed" "Pages of this origin may not call";
     ServiceDisabled = 403 "service_disabled" "The service is switched off";
     UnknownService = 404 "unknown_service" "There is no such service";
     UnknownRoute = 404 "unknown_route" "The service has no such route";

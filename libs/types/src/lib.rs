@@ -21,6 +21,7 @@ mod idempotency;
 mod key;
 mod limit;
 mod names;
+mod origin;
 mod pepper;
 mod price;
 mod quota;
@@ -44,6 +45,7 @@ pub use limit::{Gcra, Rate, Share};
 pub use names::{
     Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,
 };
+pub use origin::{ORIGIN_CHARS_MAX, OriginError, WebOrigin};
 pub use pepper::{KeyHashes, Peppers};
 pub use price::{
     CALL_COST_MAX, Charge, Price, PriceError, UNIT_NAME_BYTES_MAX, UNIT_PRICES_MAX, UnitPrice,

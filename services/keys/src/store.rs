@@ -201,13 +201,18 @@ impl Tx {
 
     /// Announces that a service, route or scope has changed.
     pub(crate) async fn announce_catalogue(&mut self) -> Result<()> {
-        self.lock_change_log().await?;
-        let insert = sqlx::query!(
-            "insert into keys.changes (at) values ($1)",
-            self.at.to_sqlx(),
-        );
-        insert.execute(&mut *self.inner).await?;
+        self.announce_change().await?;
         Ok(())
+    }
+
+    /// Announces a change of no key. Returns its position.
+    pub(crate) async fn announce_change(&mut self) -> Result<i64> {
+        self.lock_change_log().await?;
+        let insert = sqlx::query_scalar!(
+            "insert into keys.changes (at) values ($1) returning id",
+            self.at.to_sqlx() as _,
+        );
+        Ok(insert.fetch_one(&mut *self.inner).await?)
     }
 
     /// From here to the commit nobody else takes an id of the change log, so that ids become

@@ -56,6 +56,7 @@ fn policy() -> Policy {
         developers_may_create_live_keys: false,
         leak_action: LeakAction::Suspend,
         anomaly_action: AnomalyAction::Notify,
+        allowed_origins: Vec::new(),
     }
 }
 

@@ -84,6 +84,10 @@ pub(crate) struct Policy {
     /// What happens to the keys of an anomaly: notify, throttle or suspend
     #[arg(long, value_name = "ACTION")]
     anomaly_action: Option<String>,
+    /// Origin of web pages that may call with the organisation's keys, such as
+    /// https://app.example.com, or `*` for all; several replace the list, `none` empties it
+    #[arg(long = "allowed-origin", value_name = "ORIGIN")]
+    allowed_origins: Vec<String>,
     /// Change only this version
     #[arg(long, value_name = "N")]
     if_version: Option<i64>,
@@ -157,6 +161,13 @@ pub(crate) async fn run(command: Org, system: &System, output: &Output) -> Resul
 
 /// A change of nothing shows what is.
 async fn policy(keys: &mut Keys, wish: Policy, output: &Output) -> Result {
+    let allowed_origins = match wish.allowed_origins.as_slice() {
+        [] => None,
+        [none] if none == "none" => Some(wire::Origins::default()),
+        _ => Some(wire::Origins {
+            origins: wish.allowed_origins,
+        }),
+    };
     let request = wire::SetPolicyRequest {
         org_id: wish.org,
         live_keys_need_second_factor: wish.second_factor,
@@ -164,6 +175,7 @@ async fn policy(keys: &mut Keys, wish: Policy, output: &Output) -> Result {
         developers_may_create_live_keys: wish.developers_live_keys,
         leak_action: wish.leak_action,
         anomaly_action: wish.anomaly_action,
+        allowed_origins,
         expected_version: wish.if_version,
     };
     let now = keys.set_policy(request).await?.into_inner().policy;
@@ -174,6 +186,7 @@ async fn policy(keys: &mut Keys, wish: Policy, output: &Output) -> Result {
             "developers_may_create_live_keys": policy.developers_may_create_live_keys,
             "leak_action": policy.leak_action,
             "anomaly_action": policy.anomaly_action,
+            "allowed_origins": policy.allowed_origins,
             "version": policy.version,
         })
     });

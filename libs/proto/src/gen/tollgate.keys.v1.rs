@@ -106,6 +106,9 @@ pub struct SyncRequest {
     /// last the present one. Nobody waits for them any more.
     #[prost(string, repeated, tag = "7")]
     pub ended_journals: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Position in the change log up to which the gateway knows organisations' origins; 0 at the start.
+    #[prost(int64, tag = "8")]
+    pub origins_change: i64,
 }
 /// What changed.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -125,6 +128,25 @@ pub struct SyncResponse {
     /// Gateways seen in the last 5 seconds, this one included.
     #[prost(uint32, tag = "5")]
     pub live_gateways: u32,
+    /// Organisations whose origins changed since, at most 500; those that never had any are not there.
+    #[prost(message, repeated, tag = "6")]
+    pub origins: ::prost::alloc::vec::Vec<OrganisationOrigins>,
+    /// Position to report next time as `origins_change`. Below `change`: there are more, ask again.
+    #[prost(int64, tag = "7")]
+    pub origins_change: i64,
+    /// True: forget all origins known before; `origins` begins anew.
+    #[prost(bool, tag = "8")]
+    pub origins_reset: bool,
+}
+/// The web pages that may call with keys of an organisation (CORS).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OrganisationOrigins {
+    /// `org_…`
+    #[prost(string, tag = "1")]
+    pub org_id: ::prost::alloc::string::String,
+    /// See Policy.allowed_origins.
+    #[prost(string, repeated, tag = "2")]
+    pub allowed_origins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// A key that changed.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -917,6 +939,18 @@ pub struct Policy {
     /// The organisation's version.
     #[prost(int64, tag = "6")]
     pub version: i64,
+    /// Origins of web pages that may call with the organisation's keys, `scheme://host\[:port\]` as
+    /// browsers write them, or `*` alone for all. Calls from other pages are refused. Empty: no page
+    /// is told that it may read an answer, and no call is refused for its origin.
+    #[prost(string, repeated, tag = "7")]
+    pub allowed_origins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Origins of web pages.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Origins {
+    /// See Policy.allowed_origins; at most 20.
+    #[prost(string, repeated, tag = "1")]
+    pub origins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// Reads the policy.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -956,6 +990,9 @@ pub struct SetPolicyRequest {
     /// Change only this version; absent: whatever it is by now.
     #[prost(int64, optional, tag = "7")]
     pub expected_version: ::core::option::Option<i64>,
+    /// Replaces Policy.allowed_origins.
+    #[prost(message, optional, tag = "8")]
+    pub allowed_origins: ::core::option::Option<Origins>,
 }
 /// The policy.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -2,7 +2,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use types::Environment;
+use types::{Environment, WebOrigin};
 
 use super::second_factor;
 use crate::error::{Error, Result};
@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 const LIFETIME_SECONDS_MIN: i64 = 3600;
 /// Ten years: longer is no limit.
 const LIFETIME_SECONDS_MAX: i64 = 10 * 366 * 86_400;
+
+/// Origins of an organisation.
+const ORIGINS_MAX: usize = 20;
 
 /// What happens to a key that is reported as leaked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,13 +67,15 @@ impl AnomalyAction {
 }
 
 /// The rules.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Policy {
     pub(crate) live_keys_need_second_factor: bool,
     pub(crate) key_lifetime_seconds_max: Option<i64>,
     pub(crate) developers_may_create_live_keys: bool,
     pub(crate) leak_action: LeakAction,
     pub(crate) anomaly_action: AnomalyAction,
+    /// Pages that may call with the organisation's keys; empty: CORS is not used.
+    pub(crate) allowed_origins: Vec<WebOrigin>,
 }
 
 /// The wish for a change, as it was sent; what is absent stays.
@@ -81,6 +86,7 @@ pub(crate) struct PolicyWish {
     pub(crate) developers_may_create_live_keys: Option<bool>,
     pub(crate) leak_action: Option<String>,
     pub(crate) anomaly_action: Option<String>,
+    pub(crate) allowed_origins: Option<Vec<String>>,
 }
 
 impl PolicyWish {
@@ -116,8 +122,33 @@ impl PolicyWish {
                 Some(text) => AnomalyAction::parse(text)?,
                 None => old.anomaly_action,
             },
+            allowed_origins: match &self.allowed_origins {
+                Some(texts) => origins(texts)?,
+                None => old.allowed_origins.clone(),
+            },
         })
     }
+}
+
+/// Reads a list of origins; each stays once, in the order of the list.
+pub(crate) fn origins(texts: &[String]) -> Result<Vec<WebOrigin>> {
+    let mut origins = Vec::with_capacity(texts.len());
+    for text in texts {
+        let origin = WebOrigin::parse(text)
+            .map_err(|problem| Error::invalid("allowed_origins", problem.to_string()))?;
+        if !origins.contains(&origin) {
+            origins.push(origin);
+        }
+    }
+    if origins.len() > ORIGINS_MAX {
+        let problem = format!("must be at most {ORIGINS_MAX} origins");
+        return Err(Error::invalid("allowed_origins", problem));
+    }
+    if origins.len() > 1 && origins.iter().any(WebOrigin::is_any) {
+        let problem = "`*` stands alone: it allows all that the others do";
+        return Err(Error::invalid("allowed_origins", problem));
+    }
+    Ok(origins)
 }
 
 impl Policy {
@@ -129,7 +160,14 @@ impl Policy {
             "developers_may_create_live_keys": self.developers_may_create_live_keys,
             "leak_action": self.leak_action.as_str(),
             "anomaly_action": self.anomaly_action.as_str(),
+            "allowed_origins": self.origin_texts(),
         })
+    }
+
+    /// The origins as they are stored and shown.
+    pub(crate) fn origin_texts(&self) -> Vec<String> {
+        let texts = self.allowed_origins.iter();
+        texts.map(|origin| origin.as_str().to_owned()).collect()
     }
 
     /// Refuses a key that would live longer than the organisation allows.

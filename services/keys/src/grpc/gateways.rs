@@ -33,6 +33,8 @@ const CONFIRM_POLL: Duration = Duration::from_millis(20);
 const BELIEF: SignedDuration = SignedDuration::from_secs(20);
 /// Uses of keys in one message.
 const USES_MAX: usize = 1000;
+/// Organisations whose origins a gateway is told at once.
+const ORIGINS_MAX: usize = 500;
 /// Times a key is read while it moves to another pepper: once before, once after.
 const READS_MAX: u32 = 3;
 
@@ -126,6 +128,7 @@ impl Keys {
                     .collect(),
             }),
         };
+        let origins = self.origins(request.origins_change, position).await?;
         let live = self.store.gateways_since(live_since(now)).await?.len();
         let changed_key = |(hash, version): (KeyHash, i64)| pb::ChangedKey {
             key_hash: hash.bytes().to_vec(),
@@ -137,6 +140,29 @@ impl Keys {
             reset,
             catalogue,
             live_gateways: u32::try_from(live).unwrap_or(u32::MAX),
+            ..origins
+        })
+    }
+
+    /// What a gateway that knows origins up to `known` is told of them.
+    async fn origins(&self, known: i64, position: i64) -> Result<pb::SyncResponse> {
+        // A position ahead of ours is of another history: the log was restored from a backup.
+        let origins_reset = known > position;
+        let known = if origins_reset { 0 } else { known };
+        let changed = self.store.origins(known, position, ORIGINS_MAX).await?;
+        let origins_change = match changed.last() {
+            Some(last) if changed.len() == ORIGINS_MAX => last.change,
+            _ => position,
+        };
+        let origins = changed.into_iter().map(|it| pb::OrganisationOrigins {
+            org_id: it.org.to_string(),
+            allowed_origins: it.allowed,
+        });
+        Ok(pb::SyncResponse {
+            origins: origins.collect(),
+            origins_change,
+            origins_reset,
+            ..pb::SyncResponse::default()
         })
     }
 

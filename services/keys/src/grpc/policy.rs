@@ -41,6 +41,7 @@ impl Keys {
             developers_may_create_live_keys: request.developers_may_create_live_keys,
             leak_action: request.leak_action,
             anomaly_action: request.anomaly_action,
+            allowed_origins: request.allowed_origins.map(|list| list.origins),
         };
         let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
         tx.lock_organisation(org).await?;
@@ -49,7 +50,11 @@ impl Keys {
         let old = tx.policy(org).await?;
         let new = wish.apply(&old)?;
         if new != old {
-            tx.set_policy(org, &new).await?;
+            let announced = match new.allowed_origins == old.allowed_origins {
+                true => None,
+                false => Some(tx.announce_change().await?),
+            };
+            tx.set_policy(org, &new, announced).await?;
             version += 1;
             let details = difference(&old.facts(), &new.facts());
             tx.audit(Some(org), "organisation.policy_changed", org, &details)

@@ -225,5 +225,6 @@ pub(super) fn policy(policy: &Policy, version: i64) -> pb::Policy {
         leak_action: policy.leak_action.as_str().to_owned(),
         anomaly_action: policy.anomaly_action.as_str().to_owned(),
         version,
+        allowed_origins: policy.origin_texts(),
     }
 }

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
-use types::{JournalId, KeyHash};
+use types::{JournalId, KeyHash, OrgId};
 use uuid::Uuid;
 
 use super::{Store, corrupt};
@@ -27,6 +27,14 @@ pub(crate) struct Gateway {
     pub(crate) name: String,
     pub(crate) applied: i64,
     pub(crate) peppers: Ids,
+}
+
+/// The origins of an organisation.
+#[derive(Debug)]
+pub(crate) struct Origins {
+    pub(crate) org: OrgId,
+    pub(crate) allowed: Vec<String>,
+    pub(crate) change: i64,
 }
 
 struct GatewayRow {
@@ -149,5 +157,33 @@ impl Store {
             changed.push((hash, row.version));
         }
         Ok(changed)
+    }
+
+    /// Organisations whose origins changed behind `known` and up to `position`, at most `limit`,
+    /// each with its change, in the order of the changes.
+    pub(crate) async fn origins(
+        &self,
+        known: i64,
+        position: i64,
+        limit: usize,
+    ) -> Result<Vec<Origins>> {
+        let select = sqlx::query!(
+            r#"
+            select id, allowed_origins, origins_change as "origins_change!"
+              from keys.organisations
+             where origins_change > $1 and origins_change <= $2
+             order by origins_change
+             limit $3"#,
+            known,
+            position,
+            i64::try_from(limit).unwrap_or(i64::MAX),
+        );
+        let rows = select.fetch_all(&self.pool).await?;
+        let origins = rows.into_iter().map(|row| Origins {
+            org: OrgId::new(row.id),
+            allowed: row.allowed_origins,
+            change: row.origins_change,
+        });
+        Ok(origins.collect())
     }
 }

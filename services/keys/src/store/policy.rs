@@ -7,7 +7,7 @@ use types::OrgId;
 use super::{Store, Tx};
 use crate::{
     domain::{
-        policy::{AnomalyAction, LeakAction, Policy},
+        policy::{self, AnomalyAction, LeakAction, Policy},
         rights::OrgScope,
     },
     error::{Error, Result},
@@ -17,7 +17,7 @@ async fn read(connection: &mut PgConnection, org: OrgId) -> Result<Policy> {
     let select = sqlx::query!(
         r#"
         select live_keys_need_second_factor, key_lifetime_seconds_max,
-               developers_may_create_live_keys, leak_action, anomaly_action
+               developers_may_create_live_keys, leak_action, anomaly_action, allowed_origins
           from keys.organisations
          where id = $1"#,
         org.uuid(),
@@ -30,6 +30,7 @@ async fn read(connection: &mut PgConnection, org: OrgId) -> Result<Policy> {
         developers_may_create_live_keys: row.developers_may_create_live_keys,
         leak_action: LeakAction::parse(&row.leak_action)?,
         anomaly_action: AnomalyAction::parse(&row.anomaly_action)?,
+        allowed_origins: policy::origins(&row.allowed_origins)?,
     })
 }
 
@@ -46,14 +47,21 @@ impl Tx {
         read(&mut self.inner, org).await
     }
 
-    /// Sets the rules of an organisation. It is locked.
-    pub(crate) async fn set_policy(&mut self, org: OrgId, policy: &Policy) -> Result<()> {
+    /// Sets the rules of an organisation. It is locked. `announced` says where in the change log
+    /// gateways are told of its origins, if those change.
+    pub(crate) async fn set_policy(
+        &mut self,
+        org: OrgId,
+        policy: &Policy,
+        announced: Option<i64>,
+    ) -> Result<()> {
         let update = sqlx::query!(
             r#"
             update keys.organisations
                set live_keys_need_second_factor = $2, key_lifetime_seconds_max = $3,
                    developers_may_create_live_keys = $4, leak_action = $5,
-                   anomaly_action = $6, updated_at = $7, version = version + 1
+                   anomaly_action = $6, updated_at = $7, allowed_origins = $8,
+                   origins_change = coalesce($9, origins_change), version = version + 1
              where id = $1"#,
             org.uuid(),
             policy.live_keys_need_second_factor,
@@ -62,6 +70,8 @@ impl Tx {
             policy.leak_action.as_str(),
             policy.anomaly_action.as_str(),
             self.at.to_sqlx(),
+            &policy.origin_texts(),
+            announced,
         );
         update.execute(&mut *self.inner).await?;
         Ok(())

@@ -365,3 +365,35 @@ proptest! {
         prop_assert_eq!(found[0].1, Problem::Inserted);
     }
 }
+
+#[test]
+fn origins_are_a_short_list_or_all() {
+    let list = |origins: &[&str]| PolicyWish {
+        allowed_origins: Some(origins.iter().map(|it| (*it).to_owned()).collect()),
+        ..PolicyWish::default()
+    };
+    let set = list(&[
+        "https://a.example",
+        "HTTPS://A.example:443",
+        "http://localhost:3000",
+    ]);
+    let set = set.apply(&policy()).unwrap();
+    let texts = ["https://a.example", "http://localhost:3000"];
+    assert_eq!(set.origin_texts(), texts, "each once");
+    assert_eq!(set.facts()["allowed_origins"], serde_json::json!(texts));
+    assert_eq!(
+        PolicyWish::default().apply(&set).unwrap(),
+        set,
+        "unnamed, it stays"
+    );
+    assert_eq!(list(&[]).apply(&set).unwrap(), policy());
+    assert_eq!(list(&["*"]).apply(&set).unwrap().origin_texts(), ["*"]);
+
+    let refused = |wish: PolicyWish| problem(wish.apply(&policy()));
+    assert!(refused(list(&["*", "https://a.example"])).contains("alone"));
+    assert!(refused(list(&["https://a.example/x"])).contains("scheme://host"));
+    let many: Vec<String> = (0..21).map(|n| format!("https://{n}.example")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    assert!(refused(list(&many)).contains("at most 20"));
+    assert!(list(many.split_last().unwrap().1).apply(&policy()).is_ok());
+}

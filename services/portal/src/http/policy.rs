@@ -27,6 +27,9 @@ pub(super) struct Policy {
     leak_action: String,
     /// What happens to the keys of an anomaly: `notify`, `throttle` or `suspend`.
     anomaly_action: String,
+    /// Origins of web pages that may call with the organisation's keys, or `*` for all; calls from
+    /// other pages are refused. Empty: no page may read an answer, and none is refused.
+    allowed_origins: Vec<String>,
     /// That of the organisation; the ETag.
     version: i64,
 }
@@ -41,6 +44,7 @@ impl From<pb::Policy> for Tagged<Policy> {
                 developers_may_create_live_keys: it.developers_may_create_live_keys,
                 leak_action: it.leak_action,
                 anomaly_action: it.anomaly_action,
+                allowed_origins: it.allowed_origins,
                 version: it.version,
             },
         }
@@ -80,6 +84,9 @@ pub(super) struct PolicyChange {
     /// `notify`, `throttle` or `suspend`.
     #[schema(pattern = "^(notify|throttle|suspend)$")]
     anomaly_action: Option<String>,
+    /// Replaces the list: `scheme://host[:port]`, at most 20, or `*` alone.
+    #[schema(max_items = 20)]
+    allowed_origins: Option<Vec<String>>,
 }
 
 /// Changes the policy. With `If-Match` only the version that the caller has seen.
@@ -103,6 +110,7 @@ pub(super) async fn update_policy(
         developers_may_create_live_keys: it.developers_may_create_live_keys,
         leak_action: it.leak_action,
         anomaly_action: it.anomaly_action,
+        allowed_origins: it.allowed_origins.map(|origins| pb::Origins { origins }),
         expected_version: seen,
     })?;
     let done = app.keys.clone().set_policy(request).await?;
