@@ -14,6 +14,7 @@ use types::Refusal;
 
 use crate::{
     catalogue::{Catalogue, Route, Service},
+    cors::{self, Page},
     domain,
     edge::{Denied, Edge},
     idempotency::{self, Replay},
@@ -58,6 +59,10 @@ pub(crate) async fn admit<'a>(
         Ok(found) => found,
         Err(refusal) => return Err(deny(ticket, refusal.into(), Limits::default())),
     };
+    let page = request.extensions().get::<Page>();
+    if let Some(refusal) = page.and_then(|page| cors::refusal(edge, &entry.org, page)) {
+        return Err(deny(ticket, refusal.into(), Limits::default()));
+    }
     let mut limits = Limits::default();
     if let Err(refused) = take_places(edge, &entry, &mut limits) {
         return Err(deny(ticket, refused, limits));

@@ -32,6 +32,7 @@ use crate::{
     admit::admit,
     body::EdgeBody,
     catalogue::Catalogue,
+    cors::{Origins, Page},
     country::Countries,
     credential, headers,
     idempotency::{self, Keyed, desk::Desk, relay},
@@ -68,6 +69,7 @@ pub(crate) struct Edge {
     pub(crate) tracer: Tracer,
     pub(crate) journal: Journal,
     pub(crate) catalogue: ArcSwap<Catalogue>,
+    pub(crate) origins: ArcSwap<Origins>,
     pub(crate) keyring: Arc<Keyring>,
     pub(crate) lender: Arc<Lender>,
     pub(crate) strangers: Arc<Strangers>,
@@ -124,17 +126,30 @@ impl Drop for InFlight {
 pub(crate) async fn handle(
     worker: Rc<Worker>,
     peer: impl Into<Peer>,
-    request: Request<Incoming>,
+    mut request: Request<Incoming>,
 ) -> Response<EdgeBody> {
     let peer = peer.into();
     let edge = &worker.edge;
     let id: RequestId = edge.ids.new_id();
     let text = request_id(id);
     let version = request.version();
-    let answered = match idempotency::find(request.method(), request.headers()) {
-        Ok(None) => answer(&worker, peer, request, id, None).await,
-        Ok(Some(keyed)) => relay::answer(&worker, peer, request, id, keyed).await,
-        Err(refused) => Err(refused.into()),
+    let page = Page::of(&request);
+    let preflight = page.as_ref().and_then(|page| {
+        request.extensions_mut().insert(page.clone());
+        page.preflight(&request, &edge.origins.load())
+    });
+    let answered = match preflight {
+        // No call: it is counted where calls of nobody are.
+        Some(Ok(response)) => {
+            edge.metrics.refused("", "preflight", 0);
+            Ok((response, Limits::default()))
+        }
+        Some(Err(refused)) => Err(refused.into()),
+        None => match idempotency::find(request.method(), request.headers()) {
+            Ok(None) => answer(&worker, peer, request, id, None).await,
+            Ok(Some(keyed)) => relay::answer(&worker, peer, request, id, keyed).await,
+            Err(refused) => Err(refused.into()),
+        },
     };
     let (mut response, limits) = match answered {
         Ok((response, limits)) => (response, limits),
@@ -146,7 +161,11 @@ pub(crate) async fn handle(
             if !known {
                 edge.metrics.refused("", refused.refusal.as_str(), 0);
             }
-            (refused.into_response(id), limits)
+            let mut response = refused.into_response(id);
+            if let Some(page) = &page {
+                page.explain(&edge.origins.load(), response.headers_mut());
+            }
+            (response, limits)
         }
     };
     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
@@ -227,13 +246,20 @@ pub(crate) async fn answer(
         keyed,
         ..facts(edge, peer, &request, id, started, (name, rest))
     };
+    let page = request.extensions().get::<Page>().cloned();
+    let org = entry.org;
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
     let catalogue = edge.catalogue.load_full();
     let (name, rest) = (name.to_owned(), rest.to_owned());
     let (admitted, limits) = admit(edge, &catalogue, &request, ticket, &name, rest).await?;
     let response = proxy::forward(worker, request, admitted).await;
     match response {
-        Ok(response) => Ok((response, limits)),
+        Ok(mut response) => {
+            if let Some(page) = page {
+                page.allow(&edge.origins.load(), &org, response.headers_mut());
+            }
+            Ok((response, limits))
+        }
         Err(refused) => Err(Denied {
             refused,
             limits,

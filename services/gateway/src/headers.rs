@@ -44,6 +44,8 @@ const NOT_FROM_CLIENTS: [&str; 10] = [
 const REQUEST_ID: &str = "x-request-id";
 /// `tollgate-principal`, `tollgate-cost` and whatever else we say.
 const OURS: &str = "tollgate-";
+/// Which pages may read an answer is ours to say (`cors.rs`).
+const CORS: &str = "access-control-";
 const FORWARDED_ANYTHING: &str = "x-forwarded-";
 
 /// Whether a body comes as it is or `chunked`. The header goes no further than here, so another
@@ -77,6 +79,7 @@ pub(crate) fn strip_response(headers: &mut HeaderMap) {
             || is_spelling_of(name, TE.as_str())
             || is_spelling_of(name, REQUEST_ID)
             || begins_like(name, OURS)
+            || begins_like(name, CORS)
     });
 }
 

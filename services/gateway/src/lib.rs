@@ -22,6 +22,7 @@ mod charge;
 mod config;
 #[cfg(feature = "cores")]
 pub mod cores;
+mod cors;
 mod country;
 mod credential;
 mod domain;

@@ -1,12 +1,15 @@
 //! Answers that the edge gives itself.
 
 use http::{
-    HeaderValue, Response, StatusCode,
+    HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use types::{Refusal, RequestId};
 
 use crate::body::EdgeBody;
+
+/// Spares clients that know it (the SDKs of OpenAI and others) attempts in vain.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
 /// A refusal with what belongs to it.
 #[derive(Debug)]
@@ -34,6 +37,28 @@ impl From<Refusal> for Refused {
     }
 }
 
+/// What those SDKs call such a failure.
+fn kind(status: u16) -> &'static str {
+    match status {
+        401 => "authentication_error",
+        402 => "insufficient_quota",
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        500.. => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// Whether another attempt soon is in vain, though its status is one that is tried again.
+fn is_final(refusal: Refusal) -> bool {
+    matches!(
+        refusal,
+        Refusal::DailyQuotaExceeded
+            | Refusal::MonthlyQuotaExceeded
+            | Refusal::IdempotencyAnswerNotKept
+    )
+}
+
 /// What to do about it.
 fn detail(refusal: Refusal) -> &'static str {
     match refusal {
@@ -53,6 +78,10 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::InsufficientScope => "Give the key the scope that this route needs.",
         Refusal::KeySuspended => "Restore the key, or use another one.",
         Refusal::IpNotAllowed => "Call from an address on the key's list, or extend the list.",
+        Refusal::OriginNotAllowed => {
+            "Call from a page whose origin is in the organisation's policy as allowed_origins, or \
+             add this one to them."
+        }
         Refusal::ServiceDisabled => "The seller has switched this service off.",
         Refusal::UnknownService => "Check the name behind /api/v1/.",
         Refusal::UnknownRoute => "Check method and path; the service does not offer this one.",
@@ -116,18 +145,21 @@ impl Refused {
         }
     }
 
-    /// The answer: a problem document (RFC 9457).
+    /// The answer: a problem document (RFC 9457), which says the same once more in `error`, where
+    /// the SDKs of OpenAI look for it.
     pub(crate) fn into_response(self, request: RequestId) -> Response<EdgeBody> {
         let refusal = self.refusal;
         // Every part is a constant or an id, so nothing needs escaping.
         let body = format!(
             "{{\"type\":\"https://tollgate.dev/errors/{code}\",\"title\":\"{title}\",\
              \"status\":{status},\"detail\":\"{detail}\",\"code\":\"{code}\",\
-             \"request_id\":\"{request}\"}}\n",
+             \"request_id\":\"{request}\",\"error\":{{\"message\":\"{detail}\",\
+             \"type\":\"{kind}\",\"param\":null,\"code\":\"{code}\"}}}}\n",
             code = refusal.as_str(),
             title = refusal.title(),
             status = refusal.status(),
             detail = self.detail,
+            kind = kind(refusal.status()),
         );
         let mut response = Response::new(EdgeBody::full(body));
         *response.status_mut() =
@@ -142,6 +174,9 @@ impl Refused {
         }
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if is_final(refusal) {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response
     }

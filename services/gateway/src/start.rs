@@ -20,6 +20,7 @@ use types::{Gcra, JournalId, Rate};
 use crate::{
     Config,
     catalogue::Catalogue,
+    cors::Origins,
     country::Countries,
     edge::Edge,
     hashing::Hashing,
@@ -133,6 +134,7 @@ pub(crate) fn edge(
         tracer: host.tracer(),
         journal,
         catalogue: ArcSwap::from_pointee(Catalogue::default()),
+        origins: ArcSwap::from_pointee(Origins::default()),
         keyring,
         lender,
         strangers,

@@ -91,6 +91,7 @@ async fn ask(edge: &Edge, channel: &Channel, own: &Own, change: i64) -> anyhow::
         gateway: own.name.clone(),
         applied_change: change,
         catalogue_version: edge.catalogue.load().version,
+        origins_change: edge.origins.load().change,
         pepper_id,
         previous_pepper_id: previous_pepper_id.unwrap_or_default(),
         ended_journals: own
@@ -110,6 +111,9 @@ async fn ask(edge: &Edge, channel: &Channel, own: &Own, change: i64) -> anyhow::
     if news.reset {
         edge.keyring.reset();
     }
+    if let Some(origins) = edge.origins.load().with(&news)? {
+        edge.origins.store(Arc::new(origins));
+    }
     let mut changed = Vec::with_capacity(news.keys.len());
     for key in news.keys {
         if let Some(hash) = KeyHash::from_slice(&key.key_hash) {
@@ -125,7 +129,11 @@ async fn ask(edge: &Edge, channel: &Channel, own: &Own, change: i64) -> anyhow::
     edge.keyring.informed(news.live_gateways, asked_at);
     // Last: a slow Redis must not make revocations late.
     edge.keyring.forget_in_redis(&changed).await;
-    Ok(news.change)
+    // Told of a part of the organisations' origins: the rest is asked for at once.
+    Ok(match news.origins.is_empty() {
+        true => news.change,
+        false => news.change.min(news.origins_change),
+    })
 }
 
 /// Turns messages on the bus into hints.

@@ -293,8 +293,18 @@ fn every_refusal_is_a_problem_document() {
         let members = document.as_object().expect("an object");
         let mut names: Vec<&str> = members.keys().map(String::as_str).collect();
         names.sort_unstable();
-        let expected = ["code", "detail", "request_id", "status", "title", "type"];
+        let expected = [
+            "code",
+            "detail",
+            "error",
+            "request_id",
+            "status",
+            "title",
+            "type",
+        ];
         assert_eq!(names, expected, "{refusal}");
+        assert_eq!(members["error"]["code"], members["code"]);
+        assert_eq!(members["error"]["message"], members["detail"]);
         assert_eq!(members["code"], refusal.as_str());
         assert_eq!(members["status"], refusal.status());
         assert_eq!(members["title"], refusal.title());

