@@ -455,6 +455,7 @@ impl Ticket {
         if let Some(keyed) = &self.facts.keyed {
             let is_complete = disposition == Disposition::Completed && self.code.is_empty();
             keyed.ended(&self.edge, cost > 0, is_complete);
+            self.edge.metrics.keyed(self.replay_of.is_some(), self.code);
         }
         if let Some(hold) = hold {
             hold.settle(cost);

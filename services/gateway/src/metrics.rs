@@ -117,6 +117,7 @@ pub(crate) struct Metrics {
     sources: Arc<[Verified; 4]>,
     lookups: Family<ResultLabel, Counter>,
     strange: Family<KindLabel, Counter>,
+    keyed: Family<ResultLabel, Counter>,
     pub(crate) overrun: Counter,
     pub(crate) journal_bytes: Gauge<i64, AtomicI64>,
     pub(crate) unapplied: Gauge<i64, AtomicI64>,
@@ -145,6 +146,7 @@ impl Metrics {
             ]),
             lookups: Family::default(),
             strange: Family::default(),
+            keyed: Family::default(),
             overrun: Counter::default(),
             journal_bytes: Gauge::default(),
             unapplied: Gauge::default(),
@@ -172,6 +174,11 @@ impl Metrics {
                 "unknown_keys",
                 "Calls with a key that nobody issued, or that was not looked up for its address",
                 own.strange,
+            );
+            registry.register(
+                "keyed_calls",
+                "Calls with an idempotency key by what became of them",
+                own.keyed,
             );
             registry.register("overrun_credits", "Cost above the hold", own.overrun);
             registry.register("journal_bytes", "Bytes of all journals", own.journal_bytes);
@@ -208,6 +215,21 @@ impl Metrics {
             Lookup::Refused => "refused",
         };
         self.lookups.get_or_create(&ResultLabel { result }).inc();
+    }
+
+    /// Counts a call with an idempotency key, by whether it was given an earlier answer, and what
+    /// it was refused with.
+    pub(crate) fn keyed(&self, is_replayed: bool, code: &str) {
+        let result = match code {
+            _ if is_replayed => "replayed",
+            "" => "answered",
+            "idempotency_key_in_use" => "in_use",
+            "idempotency_key_reused" => "reused",
+            "idempotency_answer_not_kept" => "not_kept",
+            "idempotency_keys_exhausted" => "exhausted",
+            _ => "refused",
+        };
+        self.keyed.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Counts a call with a strange key.

@@ -201,6 +201,11 @@ fn outgoing(
         .cloned()
         .or_else(|| HeaderValue::try_from(parts.uri.authority()?.as_str()).ok());
     parts.uri = Uri::try_from(target).ok()?;
+    let came_by = HeaderValue::from_static(match parts.version {
+        Version::HTTP_2 => "2 tollgate",
+        Version::HTTP_10 => "1.0 tollgate",
+        _ => "1.1 tollgate",
+    });
     parts.version = Version::HTTP_11;
     let facts = ticket.facts();
     // A target may name a scheme; what counts is how it came.
@@ -220,7 +225,7 @@ fn outgoing(
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
     headers.insert(HOST, service.authority.clone());
-    headers.append(VIA, HeaderValue::from_static("1.1 tollgate"));
+    headers.append(VIA, came_by);
     headers.insert(X_FORWARDED_FOR, address::value(facts.client)?);
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     if let Some(host) = host {

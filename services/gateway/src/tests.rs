@@ -8,3 +8,4 @@ mod strangers;
 mod tables;
 mod throttle;
 mod tunnels;
+mod wire;

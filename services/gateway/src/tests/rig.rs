@@ -154,6 +154,12 @@ pub(crate) fn catalogue(address: SocketAddr) -> Catalogue {
         durability: "disk".to_owned(),
         ..route.clone()
     };
+    let big = wire::Route {
+        path_prefix: "/big".to_owned(),
+        body_bytes_max: 1 << 40,
+        timeout_ms: 120_000,
+        ..route.clone()
+    };
     let priced = wire::Route {
         path_prefix: "/priced".to_owned(),
         cost: Some(2),
@@ -175,7 +181,7 @@ pub(crate) fn catalogue(address: SocketAddr) -> Catalogue {
         upstream_url: format!("http://{address}"),
         base_cost_per_call: COST,
         active: true,
-        routes: vec![route, durable, priced],
+        routes: vec![route, durable, big, priced],
         ..wire::Service::default()
     };
     Catalogue::from_wire(wire::Catalogue {

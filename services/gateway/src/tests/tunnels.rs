@@ -19,7 +19,8 @@ use super::rig::{self, COST, GRANTED, MAX_COST, Rig};
 use crate::{keyring, recovery};
 
 const SWITCHED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
-                          Upgrade: WebSocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+                          Upgrade: WebSocket\r\n\
+                          Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
                           x-request-id: theirs\r\n\r\n";
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -309,7 +310,8 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "HTTP inside HTTP",
-        fields: "connection: upgrade, http2-settings, close\r\nupgrade: h2c\r\nhttp2-settings: x\r\n",
+        fields: "connection: upgrade, http2-settings, close\r\nupgrade: h2c\r\n\
+                 http2-settings: x\r\n",
         answer: OK,
         status: 200,
         cost: COST,
@@ -333,7 +335,8 @@ const CASES: &[Case] = &[
     },
     Case {
         name: "a body of unknown length",
-        fields: "connection: upgrade, close\r\nupgrade: websocket\r\ntransfer-encoding: chunked\r\n",
+        fields: "connection: upgrade, close\r\nupgrade: websocket\r\n\
+                 transfer-encoding: chunked\r\n",
         answer: &[],
         status: 400,
         cost: 0,
