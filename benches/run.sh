@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds with the profile `perf`; for each measurement starts a private Tollgate, measures it from
+# Builds a release; for each measurement starts a private Tollgate, measures it from
 # outside, audits and stops it.
 #
 #   benches/run.sh                          the usual set
@@ -9,8 +9,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 [ "${1-}" != edge ] || tools/prepare.sh edge
-cargo build -q --profile perf -p tollgate -p benches
-bin=${CARGO_TARGET_DIR:-target}/perf
+cargo build -q --release -p tollgate -p benches
+bin=${CARGO_TARGET_DIR:-target}/release
 
 stop() {
     kill -TERM "$pid" 2>/dev/null || :

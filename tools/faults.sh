@@ -6,7 +6,7 @@
 #   tools/faults.sh F1 3600         the same, for as many seconds where a test can last any time
 #
 # FAULT_SEED=N repeats the lots of a run (each line says its seed), FAULT_HOLD=1 leaves a stack as it
-# is when it does not add up, FAULT_PROFILE=perf measures an optimised build (no crash points).
+# is when it does not add up, FAULT_PROFILE=release measures a release (no crash points).
 set -eu
 cd "$(dirname "$0")/.."
 faults=${1-}
