@@ -21,6 +21,7 @@ mod idempotency;
 mod key;
 mod limit;
 mod names;
+mod network;
 mod origin;
 mod pepper;
 mod price;
@@ -45,6 +46,7 @@ pub use limit::{Gcra, Rate, Share};
 pub use names::{
     Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,
 };
+pub use network::{Networks, is_public};
 pub use origin::{ORIGIN_CHARS_MAX, OriginError, WebOrigin};
 pub use pepper::{KeyHashes, Peppers};
 pub use price::{

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use runtime::{Succession, Variables};
 use secrecy::SecretString;
-use types::Pepper;
+use types::{Networks, Pepper};
 
 use crate::listen::{Patience, Rules};
 
@@ -29,6 +29,8 @@ pub struct Config {
     pub(crate) door: Rules,
     pub(crate) tunnel_idle: Duration,
     pub(crate) traces_per_second: u32,
+    /// Where upstreams may be beside the public internet.
+    pub(crate) upstream_networks: Networks,
 }
 
 impl Config {
@@ -40,6 +42,13 @@ impl Config {
             "signs the tollgate-principal header that upstreams receive",
         );
         let (journal_dir, journal_segment_bytes, journal_bytes_max) = read_journal(v);
+        let upstream_networks = v.parsed(
+            "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS",
+            "",
+            "networks to which calls may be sent beside the public internet, such as 10.1.0.0/16, \
+             with commas between them",
+            Networks::parse,
+        );
         let (unknown_keys_per_minute_max, unknown_lookups_per_second_max) = read_unknown(v);
         Self {
             listen: v.address(
@@ -103,6 +112,7 @@ impl Config {
                 1..=100_000,
                 "traces that may begin in a second, whatever the sampler says",
             ),
+            upstream_networks: upstream_networks.unwrap_or_default(),
         }
     }
 }

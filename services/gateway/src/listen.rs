@@ -115,7 +115,7 @@ pub(crate) fn start(
     index: usize,
     (edge, door): (Arc<Edge>, Arc<Door>),
     socket: std::net::TcpListener,
-    tls: Arc<rustls::ClientConfig>,
+    pool: impl FnOnce() -> Pool + Send + 'static,
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> anyhow::Result<std::thread::JoinHandle<()>> {
@@ -128,7 +128,7 @@ pub(crate) fn start(
         local.block_on(&runtime, async move {
             let worker = Rc::new(Worker {
                 edge,
-                pool: Pool::new(tls),
+                pool: pool(),
                 beyond: TaskTracker::new(),
             });
             let carried = async {

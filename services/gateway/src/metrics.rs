@@ -94,6 +94,15 @@ pub(crate) enum Lookup {
     Refused,
 }
 
+/// How an attempt to connect to an upstream ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Connect {
+    Opened,
+    Failed,
+    /// Not made: the address is neither public nor listed.
+    Forbidden,
+}
+
 /// What was wrong with a key that nobody issued.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Strange {
@@ -118,6 +127,7 @@ pub(crate) struct Metrics {
     lookups: Family<ResultLabel, Counter>,
     strange: Family<KindLabel, Counter>,
     keyed: Family<ResultLabel, Counter>,
+    connects: Family<ResultLabel, Counter>,
     pub(crate) overrun: Counter,
     pub(crate) journal_bytes: Gauge<i64, AtomicI64>,
     pub(crate) unapplied: Gauge<i64, AtomicI64>,
@@ -147,6 +157,7 @@ impl Metrics {
             lookups: Family::default(),
             strange: Family::default(),
             keyed: Family::default(),
+            connects: Family::default(),
             overrun: Counter::default(),
             journal_bytes: Gauge::default(),
             unapplied: Gauge::default(),
@@ -179,6 +190,11 @@ impl Metrics {
                 "keyed_calls",
                 "Calls with an idempotency key by what became of them",
                 own.keyed,
+            );
+            registry.register(
+                "upstream_connects",
+                "Connections to upstreams by how their opening ended",
+                own.connects,
             );
             registry.register("overrun_credits", "Cost above the hold", own.overrun);
             registry.register("journal_bytes", "Bytes of all journals", own.journal_bytes);
@@ -240,6 +256,16 @@ impl Metrics {
             Strange::Refused => "refused",
         };
         self.strange.get_or_create(&KindLabel { kind }).inc();
+    }
+
+    /// Counts an attempt to connect to an upstream.
+    pub(crate) fn connected(&self, connect: Connect) {
+        let result = match connect {
+            Connect::Opened => "opened",
+            Connect::Failed => "failed",
+            Connect::Forbidden => "forbidden",
+        };
+        self.connects.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Offers the age of what is known of changes, read whenever somebody asks for it: noted from

@@ -2,6 +2,8 @@
 //!
 //! A call never changes thread, so nothing here is locked or shared.
 
+mod connect;
+
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
@@ -15,10 +17,10 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
     time::Instant,
 };
 
+pub(crate) use self::connect::Connector;
 use crate::{body::Uploaded, catalogue::Upstream};
 
 /// Idle connections kept per upstream and thread.
@@ -38,6 +40,7 @@ type Shelf = Rc<RefCell<VecDeque<Idle>>>;
 /// The connections of one thread.
 pub(crate) struct Pool {
     shelves: RefCell<HashMap<Upstream, Shelf>>,
+    connector: Connector,
     tls: Arc<rustls::ClientConfig>,
 }
 
@@ -83,9 +86,10 @@ fn put(shelf: &Shelf, sender: SendRequest<Uploaded>) {
 }
 
 impl Pool {
-    pub(crate) fn new(tls: Arc<rustls::ClientConfig>) -> Self {
+    pub(crate) fn new(connector: Connector, tls: Arc<rustls::ClientConfig>) -> Self {
         Self {
             shelves: RefCell::default(),
+            connector,
             tls,
         }
     }
@@ -120,11 +124,16 @@ impl Pool {
     /// A new connection.
     ///
     /// # Errors
-    /// Nobody listens, TLS fails, or it takes too long.
+    /// Nobody listens, TLS fails, it takes too long, or calls must not be sent there.
     pub(crate) async fn open(&self, upstream: &Upstream) -> anyhow::Result<Lent> {
+        let lent = self.try_open(upstream).await;
+        self.connector.note(upstream, lent.as_ref().err());
+        lent
+    }
+
+    async fn try_open(&self, upstream: &Upstream) -> anyhow::Result<Lent> {
         let opened = tokio::time::timeout(CONNECT_TIMEOUT, async {
-            let stream = TcpStream::connect((upstream.host.as_str(), upstream.port)).await?;
-            stream.set_nodelay(true)?;
+            let stream = self.connector.connect(upstream).await?;
             if !upstream.tls {
                 return handshake(stream).await;
             }

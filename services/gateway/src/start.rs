@@ -31,6 +31,7 @@ use crate::{
     lender::Lender,
     listen::{self, Door},
     metrics::Metrics,
+    pool::{Connector, Pool},
     principal::Signer,
     recovery,
     ship::Shipper,
@@ -345,10 +346,16 @@ async fn run(
         tokio::time::sleep(READY_POLL).await;
     }
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
+    let networks = Arc::new(config.upstream_networks);
     let mut threads = Vec::new();
     for (index, socket) in sockets.into_iter().enumerate() {
-        let (shared, tls) = ((Arc::clone(&edge), Arc::clone(&door)), Arc::clone(&tls));
-        match listen::start(index, shared, socket, tls, stop.clone(), cut.clone()) {
+        let (own, tls, networks) = (Arc::clone(&edge), Arc::clone(&tls), Arc::clone(&networks));
+        let pool = move || {
+            let connector = Connector::new(networks, own.metrics.clone(), own.clock.clone());
+            Pool::new(connector, tls)
+        };
+        let shared = (Arc::clone(&edge), Arc::clone(&door));
+        match listen::start(index, shared, socket, pool, stop.clone(), cut.clone()) {
             Ok(thread) => threads.push(thread),
             Err(error) => tracing::error!(%error, "a thread of the edge did not start"),
         }

@@ -2,7 +2,7 @@
 
 use runtime::{Succession, Variables};
 use secrecy::{ExposeSecret, SecretString};
-use types::Pepper;
+use types::{Networks, Pepper};
 
 use crate::{domain::leak::Scanners, mailroom::Server};
 
@@ -21,6 +21,8 @@ pub struct Config {
     pub portal_url: String,
     /// Keys that the members of an organisation make in an hour.
     pub keys_per_hour_max: i64,
+    /// Where services may be beside the public internet.
+    pub(crate) upstream_networks: Networks,
 }
 
 impl Config {
@@ -63,6 +65,13 @@ impl Config {
             1..=1_000_000,
             "keys that the members of an organisation make in an hour",
         );
+        let upstream_networks = variables.parsed(
+            "TOLLGATE_KEYS_UPSTREAM_NETWORKS",
+            "",
+            "networks in which services may be beside the public internet, such as 10.1.0.0/16, \
+             with commas between them; the gateways have a list of their own",
+            Networks::parse,
+        );
         let scanners = variables.parsed(
             "TOLLGATE_KEYS_SCANNER_KEYS",
             "",
@@ -84,6 +93,7 @@ impl Config {
             mail_from,
             portal_url: portal_url.trim_end_matches('/').to_owned(),
             keys_per_hour_max,
+            upstream_networks: upstream_networks.unwrap_or_default(),
         }
     }
 }

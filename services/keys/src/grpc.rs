@@ -18,6 +18,7 @@ mod reviews;
 mod roles;
 mod second_factor;
 mod sign_in;
+mod upstream;
 mod wire;
 
 use std::sync::Arc;
@@ -30,7 +31,7 @@ use proto::{
 use runtime::{Actor, Host, actor, crash_point};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
-use types::OrgId;
+use types::{Networks, OrgId};
 
 use crate::{
     domain::{
@@ -65,6 +66,8 @@ pub(crate) struct Keys {
     pub(crate) portal_url: String,
     /// Keys that members of an organisation make in an hour.
     pub(crate) keys_per_hour_max: i64,
+    /// Where services may be beside the public internet.
+    pub(crate) upstream_networks: Networks,
     pub(crate) metrics: Metrics,
 }
 

@@ -114,6 +114,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
         passwords: Passwords::new(host.clone()),
         portal_url: config.portal_url,
         keys_per_hour_max: config.keys_per_hour_max,
+        upstream_networks: config.upstream_networks,
         metrics,
     });
     host.follow(Anomalies(Arc::clone(&keys)));

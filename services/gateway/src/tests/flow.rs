@@ -154,6 +154,17 @@ const CASES: &[Case] = &[
         ..PLAIN
     },
     Case {
+        name: "a redirect, which is the client's to follow",
+        answer: &[
+            b"HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n",
+        ],
+        ends: "\r\n\r\n",
+        status: 302,
+        cost: 0,
+        complete_at: Some(0),
+        ..PLAIN
+    },
+    Case {
         name: "a switch that nobody asked for",
         answer: &[b"HTTP/1.1 101 Switching\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nHTTP/1.1"],
         ends: "}\n",

@@ -39,7 +39,7 @@ use crate::{
     keyring::{self, Entry},
     lease::{Lease, Owner},
     lender::Lender,
-    pool::Pool,
+    pool::{Connector, Pool},
     start,
     strangers::Strangers,
 };
@@ -129,6 +129,7 @@ pub(crate) async fn host(more: &[(&str, &str)]) -> (Host, Config) {
         ("TOLLGATE_GATEWAY_PRINCIPAL_SECRET", secret),
         ("TOLLGATE_GATEWAY_JOURNAL_DIR", "unused"),
         ("OTEL_SDK_DISABLED", "true"),
+        ("TOLLGATE_GATEWAY_UPSTREAM_NETWORKS", "127.0.0.0/8"),
         ("RUST_LOG", "warn"),
     ];
     let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
@@ -260,7 +261,12 @@ impl Rig {
         let tls = tls
             .with_root_certificates(rustls::RootCertStore::empty())
             .with_no_client_auth();
-        let pool = Pool::new(Arc::new(tls));
+        let connector = Connector::new(
+            Arc::new(config.upstream_networks.clone()),
+            edge.metrics.clone(),
+            edge.clock.clone(),
+        );
+        let pool = Pool::new(connector, Arc::new(tls));
         Self {
             worker: Rc::new(Worker {
                 edge,

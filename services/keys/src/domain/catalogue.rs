@@ -1,7 +1,9 @@
 //! Services, routes and prices.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
-use types::{CALL_COST_MAX, NameError, RouteId, Scope, ServiceId, ServiceName};
+use types::{CALL_COST_MAX, NameError, Networks, RouteId, Scope, ServiceId, ServiceName};
 use url::Url;
 
 use super::price::{self, Pricing};
@@ -139,6 +141,27 @@ pub(crate) fn upstream_url(text: &str) -> Result<String> {
     }
     // The path of a call begins with `/`.
     Ok(url.as_str().trim_end_matches('/').to_owned())
+}
+
+/// Refuses a host with an address that is neither public nor listed. A name is refused for one of
+/// several: the gateways would call it sooner or later.
+pub(crate) fn outside(
+    networks: &Networks,
+    host: &str,
+    addresses: impl IntoIterator<Item = IpAddr>,
+) -> Result<()> {
+    let refused = |address: &IpAddr| !networks.allow(*address);
+    match addresses.into_iter().find(refused) {
+        None => Ok(()),
+        Some(address) => Err(Error::invalid(
+            "upstream_url",
+            format!(
+                "must be on the public internet: {host} is {address}; list its network in \
+                 TOLLGATE_KEYS_UPSTREAM_NETWORKS and TOLLGATE_GATEWAY_UPSTREAM_NETWORKS if it is \
+                 yours"
+            ),
+        )),
+    }
 }
 
 impl ServiceWish {

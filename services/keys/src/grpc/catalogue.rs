@@ -6,7 +6,7 @@ use serde_json::json;
 use tonic::Status;
 use types::{ServiceId, ServiceName};
 
-use super::{Keys, operators_only, wire};
+use super::{Keys, operators_only, upstream, wire};
 use crate::{
     domain::{
         catalogue::{RouteWish, ServiceWish, default_scope, reprices, service_name},
@@ -70,6 +70,9 @@ impl Keys {
             display_name: request.display_name,
             description: request.description,
         };
+        if let Some(url) = &wish.upstream_url {
+            upstream::check(&self.upstream_networks, url).await?;
+        }
         let mut tx = self.store.begin(actor, self.host.clock().now()).await?;
         let found = tx.lock_service(&name).await?;
         let version = found.as_ref().map_or(0, |service| service.version);

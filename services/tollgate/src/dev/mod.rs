@@ -62,14 +62,16 @@ fn gateways() -> clap::builder::RangedI64ValueParser<u16> {
 }
 
 /// Variables that `dev` sets unless whoever started it has set them.
-const OPTIONAL: [&str; 7] = [
+const OPTIONAL: [&str; 9] = [
     "NATS_URL",
     "OTEL_EXPORTER_OTLP_ENDPOINT",
     "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
     "OTEL_TRACES_SAMPLER",
     "TOLLGATE_GATEWAY_COUNTRY_DB",
     "TOLLGATE_GATEWAY_TRUSTED_HOPS",
+    "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS",
     "TOLLGATE_KEYS_SMTP_URL",
+    "TOLLGATE_KEYS_UPSTREAM_NETWORKS",
 ];
 
 /// What the environment has an opinion on already. The children inherit it.

@@ -18,6 +18,9 @@ const GRPC_PORT: u16 = 9090;
 const OPS_PORT: u16 = 9100;
 const TRACES_PORT: u16 = 8089;
 
+/// Where the samples are.
+const LOOPBACK_NETWORKS: &str = "127.0.0.0/8, ::1/128";
+
 /// How ports are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Ports {
@@ -238,8 +241,23 @@ impl World<'_> {
                 set("TOLLGATE_GATEWAY_COUNTRY_DB", path.display().to_string());
             }
         }
+        all.extend(self.networks(child));
         all.extend(self.traces());
         all
+    }
+
+    /// Upstreams may be on loopback, where the samples are.
+    fn networks(&self, child: &Child) -> Vec<Variable> {
+        let names = [
+            ("keys", "TOLLGATE_KEYS_UPSTREAM_NETWORKS"),
+            ("gateway", "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS"),
+        ];
+        let wanted = names.into_iter().filter(|(service, name)| {
+            child.services.contains(service) && !self.surroundings.has(name)
+        });
+        wanted
+            .map(|(_, name)| (name.to_owned(), LOOPBACK_NETWORKS.to_owned()))
+            .collect()
     }
 
     /// Where traces go, and which.

@@ -45,4 +45,5 @@ mod tidy;
 mod transactions;
 mod tunnels;
 mod unknown_keys;
+mod upstreams;
 mod world;
