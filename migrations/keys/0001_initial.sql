@@ -156,6 +156,11 @@ create table keys.services (
     price_version       bigint not null default 1,
     -- Grows with every change of the service or of one of its routes.
     version             bigint not null default 1,
+    protocol            text not null default 'http1' check (protocol in ('http1', 'h2', 'auto')),
+    connections_max     bigint not null default 4096
+                        check (connections_max between 1 and 65536),
+    connect_timeout_ms  bigint not null default 5000
+                        check (connect_timeout_ms between 1 and 60000),
     created_at          timestamptz not null,
     updated_at          timestamptz not null
 );
@@ -178,6 +183,10 @@ create table keys.routes (
                     check (durability in ('process', 'disk', 'replicated')),
     body_bytes_max  bigint not null default 10485760 check (body_bytes_max >= 0),
     timeout_ms      bigint not null default 60000 check (timeout_ms between 1 and 3600000),
+    idle_timeout_ms bigint not null default 300000
+                    check (idle_timeout_ms between 1 and 3600000),
+    total_timeout_ms bigint not null default 86400000
+                    check (total_timeout_ms between 1 and 86400000),
     -- Prices of units on top of the cost: [{"unit", "credits", "per", "pointer", "bytes_per_unit"}].
     unit_prices     jsonb not null default '[]' check (jsonb_typeof(unit_prices) = 'array'),
     max_cost        bigint not null default 0 check (max_cost between 0 and 1000000),

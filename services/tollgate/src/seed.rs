@@ -167,7 +167,7 @@ impl DemoService {
             display_name: Some(self.display_name.to_owned()),
             description: Some(self.description.to_owned()),
             default_scope: Some(self.scope.to_owned()),
-            expected_version: None,
+            ..Default::default()
         };
         keys.set_service(request).await?;
         if let Some(scope) = self.read_scope {

@@ -13,10 +13,10 @@ use crate::output::Output;
 pub(crate) enum Service {
     /// Create or change a service; what is not named stays
     #[command(
-        after_help = "Example:\n  tollgate service set pdf --upstream http://10.0.0.7:8000 \
-        --cost 2"
+        after_help = "Examples:\n  tollgate service set pdf --upstream http://10.0.0.7:8000 \
+        --cost 2\n  tollgate service set speech --upstream https://speech.example.com --protocol h2"
     )]
-    Set(Set),
+    Set(Box<Set>),
     /// List the catalogue
     List,
 }
@@ -44,6 +44,16 @@ pub(crate) struct Set {
     /// Scope of the route that a new service gets; NAME:call if absent
     #[arg(long, value_name = "SCOPE")]
     scope: Option<String>,
+    /// What is spoken with the upstream: http1, h2 (HTTP/2, which gRPC needs) or auto (over
+    /// https:// what the upstream prefers)
+    #[arg(long, value_name = "NAME")]
+    protocol: Option<String>,
+    /// Connections of one gateway to the upstream; 0: the default
+    #[arg(long, value_name = "N")]
+    connections_max: Option<i64>,
+    /// Milliseconds to a connection, TLS included; 0: the default
+    #[arg(long, value_name = "N")]
+    connect_timeout_ms: Option<i64>,
     /// Change only this version
     #[arg(long, value_name = "N")]
     if_version: Option<i64>,
@@ -91,6 +101,12 @@ pub(crate) struct SetRoute {
     /// Milliseconds to the first byte of the answer; 0: the default
     #[arg(long, value_name = "N", default_value_t = 0)]
     timeout_ms: i64,
+    /// Milliseconds between two pieces of the answer; 0: the default
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    idle_timeout_ms: i64,
+    /// Milliseconds from the first byte of the answer to its last; 0: the default
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    total_timeout_ms: i64,
     /// Price of a unit that the upstream reports: UNIT=CREDITS[/PER][,pointer=/JSON/POINTER]
     /// [,bytes=BYTES_PER_UNIT]; may be repeated
     #[arg(long = "unit", value_name = "PRICE", value_parser = unit_price)]
@@ -125,6 +141,9 @@ pub(crate) async fn run(command: Service, system: &System, output: &Output) -> R
                 description: wish.description,
                 default_scope: wish.scope,
                 expected_version: wish.if_version,
+                protocol: wish.protocol,
+                connections_max: wish.connections_max,
+                connect_timeout_ms: wish.connect_timeout_ms,
             };
             let set = keys.set_service(request).await?.into_inner().service;
             output.record(&set.as_ref().map_or(Value::Null, show));
@@ -168,6 +187,8 @@ pub(crate) async fn run_route(command: Route, system: &System, output: &Output) 
         durability: wish.durability,
         body_bytes_max: wish.body_bytes_max,
         timeout_ms: wish.timeout_ms,
+        idle_timeout_ms: wish.idle_timeout_ms,
+        total_timeout_ms: wish.total_timeout_ms,
         unit_prices: wish.units,
         max_cost: wish.max_cost,
         unreported: wish.unreported,
@@ -240,6 +261,8 @@ fn show(service: &wire::Service) -> Value {
             "durability": route.durability,
             "body_bytes_max": route.body_bytes_max,
             "timeout_ms": route.timeout_ms,
+            "idle_timeout_ms": route.idle_timeout_ms,
+            "total_timeout_ms": route.total_timeout_ms,
             "unit_prices": route.unit_prices.iter().map(show_price).collect::<Vec<_>>(),
             "max_cost": route.max_cost,
             "unreported": route.unreported,
@@ -257,6 +280,9 @@ fn show(service: &wire::Service) -> Value {
         "active": service.active,
         "price_version": service.price_version,
         "version": service.version,
+        "protocol": service.protocol,
+        "connections_max": service.connections_max,
+        "connect_timeout_ms": service.connect_timeout_ms,
         "routes": routes.collect::<Vec<_>>(),
     })
 }

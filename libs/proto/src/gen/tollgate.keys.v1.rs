@@ -207,6 +207,17 @@ pub struct Service {
     /// Grows with every change of the service or of one of its routes.
     #[prost(int64, tag = "12")]
     pub version: i64,
+    /// What is spoken with its upstream: `http1` (default); `h2` (HTTP/2: by prior knowledge over
+    /// `<http://`,> by ALPN over `<https://`>), which gRPC needs; `auto` (over `<https://`> what the upstream
+    /// prefers, over `<http://`> HTTP/1.1).
+    #[prost(string, tag = "13")]
+    pub protocol: ::prost::alloc::string::String,
+    /// Connections of one gateway to the upstream.
+    #[prost(int64, tag = "14")]
+    pub connections_max: i64,
+    /// Milliseconds to a connection, TLS included.
+    #[prost(int64, tag = "15")]
+    pub connect_timeout_ms: i64,
 }
 /// What part of a service needs which scope and costs how much.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -257,6 +268,12 @@ pub struct Route {
     /// or `answered`.
     #[prost(string, tag = "14")]
     pub on_server_abort: ::prost::alloc::string::String,
+    /// Milliseconds between two pieces of the upstream's answer; then it breaks off.
+    #[prost(int64, tag = "15")]
+    pub idle_timeout_ms: i64,
+    /// Milliseconds from the first byte of the upstream's answer to its last; then it breaks off.
+    #[prost(int64, tag = "16")]
+    pub total_timeout_ms: i64,
 }
 /// The price of a unit: `credits` for each `per` of it. The sum of a call is rounded up once.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1028,6 +1045,15 @@ pub struct SetServiceRequest {
     /// Change only this version; absent: whatever it is by now.
     #[prost(int64, optional, tag = "8")]
     pub expected_version: ::core::option::Option<i64>,
+    /// `http1` (default), `h2` or `auto`.
+    #[prost(string, optional, tag = "9")]
+    pub protocol: ::core::option::Option<::prost::alloc::string::String>,
+    /// Connections of one gateway to the upstream, 1–65,536; default 4,096.
+    #[prost(int64, optional, tag = "10")]
+    pub connections_max: ::core::option::Option<i64>,
+    /// Milliseconds to a connection, TLS included, 1–60,000; default 5,000.
+    #[prost(int64, optional, tag = "11")]
+    pub connect_timeout_ms: ::core::option::Option<i64>,
 }
 /// The service.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1056,7 +1082,8 @@ pub struct SetRouteRequest {
     #[prost(string, tag = "1")]
     pub service: ::prost::alloc::string::String,
     /// The route as it shall be. Ignored: `route_id`. Empty or 0 means the default: method `*`,
-    /// prefix `/`, charge_on `2xx`, durability `process`, 10 MiB of body, 60 s of time.
+    /// prefix `/`, charge_on `2xx`, durability `process`, 10 MiB of body, 60 s to the answer, 5 min
+    /// between its pieces, a day for all of it.
     #[prost(message, optional, tag = "2")]
     pub route: ::core::option::Option<Route>,
     /// Change only this version of the service; absent: whatever it is by now.

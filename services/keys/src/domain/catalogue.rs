@@ -17,6 +17,23 @@ const BODY_BYTES_DEFAULT: i64 = 10 * 1024 * 1024;
 const BODY_BYTES_MAX: i64 = 1024 * 1024 * 1024;
 const TIMEOUT_MS_DEFAULT: i64 = 60_000;
 const TIMEOUT_MS_MAX: i64 = 3_600_000;
+const IDLE_TIMEOUT_MS_DEFAULT: i64 = 300_000;
+const IDLE_TIMEOUT_MS_MAX: i64 = 3_600_000;
+const TOTAL_TIMEOUT_MS_DEFAULT: i64 = 86_400_000;
+const TOTAL_TIMEOUT_MS_MAX: i64 = 86_400_000;
+const CONNECTIONS_DEFAULT: i64 = 4_096;
+const CONNECTIONS_MAX: i64 = 65_536;
+const CONNECT_TIMEOUT_MS_DEFAULT: i64 = 5_000;
+const CONNECT_TIMEOUT_MS_MAX: i64 = 60_000;
+
+/// How gateways speak with an upstream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Manner {
+    pub(crate) protocol: String,
+    /// Of one gateway.
+    pub(crate) connections_max: i64,
+    pub(crate) connect_timeout_ms: i64,
+}
 
 /// Everything an operator sets of a service.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +43,7 @@ pub(crate) struct ServiceSettings {
     pub(crate) upstream_url: String,
     pub(crate) base_cost: i64,
     pub(crate) active: bool,
+    pub(crate) manner: Manner,
 }
 
 /// A stored service.
@@ -57,6 +75,8 @@ pub(crate) struct RouteSettings {
     pub(crate) durability: String,
     pub(crate) body_bytes_max: i64,
     pub(crate) timeout_ms: i64,
+    pub(crate) idle_timeout_ms: i64,
+    pub(crate) total_timeout_ms: i64,
     pub(crate) pricing: Pricing,
 }
 
@@ -76,6 +96,9 @@ pub(crate) struct ServiceWish {
     pub(crate) active: Option<bool>,
     pub(crate) display_name: Option<String>,
     pub(crate) description: Option<String>,
+    pub(crate) protocol: Option<String>,
+    pub(crate) connections_max: Option<i64>,
+    pub(crate) connect_timeout_ms: Option<i64>,
 }
 
 /// The wish for a route, as it was sent; empty and 0 stand for the default.
@@ -89,6 +112,8 @@ pub(crate) struct RouteWish {
     pub(crate) durability: String,
     pub(crate) body_bytes_max: i64,
     pub(crate) timeout_ms: i64,
+    pub(crate) idle_timeout_ms: i64,
+    pub(crate) total_timeout_ms: i64,
     pub(crate) pricing: Pricing,
 }
 
@@ -197,6 +222,34 @@ impl ServiceWish {
             upstream_url: upstream,
             base_cost: cost("base_cost_per_call", base_cost)?,
             active: self.active.or(now.map(|now| now.active)).unwrap_or(true),
+            manner: self.manner(now.map(|now| &now.manner))?,
+        })
+    }
+
+    fn manner(&self, now: Option<&Manner>) -> Result<Manner> {
+        let protocol = self.protocol.as_deref();
+        let protocol = protocol.or(now.map(|now| now.protocol.as_str()));
+        let connections = self.connections_max.or(now.map(|now| now.connections_max));
+        let timeout = self.connect_timeout_ms;
+        let timeout = timeout.or(now.map(|now| now.connect_timeout_ms));
+        Ok(Manner {
+            protocol: word(
+                "protocol",
+                protocol.unwrap_or_default(),
+                &["http1", "h2", "auto"],
+            )?,
+            connections_max: bounded(
+                "connections_max",
+                connections.unwrap_or_default(),
+                CONNECTIONS_DEFAULT,
+                CONNECTIONS_MAX,
+            )?,
+            connect_timeout_ms: bounded(
+                "connect_timeout_ms",
+                timeout.unwrap_or_default(),
+                CONNECT_TIMEOUT_MS_DEFAULT,
+                CONNECT_TIMEOUT_MS_MAX,
+            )?,
         })
     }
 }
@@ -305,6 +358,18 @@ impl RouteWish {
                 TIMEOUT_MS_DEFAULT,
                 TIMEOUT_MS_MAX,
             )?,
+            idle_timeout_ms: bounded(
+                "idle_timeout_ms",
+                self.idle_timeout_ms,
+                IDLE_TIMEOUT_MS_DEFAULT,
+                IDLE_TIMEOUT_MS_MAX,
+            )?,
+            total_timeout_ms: bounded(
+                "total_timeout_ms",
+                self.total_timeout_ms,
+                TOTAL_TIMEOUT_MS_DEFAULT,
+                TOTAL_TIMEOUT_MS_MAX,
+            )?,
             pricing: self.pricing.clone().check(self.cost)?,
         };
         Ok((place(&self.method, &self.path_prefix)?, settings))
@@ -334,6 +399,9 @@ impl ServiceSettings {
             "upstream_url": self.upstream_url,
             "base_cost_per_call": self.base_cost,
             "active": self.active,
+            "protocol": self.manner.protocol,
+            "connections_max": self.manner.connections_max,
+            "connect_timeout_ms": self.manner.connect_timeout_ms,
         })
     }
 }
@@ -350,6 +418,8 @@ impl RouteSettings {
             "durability": self.durability,
             "body_bytes_max": self.body_bytes_max,
             "timeout_ms": self.timeout_ms,
+            "idle_timeout_ms": self.idle_timeout_ms,
+            "total_timeout_ms": self.total_timeout_ms,
             "unit_prices": price::to_json(&self.pricing.unit_prices),
             "max_cost": self.pricing.max_cost,
             "unreported": self.pricing.unreported,

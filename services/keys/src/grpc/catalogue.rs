@@ -69,6 +69,9 @@ impl Keys {
             active: request.active,
             display_name: request.display_name,
             description: request.description,
+            protocol: request.protocol,
+            connections_max: request.connections_max,
+            connect_timeout_ms: request.connect_timeout_ms,
         };
         if let Some(url) = &wish.upstream_url {
             upstream::check(&self.upstream_networks, url).await?;
@@ -132,6 +135,8 @@ impl Keys {
             durability: route.durability,
             body_bytes_max: route.body_bytes_max,
             timeout_ms: route.timeout_ms,
+            idle_timeout_ms: route.idle_timeout_ms,
+            total_timeout_ms: route.total_timeout_ms,
             pricing: Pricing {
                 unit_prices: route.unit_prices.into_iter().map(Into::into).collect(),
                 max_cost: route.max_cost,

@@ -105,6 +105,8 @@ fn route(route: &Route) -> pb::Route {
         durability: route.settings.durability.clone(),
         body_bytes_max: route.settings.body_bytes_max,
         timeout_ms: route.settings.timeout_ms,
+        idle_timeout_ms: route.settings.idle_timeout_ms,
+        total_timeout_ms: route.settings.total_timeout_ms,
         unit_prices: route
             .settings
             .pricing
@@ -136,6 +138,9 @@ pub(super) fn service(service: &Service) -> pb::Service {
         routes: service.routes.iter().map(route).collect(),
         price_version: service.price_version,
         version: service.version,
+        protocol: service.settings.manner.protocol.clone(),
+        connections_max: service.settings.manner.connections_max,
+        connect_timeout_ms: service.settings.manner.connect_timeout_ms,
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Store, Tx, corrupt};
 use crate::{
     domain::{
-        catalogue::{Place, Route, RouteSettings, Service, ServiceSettings},
+        catalogue::{Manner, Place, Route, RouteSettings, Service, ServiceSettings},
         price::{self, Pricing},
     },
     error::Result,
@@ -27,6 +27,9 @@ struct ServiceRow {
     is_active: bool,
     price_version: i64,
     version: i64,
+    protocol: String,
+    connections_max: i64,
+    connect_timeout_ms: i64,
 }
 
 struct RouteRow {
@@ -40,6 +43,8 @@ struct RouteRow {
     durability: String,
     body_bytes_max: i64,
     timeout_ms: i64,
+    idle_timeout_ms: i64,
+    total_timeout_ms: i64,
     unit_prices: Value,
     max_cost: i64,
     unreported: String,
@@ -60,6 +65,11 @@ fn service(row: ServiceRow) -> Result<Service> {
             upstream_url: row.upstream_url,
             base_cost: row.base_cost_per_call,
             active: row.is_active,
+            manner: Manner {
+                protocol: row.protocol,
+                connections_max: row.connections_max,
+                connect_timeout_ms: row.connect_timeout_ms,
+            },
         },
         icon: row.icon,
         category: row.category,
@@ -83,6 +93,8 @@ fn route(row: RouteRow) -> Result<Route> {
             durability: row.durability,
             body_bytes_max: row.body_bytes_max,
             timeout_ms: row.timeout_ms,
+            idle_timeout_ms: row.idle_timeout_ms,
+            total_timeout_ms: row.total_timeout_ms,
             pricing: Pricing {
                 unit_prices: price::from_json(row.unit_prices)
                     .map_err(|error| corrupt("unit_prices", error))?,
@@ -101,7 +113,8 @@ async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Resu
         ServiceRow,
         r#"
         select id, name, display_name, description, upstream_url, base_cost_per_call, icon,
-               category, is_active, price_version, version
+               category, is_active, price_version, version, protocol, connections_max,
+               connect_timeout_ms
           from keys.services
          where $1::text is null or name = $1
          order by name"#,
@@ -114,8 +127,8 @@ async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Resu
         RouteRow,
         r#"
         select id, service_id, method, path_prefix, scope, cost, charge_on, durability,
-               body_bytes_max, timeout_ms, unit_prices, max_cost, unreported, on_client_abort,
-               on_server_abort
+               body_bytes_max, timeout_ms, idle_timeout_ms, total_timeout_ms, unit_prices, max_cost,
+               unreported, on_client_abort, on_server_abort
           from keys.routes
          where service_id = any($1)
          order by path_prefix, method"#,
@@ -177,8 +190,8 @@ impl Tx {
             r#"
             insert into keys.services (
                 id, name, display_name, description, upstream_url, base_cost_per_call,
-                is_active, created_at, updated_at)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $8)"#,
+                is_active, created_at, updated_at, protocol, connections_max, connect_timeout_ms)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11)"#,
             id.uuid(),
             name.as_str(),
             settings.display_name,
@@ -187,6 +200,9 @@ impl Tx {
             settings.base_cost,
             settings.active,
             self.at.to_sqlx(),
+            settings.manner.protocol,
+            settings.manner.connections_max,
+            settings.manner.connect_timeout_ms,
         );
         insert.execute(&mut *self.inner).await?;
         Ok(())
@@ -202,7 +218,8 @@ impl Tx {
             r#"
             update keys.services
                set display_name = $2, description = $3, upstream_url = $4,
-                   base_cost_per_call = $5, is_active = $6, updated_at = $7,
+                   base_cost_per_call = $5, is_active = $6, updated_at = $7, protocol = $8,
+                   connections_max = $9, connect_timeout_ms = $10,
                    version = version + 1,
                    price_version = price_version
                        + case when base_cost_per_call = $5 then 0 else 1 end
@@ -214,6 +231,9 @@ impl Tx {
             settings.base_cost,
             settings.active,
             self.at.to_sqlx(),
+            settings.manner.protocol,
+            settings.manner.connections_max,
+            settings.manner.connect_timeout_ms,
         );
         update.execute(&mut *self.inner).await?;
         Ok(())
@@ -263,8 +283,8 @@ impl Tx {
             insert into keys.routes (
                 id, service_id, method, path_prefix, scope, cost, charge_on, durability,
                 body_bytes_max, timeout_ms, unit_prices, max_cost, unreported, on_client_abort,
-                on_server_abort)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+                on_server_abort, idle_timeout_ms, total_timeout_ms)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
             on conflict (service_id, method, path_prefix) do update
                set scope = excluded.scope, cost = excluded.cost,
                    charge_on = excluded.charge_on, durability = excluded.durability,
@@ -272,7 +292,9 @@ impl Tx {
                    unit_prices = excluded.unit_prices, max_cost = excluded.max_cost,
                    unreported = excluded.unreported,
                    on_client_abort = excluded.on_client_abort,
-                   on_server_abort = excluded.on_server_abort
+                   on_server_abort = excluded.on_server_abort,
+                   idle_timeout_ms = excluded.idle_timeout_ms,
+                   total_timeout_ms = excluded.total_timeout_ms
             returning id"#,
             new.uuid(),
             service.uuid(),
@@ -289,6 +311,8 @@ impl Tx {
             settings.pricing.unreported,
             settings.pricing.on_client_abort,
             settings.pricing.on_server_abort,
+            settings.idle_timeout_ms,
+            settings.total_timeout_ms,
         );
         Ok(RouteId::new(upsert.fetch_one(&mut *self.inner).await?))
     }

@@ -31,6 +31,17 @@ pub(super) struct ServiceWish {
     description: Option<String>,
     /// Scope of the one route that a new service gets; absent: `<name>:call`.
     default_scope: Option<String>,
+    /// What is spoken with the upstream: `http1` (default); `h2` (HTTP/2: by prior knowledge over
+    /// http://, by ALPN over https://), which gRPC needs; `auto` (over https:// what the upstream
+    /// prefers, over http:// HTTP/1.1).
+    #[schema(pattern = "^(http1|h2|auto)?$")]
+    protocol: Option<String>,
+    /// Connections of one gateway to the upstream; 0 is the default, 4096.
+    #[schema(minimum = 0, maximum = 65_536)]
+    connections_max: Option<i64>,
+    /// Milliseconds to a connection, TLS included; 0 is the default, 5 s.
+    #[schema(minimum = 0, maximum = 60_000)]
+    connect_timeout_ms: Option<i64>,
 }
 
 /// A service with everything that operators set.
@@ -54,6 +65,12 @@ pub(super) struct FullService {
     price_version: i64,
     /// Grows with every change of the service or of one of its routes; the ETag.
     version: i64,
+    /// `http1`, `h2` or `auto`: what is spoken with the upstream.
+    protocol: String,
+    /// Connections of one gateway to the upstream.
+    connections_max: i64,
+    /// Milliseconds to a connection, TLS included.
+    connect_timeout_ms: i64,
 }
 
 /// A route with everything that operators set.
@@ -76,6 +93,10 @@ pub(super) struct FullRoute {
     body_bytes_max: i64,
     /// Milliseconds to the upstream's first byte.
     timeout_ms: i64,
+    /// Milliseconds between two pieces of the upstream's answer; then it breaks off.
+    idle_timeout_ms: i64,
+    /// Milliseconds from the first byte of the upstream's answer to its last; then it breaks off.
+    total_timeout_ms: i64,
     pricing: Pricing,
 }
 
@@ -183,6 +204,8 @@ impl From<pb::Route> for FullRoute {
             durability: it.durability,
             body_bytes_max: it.body_bytes_max,
             timeout_ms: it.timeout_ms,
+            idle_timeout_ms: it.idle_timeout_ms,
+            total_timeout_ms: it.total_timeout_ms,
         }
     }
 }
@@ -202,6 +225,9 @@ impl From<pb::Service> for FullService {
             routes: it.routes.into_iter().map(Into::into).collect(),
             price_version: it.price_version,
             version: it.version,
+            protocol: it.protocol,
+            connections_max: it.connections_max,
+            connect_timeout_ms: it.connect_timeout_ms,
         }
     }
 }
@@ -279,6 +305,9 @@ pub(super) async fn set_service(
         description: it.description,
         default_scope: it.default_scope,
         expected_version: seen,
+        protocol: it.protocol,
+        connections_max: it.connections_max,
+        connect_timeout_ms: it.connect_timeout_ms,
     })?;
     let done = app.keys.clone().set_service(request).await?;
     present(done.into_inner().service)
@@ -317,6 +346,15 @@ pub(super) struct RouteWish {
     #[serde(default)]
     #[schema(minimum = 0, maximum = 3_600_000)]
     timeout_ms: i64,
+    /// Milliseconds between two pieces of the upstream's answer; then it breaks off. Absent: 5 min.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 3_600_000)]
+    idle_timeout_ms: i64,
+    /// Milliseconds from the first byte of the upstream's answer to its last; then it breaks off.
+    /// Absent: a day.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 86_400_000)]
+    total_timeout_ms: i64,
     /// Absent: every call costs the same, and is charged once it is answered unless the answer
     /// breaks off.
     #[serde(default)]
@@ -350,6 +388,8 @@ pub(super) async fn set_route(
             durability: it.durability,
             body_bytes_max: it.body_bytes_max,
             timeout_ms: it.timeout_ms,
+            idle_timeout_ms: it.idle_timeout_ms,
+            total_timeout_ms: it.total_timeout_ms,
             unit_prices: it.pricing.unit_prices.into_iter().map(Into::into).collect(),
             max_cost: it.pricing.max_cost,
             unreported: it.pricing.unreported,
