@@ -132,6 +132,7 @@ refusals! {
     IdempotencyKeysExhausted = 429 "idempotency_keys_exhausted" "Too many idempotency keys are kept";
     AbnormalUsageDetected = 429 "abnormal_usage_detected" "Unusual use of the key was detected";
     UpstreamUnreachable = 502 "upstream_unreachable" "The service could not be reached";
+    UpstreamBusy = 503 "upstream_busy" "The service has too many calls";
     UpstreamTimeout = 504 "upstream_timeout" "The service did not answer in time";
     MeteringUnavailable = 503 "metering_unavailable" "Calls cannot be recorded at the moment";
     CreditsUnavailable = 503 "credits_unavailable" "Credits cannot be checked at the moment";

@@ -1,4 +1,4 @@
-//! Bodies: what the edge sends to clients, and what it sends to upstreams.
+//! Bodies: what the edge sends to clients.
 //!
 //! The record of a call is written before the last byte of its answer leaves: before the frame
 //! that completes the announced length, before the trailers, or before the end of a body whose
@@ -6,28 +6,27 @@
 //! like it: there the record is written before the last frame.
 
 use std::{
-    cell::Cell,
     collections::VecDeque,
-    io,
+    future::poll_fn,
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll},
 };
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
-use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use types::Refusal;
 
 use crate::{
     edge::COST,
     headers,
-    idempotency::{BodyDigest, relay::Relayed},
+    idempotency::relay::Relayed,
     meter::{Finished, Proof, Ticket},
-    pool::Lent,
+    pool::{Lent, patience::Pauses},
 };
+
+/// An upstream that lets us wait.
+const PAUSED: &str = "the answer paused for too long";
 
 /// An error inside a body.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -52,9 +51,12 @@ pub(crate) struct Metered {
     lent: Option<Lent>,
     /// Announced length, when there is one.
     left: Option<u64>,
+    /// How long it may wait for the upstream.
+    pauses: Pauses,
     /// The end of the connection is the end of the answer.
     ends_with_connection: bool,
-    /// Then: the frame that is sent once another one is there.
+    /// Then, or while the upstream has not yet said that it was the last: the frame that is sent
+    /// once another one is there.
     ahead: Option<Frame<Bytes>>,
     /// The head could not say what the call costs: the trailers do.
     tells_cost: bool,
@@ -77,7 +79,7 @@ impl EdgeBody {
     }
 
     /// An answer on its way.
-    pub(crate) fn metered(answer: Answer, ticket: Ticket, lent: Lent) -> Self {
+    pub(crate) fn metered(answer: Answer, ticket: Ticket, lent: Lent, pauses: Pauses) -> Self {
         let Answer {
             body: inner,
             read,
@@ -90,6 +92,7 @@ impl EdgeBody {
             read,
             ticket: Some(ticket),
             lent: Some(lent),
+            pauses,
             ends_with_connection: left.is_none() && version < Version::HTTP_11,
             left,
             ahead: None,
@@ -115,14 +118,25 @@ pub(crate) struct Answer {
 /// whether that is all of it.
 ///
 /// # Errors
-/// The upstream breaks off.
+/// The upstream breaks off, or pauses for too long.
 pub(crate) async fn gather(
     body: &mut Incoming,
     bytes_max: usize,
-) -> Result<(VecDeque<Frame<Bytes>>, bool), hyper::Error> {
+    pauses: &mut Pauses,
+) -> Result<(VecDeque<Frame<Bytes>>, bool), BodyError> {
     let mut read = VecDeque::new();
     let mut bytes = 0_usize;
-    while let Some(frame) = body.frame().await {
+    let mut next = async || {
+        let polled = poll_fn(|task| match Pin::new(&mut *body).poll_frame(task) {
+            Poll::Pending if pauses.pause(task) => Poll::Ready(Some(Err(PAUSED.into()))),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(frame) => Poll::Ready(frame.map(|it| it.map_err(BodyError::from))),
+        });
+        let frame = polled.await;
+        pauses.go_on();
+        frame
+    };
+    while let Some(frame) = next().await {
         let frame = frame?;
         bytes = bytes.saturating_add(frame.data_ref().map_or(0, Bytes::len));
         read.push_back(frame);
@@ -176,6 +190,19 @@ impl Metered {
         }
     }
 
+    /// Whether the upstream has nothing more to say once the announced length is there.
+    fn has_ended(&self) -> bool {
+        self.inner.is_end_stream() || !self.lent.as_ref().is_some_and(Lent::is_h2)
+    }
+
+    /// The upstream has broken off, or lets us wait for too long.
+    fn break_off(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            ticket.abort();
+        }
+        self.lent = None;
+    }
+
     fn count(&mut self, data: &[u8]) {
         if let Some(ticket) = &mut self.ticket {
             ticket.sent(data);
@@ -216,20 +243,22 @@ impl Metered {
                 None => Pin::new(&mut self.inner).poll_frame(task),
             };
             let frame = match polled {
+                Poll::Pending if self.pauses.pause(task) => {
+                    self.break_off();
+                    return Poll::Ready(Some(Err(PAUSED.into())));
+                }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => {
                     let last = self.ahead.take();
                     return self.complete(last, task);
                 }
                 Poll::Ready(Some(Err(error))) => {
-                    if let Some(ticket) = self.ticket.take() {
-                        ticket.abort();
-                    }
-                    self.lent = None;
+                    self.break_off();
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 Poll::Ready(Some(Ok(frame))) => frame,
             };
+            self.pauses.go_on();
             if let Some(data) = frame.data_ref() {
                 self.count(data);
             }
@@ -238,15 +267,21 @@ impl Metered {
                     if let Some(ticket) = &mut self.ticket {
                         ticket.read_trailers(&trailers);
                     }
-                    if self.ends_with_connection {
-                        let last = self.ahead.take(); // HTTP/1.0 has no trailers
+                    if self.ends_with_connection || self.ahead.is_some() {
+                        // HTTP/1.0 has no trailers, nor has a body of a known length by HTTP/1.1.
+                        let last = self.ahead.take();
                         return self.complete(last, task);
                     }
                     headers::strip_response(&mut trailers);
                     self.pass_trailers(&trailers);
                     Some(Frame::trailers(trailers))
                 }
-                Err(frame) if self.left == Some(0) => Some(frame),
+                // By HTTP/2 the length is one thing, and the end another: trailers may follow.
+                Err(frame) if self.left == Some(0) && !self.has_ended() => {
+                    self.ahead.get_or_insert(frame);
+                    continue;
+                }
+                Err(frame) if self.left == Some(0) => self.ahead.take().or(Some(frame)),
                 Err(frame) if !self.ends_with_connection => return Poll::Ready(Some(Ok(frame))),
                 Err(frame) => match self.ahead.replace(frame) {
                     Some(before) => return Poll::Ready(Some(Ok(before))),
@@ -315,125 +350,4 @@ fn with_cost(last: Option<Frame<Bytes>>, cost: i64) -> Frame<Bytes> {
     };
     trailers.insert(COST, HeaderValue::from(cost));
     Frame::trailers(trailers)
-}
-
-/// What became of a request's body.
-#[derive(Debug, Default)]
-pub(crate) struct Upload {
-    pub(crate) bytes: Cell<u64>,
-    /// What the client did wrong with it.
-    pub(crate) fault: Cell<Option<Refusal>>,
-}
-
-/// Why a client's body did not come to its end.
-fn fault(error: &hyper::Error) -> Refusal {
-    let source = std::error::Error::source(error).and_then(|it| it.downcast_ref::<io::Error>());
-    match source.map(io::Error::kind) {
-        Some(io::ErrorKind::TimedOut) => Refusal::RequestTimeout,
-        _ => Refusal::BadRequest,
-    }
-}
-
-/// A client's body on its way to the upstream, counted and limited.
-pub(crate) struct Uploaded {
-    /// None: there is no body.
-    inner: Option<Incoming>,
-    bytes_max: u64,
-    upload: Rc<Upload>,
-    /// Of a call with an idempotency key.
-    digest: Option<BodyDigest>,
-}
-
-impl Uploaded {
-    pub(crate) fn new(
-        inner: Incoming,
-        bytes_max: u64,
-        digest: Option<BodyDigest>,
-    ) -> (Self, Rc<Upload>) {
-        let upload = Rc::new(Upload::default());
-        if let Some(digest) = digest.as_ref().filter(|_| inner.is_end_stream()) {
-            digest.end();
-        }
-        (
-            Self {
-                inner: Some(inner),
-                bytes_max,
-                upload: Rc::clone(&upload),
-                digest,
-            },
-            upload,
-        )
-    }
-
-    /// Of a request without a body.
-    pub(crate) fn nothing() -> Self {
-        Self {
-            inner: None,
-            bytes_max: 0,
-            upload: Rc::default(),
-            digest: None,
-        }
-    }
-}
-
-impl Body for Uploaded {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        task: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        let Some(inner) = &mut this.inner else {
-            return Poll::Ready(None);
-        };
-        let frame = match Pin::new(&mut *inner).poll_frame(task) {
-            Poll::Ready(Some(Ok(frame))) => frame,
-            Poll::Ready(Some(Err(error))) => {
-                this.upload.fault.set(Some(fault(&error)));
-                return Poll::Ready(Some(Err(error.into())));
-            }
-            Poll::Ready(None) => {
-                if let Some(digest) = &this.digest {
-                    digest.end();
-                }
-                return Poll::Ready(None);
-            }
-            Poll::Pending => return Poll::Pending,
-        };
-        if let Some(digest) = &this.digest {
-            digest.pass(&frame, inner.is_end_stream());
-        }
-        // A client's trailers are no way around what its headers may say.
-        let frame = match frame.into_trailers() {
-            Ok(mut trailers) => {
-                headers::strip_request(&mut trailers);
-                Frame::trailers(trailers)
-            }
-            Err(frame) => frame,
-        };
-        let bytes = frame.data_ref().map_or(0, Buf::remaining);
-        let sum = this
-            .upload
-            .bytes
-            .get()
-            .saturating_add(u64::try_from(bytes).unwrap_or(u64::MAX));
-        this.upload.bytes.set(sum);
-        if sum > this.bytes_max {
-            this.upload.fault.set(Some(Refusal::BodyTooLarge));
-            return Poll::Ready(Some(Err("the body is too large".into())));
-        }
-        Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.as_ref().is_none_or(Incoming::is_end_stream)
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner
-            .as_ref()
-            .map_or_else(|| SizeHint::with_exact(0), Incoming::size_hint)
-    }
 }

@@ -28,12 +28,27 @@ pub(crate) enum Durability {
     Replicated,
 }
 
-/// Where a service's calls go.
+/// What is spoken with an upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Protocol {
+    Http1,
+    /// By prior knowledge, or over TLS by ALPN.
+    H2,
+    /// Over TLS what the upstream prefers, else HTTP/1.1.
+    Auto,
+}
+
+/// Where a service's calls go, and how.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Upstream {
     pub(crate) tls: bool,
     pub(crate) host: String,
     pub(crate) port: u16,
+    pub(crate) protocol: Protocol,
+    /// Of the whole gateway.
+    pub(crate) connections_max: usize,
+    /// TLS included.
+    pub(crate) connect_timeout: Duration,
 }
 
 /// A service of the catalogue.
@@ -71,7 +86,12 @@ pub(crate) struct Route {
     pub(crate) terms: Terms,
     pub(crate) durability: Durability,
     pub(crate) body_bytes_max: u64,
+    /// To the head of the answer.
     pub(crate) timeout: Duration,
+    /// Between two pieces of the answer.
+    pub(crate) idle_timeout: Duration,
+    /// From the head of the answer to its end.
+    pub(crate) total_timeout: Duration,
 }
 
 /// All services.
@@ -143,6 +163,13 @@ impl Service {
                     .trim_end_matches(']')
                     .to_owned(),
                 port,
+                protocol: match wire.protocol.as_str() {
+                    "h2" => Protocol::H2,
+                    "auto" => Protocol::Auto,
+                    _ => Protocol::Http1,
+                },
+                connections_max: usize::try_from(wire.connections_max)?,
+                connect_timeout: millis(wire.connect_timeout_ms)?,
             },
             authority: HeaderValue::try_from(authority.parse::<Authority>()?.as_str())?,
             base_path: url.path().trim_end_matches('/').to_owned(),
@@ -173,6 +200,10 @@ impl Service {
     }
 }
 
+fn millis(millis: i64) -> anyhow::Result<Duration> {
+    Ok(Duration::from_millis(u64::try_from(millis)?))
+}
+
 impl Route {
     fn from_wire(mut wire: wire::Route, base_cost: i64) -> anyhow::Result<Self> {
         let cost = wire.cost.unwrap_or(base_cost);
@@ -191,7 +222,9 @@ impl Route {
                 _ => Durability::Process,
             },
             body_bytes_max: u64::try_from(wire.body_bytes_max)?,
-            timeout: Duration::from_millis(u64::try_from(wire.timeout_ms)?),
+            timeout: millis(wire.timeout_ms)?,
+            idle_timeout: millis(wire.idle_timeout_ms)?,
+            total_timeout: millis(wire.total_timeout_ms)?,
         })
     }
 }

@@ -29,8 +29,17 @@ pub struct Config {
     pub(crate) door: Rules,
     pub(crate) tunnel_idle: Duration,
     pub(crate) traces_per_second: u32,
-    /// Where upstreams may be beside the public internet.
-    pub(crate) upstream_networks: Networks,
+    pub(crate) upstreams: Upstreams,
+}
+
+/// What bounds calls to upstreams.
+#[derive(Clone, Debug)]
+pub(crate) struct Upstreams {
+    /// Where they may be beside the public internet.
+    pub(crate) networks: Networks,
+    /// Calls that wait for a connection to one of them, and for how long.
+    pub(crate) waiting_max: usize,
+    pub(crate) wait: Duration,
 }
 
 impl Config {
@@ -42,13 +51,6 @@ impl Config {
             "signs the tollgate-principal header that upstreams receive",
         );
         let (journal_dir, journal_segment_bytes, journal_bytes_max) = read_journal(v);
-        let upstream_networks = v.parsed(
-            "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS",
-            "",
-            "networks to which calls may be sent beside the public internet, such as 10.1.0.0/16, \
-             with commas between them",
-            Networks::parse,
-        );
         let (unknown_keys_per_minute_max, unknown_lookups_per_second_max) = read_unknown(v);
         Self {
             listen: v.address(
@@ -78,12 +80,7 @@ impl Config {
                 0..=8,
                 "proxies in front whose X-Forwarded-For entry is believed",
             ),
-            country_db: v
-                .optional(
-                    "TOLLGATE_GATEWAY_COUNTRY_DB",
-                    "an .mmdb file, or geoip text as in Debian's tor-geoipdb",
-                )
-                .map(PathBuf::from),
+            country_db: read_country_db(v),
             keys_max: v.number(
                 "TOLLGATE_GATEWAY_KEYS_MAX",
                 200_000,
@@ -112,7 +109,7 @@ impl Config {
                 1..=100_000,
                 "traces that may begin in a second, whatever the sampler says",
             ),
-            upstream_networks: upstream_networks.unwrap_or_default(),
+            upstreams: Upstreams::read(v),
         }
     }
 }
@@ -125,6 +122,14 @@ impl Config {
             threads => threads,
         }
     }
+}
+
+fn read_country_db(v: &mut Variables) -> Option<PathBuf> {
+    let path = v.optional(
+        "TOLLGATE_GATEWAY_COUNTRY_DB",
+        "an .mmdb file, or geoip text as in Debian's tor-geoipdb",
+    );
+    path.map(PathBuf::from)
 }
 
 fn read_journal(v: &mut Variables) -> (PathBuf, usize, u64) {
@@ -230,6 +235,34 @@ fn read_unknown(v: &mut Variables) -> (u32, u32) {
          answer 503",
     );
     (keys_per_minute, lookups_per_second)
+}
+
+impl Upstreams {
+    fn read(v: &mut Variables) -> Self {
+        let networks = v.parsed(
+            "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS",
+            "",
+            "networks to which calls may be sent beside the public internet, such as \
+             10.1.0.0/16, with commas between them",
+            Networks::parse,
+        );
+        Self {
+            networks: networks.unwrap_or_default(),
+            waiting_max: v.number(
+                "TOLLGATE_GATEWAY_UPSTREAM_WAITING_MAX",
+                1024,
+                1..=1_000_000,
+                "calls that may wait for a connection to one upstream that has as many as it \
+                 may; more answer 503",
+            ),
+            wait: v.millis(
+                "TOLLGATE_GATEWAY_UPSTREAM_WAIT_MILLIS",
+                1000,
+                1..=60_000,
+                "how long a call waits for a connection to an upstream; then it answers 503",
+            ),
+        }
+    }
 }
 
 fn read_peppers(v: &mut Variables) -> Succession {

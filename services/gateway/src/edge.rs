@@ -44,7 +44,7 @@ use crate::{
     meter::{Facts, Ticket},
     metrics::{Metrics, Source, Strange},
     path,
-    pool::Pool,
+    pool::{Pool, patience::Patience},
     principal::Signer,
     proxy,
     record::{self, USER_AGENT_BYTES_MAX},
@@ -102,6 +102,8 @@ pub(crate) struct Edge {
 pub(crate) struct Worker {
     pub(crate) edge: Arc<Edge>,
     pub(crate) pool: Pool,
+    /// With answers that pause.
+    pub(crate) patience: Rc<Patience>,
     /// Calls that go on when their client has gone.
     pub(crate) beyond: TaskTracker,
 }

@@ -46,11 +46,7 @@ use types::{JournalId, Refusal};
 
 use self::{answer::Transcript, desk::Claim};
 use crate::{
-    body::{EdgeBody, Uploaded},
-    catalogue::Route,
-    edge::Edge,
-    meter::Ticket,
-    refuse::Refused,
+    body::EdgeBody, catalogue::Route, edge::Edge, meter::Ticket, refuse::Refused, upload::Uploaded,
 };
 
 pub(crate) use self::answer::{BodyDigest, Replay};

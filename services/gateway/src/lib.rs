@@ -47,6 +47,7 @@ mod record;
 mod recovery;
 mod refuse;
 mod retry;
+mod send;
 mod ship;
 mod start;
 mod strangers;
@@ -55,6 +56,7 @@ mod sync;
 mod tests;
 mod units;
 mod upgrade;
+mod upload;
 
 pub use config::Config;
 pub use recovery::{Recovery, recover};

@@ -27,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::{
     door::{Door, Peer, Rules},
     patience::Patience,
+    serve::OnThread,
 };
 use self::{
     limits::{BACKLOG, UNSENT_BYTES_MAX},
@@ -34,7 +35,7 @@ use self::{
 };
 use crate::{
     edge::{Edge, Worker},
-    pool::Pool,
+    pool::{self, Pool},
 };
 
 /// A gateway that stops lets idle connections be for so long: who calls meanwhile is served and
@@ -129,8 +130,11 @@ pub(crate) fn start(
             let worker = Rc::new(Worker {
                 edge,
                 pool: pool(),
+                patience: pool::patience::Patience::new(),
                 beyond: TaskTracker::new(),
             });
+            let (own, until) = (Rc::clone(&worker), stop.clone());
+            tokio::task::spawn_local(async move { own.pool.keep(until).await });
             let carried = async {
                 let listener = TcpListener::from_std(socket)?;
                 accept(Hall::new(worker, door), listener, stop, cut).await;

@@ -21,7 +21,6 @@ use tokio::sync::watch;
 use types::{Charge, Rate, Refusal, RequestId};
 
 use crate::{
-    body::Upload,
     catalogue::{Durability, Route, Service},
     charge::{Reached, Terms},
     country::Country,
@@ -32,6 +31,7 @@ use crate::{
     lease::Hold,
     record::{self, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX},
     units::{Events, Units},
+    upload::Upload,
 };
 
 /// Status of a call whose client went away before there was an answer.

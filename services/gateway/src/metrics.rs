@@ -1,5 +1,7 @@
 //! What the gateway counts.
 
+mod upstreams;
+
 use std::{
     fmt,
     sync::{Arc, atomic::AtomicI64},
@@ -18,6 +20,7 @@ use prometheus_client::{
 };
 use runtime::Host;
 
+pub(crate) use self::upstreams::{Connect, Repeat, Upstreams, Waited};
 use crate::catalogue::Service;
 
 /// Upper bounds for time inside the gateway, seconds.
@@ -94,15 +97,6 @@ pub(crate) enum Lookup {
     Refused,
 }
 
-/// How an attempt to connect to an upstream ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Connect {
-    Opened,
-    Failed,
-    /// Not made: the address is neither public nor listed.
-    Forbidden,
-}
-
 /// What was wrong with a key that nobody issued.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Strange {
@@ -127,7 +121,7 @@ pub(crate) struct Metrics {
     lookups: Family<ResultLabel, Counter>,
     strange: Family<KindLabel, Counter>,
     keyed: Family<ResultLabel, Counter>,
-    connects: Family<ResultLabel, Counter>,
+    pub(crate) upstreams: Upstreams,
     pub(crate) overrun: Counter,
     pub(crate) journal_bytes: Gauge<i64, AtomicI64>,
     pub(crate) unapplied: Gauge<i64, AtomicI64>,
@@ -157,7 +151,7 @@ impl Metrics {
             lookups: Family::default(),
             strange: Family::default(),
             keyed: Family::default(),
-            connects: Family::default(),
+            upstreams: Upstreams::default(),
             overrun: Counter::default(),
             journal_bytes: Gauge::default(),
             unapplied: Gauge::default(),
@@ -191,11 +185,7 @@ impl Metrics {
                 "Calls with an idempotency key by what became of them",
                 own.keyed,
             );
-            registry.register(
-                "upstream_connects",
-                "Connections to upstreams by how their opening ended",
-                own.connects,
-            );
+            own.upstreams.register(registry);
             registry.register("overrun_credits", "Cost above the hold", own.overrun);
             registry.register("journal_bytes", "Bytes of all journals", own.journal_bytes);
             registry.register(
@@ -256,16 +246,6 @@ impl Metrics {
             Strange::Refused => "refused",
         };
         self.strange.get_or_create(&KindLabel { kind }).inc();
-    }
-
-    /// Counts an attempt to connect to an upstream.
-    pub(crate) fn connected(&self, connect: Connect) {
-        let result = match connect {
-            Connect::Opened => "opened",
-            Connect::Failed => "failed",
-            Connect::Forbidden => "forbidden",
-        };
-        self.connects.get_or_create(&ResultLabel { result }).inc();
     }
 
     /// Offers the age of what is known of changes, read whenever somebody asks for it: noted from

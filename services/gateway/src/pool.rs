@@ -1,167 +1,273 @@
 //! Connections to upstreams, one pool per thread, last in first out.
 //!
-//! A call never changes thread, so nothing here is locked or shared.
+//! - A call never changes thread, so nothing here is locked or shared.
+//! - Connections are bounded, and so is the queue for them, in length and in time.
+//! - An address that keeps failing is left alone, and tried again by single calls.
 
 mod connect;
+mod health;
+mod line;
+pub(crate) mod patience;
+mod site;
+mod targets;
 
-use std::{
-    cell::RefCell,
-    collections::{HashMap, VecDeque},
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
+use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    client::conn::{TrySendError, http1},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::{connect::Connector, targets::Target};
+use self::{
+    line::Stream,
+    site::{Handed, Site, Slot},
+    targets::Trial,
+};
+use crate::{
+    catalogue::{Protocol, Upstream},
+    metrics::Waited,
+    upload::Uploaded,
 };
 
-use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    time::Instant,
-};
-
-pub(crate) use self::connect::Connector;
-use crate::{body::Uploaded, catalogue::Upstream};
-
-/// Idle connections kept per upstream and thread.
-const IDLE_MAX: usize = 256;
 /// An idle connection is closed after so long.
-const IDLE_SECONDS: u64 = 55;
-/// A connection must be there after so long, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(55);
+/// Addresses that one call tries to connect to.
+const CONNECTS_MAX: usize = 3;
+/// Between two rounds of closing what is idle and looking up names again.
+const UPKEEP_PERIOD: Duration = Duration::from_secs(5);
 
-struct Idle {
-    sender: SendRequest<Uploaded>,
-    since: Instant,
+/// One thread's part of the limits.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Of all threads, this one's number and how many there are.
+    pub(crate) index: usize,
+    pub(crate) threads: usize,
+    /// Calls that wait for a connection to one upstream, on all threads.
+    pub(crate) waiting_max: usize,
+    /// How long they do.
+    pub(crate) wait: Duration,
 }
-
-type Shelf = Rc<RefCell<VecDeque<Idle>>>;
 
 /// The connections of one thread.
 pub(crate) struct Pool {
-    shelves: RefCell<HashMap<Upstream, Shelf>>,
+    sites: RefCell<HashMap<Upstream, Rc<Site>>>,
     connector: Connector,
-    tls: Arc<rustls::ClientConfig>,
+    limits: Limits,
 }
 
 /// A connection in use. Dropped, it is closed; given back, it is used again.
 pub(crate) struct Lent {
-    pub(crate) sender: SendRequest<Uploaded>,
+    pub(crate) wire: Wire,
     /// False for one that was opened for this call.
     pub(crate) reused: bool,
-    shelf: Shelf,
+    target: Rc<Target>,
+    trial: Option<Trial>,
+    site: Rc<Site>,
+}
+
+/// What is spoken on it.
+pub(crate) enum Wire {
+    /// HTTP/1.1, for one call at a time.
+    One(http1::SendRequest<Uploaded>),
+    /// A stream of HTTP/2.
+    Two(Stream),
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(crate) enum Unlent {
+    /// Nobody took one.
+    Unreachable(anyhow::Error),
+    /// All addresses have failed lately; the next one is tried after so long.
+    Resting(Duration),
+    /// There are as many as there may be, and none became free in time.
+    Crowded,
 }
 
 impl Lent {
+    pub(crate) fn is_h2(&self) -> bool {
+        matches!(self.wire, Wire::Two(_))
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// The connection broke; with the request, if it was not sent.
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Uploaded>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Uploaded>>> {
+        match &mut self.wire {
+            Wire::One(sender) => sender.try_send_request(request).await,
+            Wire::Two(stream) => stream.sender.try_send_request(request).await,
+        }
+    }
+
+    /// Where it leads, to say later how that went.
+    pub(crate) fn target(&self) -> Rc<Target> {
+        Rc::clone(&self.target)
+    }
+
+    /// The upstream has answered.
+    pub(crate) fn answered(&mut self) {
+        self.target.answered();
+        self.trial = None;
+    }
+
     /// Puts the connection back as soon as it is ready for another request.
     pub(crate) fn give_back(self) {
         let Self {
-            mut sender, shelf, ..
+            wire, target, site, ..
         } = self;
+        let Wire::One(mut sender) = wire else {
+            return; // a stream's place is free again
+        };
         if sender.is_ready() {
-            put(&shelf, sender);
+            site.put(sender, target);
             return;
         }
         // The connection's own task has still to see the end of the answer.
         tokio::task::spawn_local(async move {
             if sender.ready().await.is_ok() {
-                put(&shelf, sender);
+                site.put(sender, target);
             }
         });
-    }
-}
-
-fn put(shelf: &Shelf, sender: SendRequest<Uploaded>) {
-    let mut shelf = shelf.borrow_mut();
-    let now = Instant::now();
-    while shelf
-        .front()
-        .is_some_and(|idle| now.duration_since(idle.since).as_secs() > IDLE_SECONDS)
-    {
-        shelf.pop_front();
-    }
-    if shelf.len() < IDLE_MAX {
-        shelf.push_back(Idle { sender, since: now });
     }
 }
 
 impl Pool {
-    pub(crate) fn new(connector: Connector, tls: Arc<rustls::ClientConfig>) -> Self {
+    pub(crate) fn new(connector: Connector, limits: Limits) -> Self {
         Self {
-            shelves: RefCell::default(),
+            sites: RefCell::default(),
             connector,
-            tls,
+            limits,
         }
     }
 
-    fn shelf(&self, upstream: &Upstream) -> Shelf {
-        if let Some(shelf) = self.shelves.borrow().get(upstream) {
-            return Rc::clone(shelf);
+    fn site(&self, upstream: &Upstream) -> Rc<Site> {
+        if let Some(site) = self.sites.borrow().get(upstream) {
+            return Rc::clone(site);
         }
-        let shelf = Shelf::default();
-        self.shelves
-            .borrow_mut()
-            .insert(upstream.clone(), Rc::clone(&shelf));
-        shelf
+        let Limits { index, threads, .. } = self.limits;
+        let connections_max = site::share(upstream.connections_max, index, threads);
+        let site = Site::new(upstream.clone(), connections_max);
+        let mut sites = self.sites.borrow_mut();
+        sites.insert(upstream.clone(), Rc::clone(&site));
+        site
     }
 
-    /// An idle connection, if there is a live one.
-    pub(crate) fn reuse(&self, upstream: &Upstream) -> Option<Lent> {
-        let shelf = self.shelf(upstream);
-        loop {
-            let idle = shelf.borrow_mut().pop_back()?;
-            let fresh = idle.since.elapsed().as_secs() <= IDLE_SECONDS;
-            if fresh && idle.sender.is_ready() {
-                return Some(Lent {
-                    sender: idle.sender,
-                    reused: true,
-                    shelf,
-                });
-            }
-        }
-    }
-
-    /// A new connection.
+    /// A connection for a call: one that is there, or with `is_new` and where none is free another.
     ///
     /// # Errors
-    /// Nobody listens, TLS fails, it takes too long, or calls must not be sent there.
-    pub(crate) async fn open(&self, upstream: &Upstream) -> anyhow::Result<Lent> {
-        let lent = self.try_open(upstream).await;
-        self.connector.note(upstream, lent.as_ref().err());
-        lent
+    /// There is none to be had.
+    pub(crate) async fn lend(&self, upstream: &Upstream, is_new: bool) -> Result<Lent, Unlent> {
+        let site = self.site(upstream);
+        if !is_new && let Some(lent) = site.take() {
+            return Ok(lent);
+        }
+        Box::pin(self.find(site)).await
     }
 
-    async fn try_open(&self, upstream: &Upstream) -> anyhow::Result<Lent> {
-        let opened = tokio::time::timeout(CONNECT_TIMEOUT, async {
-            let stream = self.connector.connect(upstream).await?;
-            if !upstream.tls {
-                return handshake(stream).await;
-            }
-            let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
-            let name = ServerName::try_from(upstream.host.clone())?;
-            handshake(connector.connect(name, stream).await?).await
+    async fn find(&self, site: Rc<Site>) -> Result<Lent, Unlent> {
+        site.touch();
+        let is_shared = site.upstream.protocol == Protocol::H2;
+        let slot = match site.reserve(is_shared) {
+            Some(slot) => slot,
+            None => match self.wait(&site).await? {
+                Handed::Lent(lent) => return Ok(lent),
+                Handed::Slot(slot) => slot,
+            },
+        };
+        let opening = site.opening();
+        let opened = self.open(&site, slot).await;
+        drop(opening);
+        opened
+    }
+
+    async fn wait(&self, site: &Site) -> Result<Handed, Unlent> {
+        let Limits {
+            index,
+            threads,
+            waiting_max,
+            wait,
+        } = self.limits;
+        // Who waits for a connection that others share waits as long as it may take to open it.
+        let patience = if site.is_opening() {
+            wait.max(site.upstream.connect_timeout)
+        } else {
+            wait
+        };
+        let waiting_max = site::share(waiting_max, index, threads);
+        let handed = site.wait(waiting_max, patience).await;
+        self.connector.metrics.waited(match handed {
+            Ok(_) => Waited::Served,
+            Err(_) => Waited::Refused,
         });
-        let sender = opened.await??;
-        Ok(Lent {
-            sender,
-            reused: false,
-            shelf: self.shelf(upstream),
-        })
+        handed.map_err(|_crowded| Unlent::Crowded)
+    }
+
+    /// Opens a connection to the first address that takes one.
+    async fn open(&self, site: &Rc<Site>, mut slot: Slot) -> Result<Lent, Unlent> {
+        let mut tried = Vec::new();
+        let mut failed = None;
+        if let Err(error) = self.connector.refresh(site).await {
+            return Err(Unlent::Unreachable(error));
+        }
+        while tried.len() < CONNECTS_MAX {
+            let chosen = match site.targets.choose(&tried, Instant::now()) {
+                Ok(chosen) => chosen,
+                Err(wait) => return Err(none(failed, wait)),
+            };
+            slot.goes_to(&chosen.target);
+            match self.connector.open(site, &chosen.target).await {
+                Ok(opened) => return Ok(opened.lend(site, slot, chosen)),
+                Err(error) => {
+                    self.failed(&chosen.target);
+                    failed = Some(error);
+                }
+            }
+            tried.push(chosen.target);
+        }
+        Err(none(failed, None))
+    }
+
+    /// A failure that is the address's: enough of them in a row, and it is left alone.
+    pub(crate) fn failed(&self, target: &Target) {
+        if target.failed(Instant::now()) {
+            self.connector.metrics.rests();
+            tracing::warn!(address = %target.address, "an address of an upstream is left alone");
+        }
+    }
+
+    /// Closes what is idle, and looks names up again, until `stop` is cancelled.
+    pub(crate) async fn keep(&self, stop: CancellationToken) {
+        let mut before = 0_usize;
+        while !stop.is_cancelled() {
+            tokio::time::sleep(UPKEEP_PERIOD).await;
+            let now = Instant::now();
+            self.sites.borrow_mut().retain(|_, site| site.tidy(now));
+            let sites: Vec<Rc<Site>> = self.sites.borrow().values().map(Rc::clone).collect();
+            let mut connections = 0_usize;
+            for site in sites {
+                connections = connections.saturating_add(site.connections());
+                if let Err(error) = self.connector.refresh(&site).await {
+                    tracing::debug!(upstream = site.upstream.host, %error, "a name is lost");
+                }
+            }
+            self.connector.metrics.connections(before, connections);
+            before = connections;
+        }
     }
 }
 
-async fn handshake<S>(stream: S) -> anyhow::Result<SendRequest<Uploaded>>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (sender, connection) = http1::Builder::new()
-        .preserve_header_case(false)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a connection to an upstream ended");
-        }
-    });
-    Ok(sender)
+fn none(failed: Option<anyhow::Error>, wait: Option<Duration>) -> Unlent {
+    match (failed, wait) {
+        (None, Some(wait)) => Unlent::Resting(wait),
+        (Some(error), _) => Unlent::Unreachable(error),
+        (None, None) => Unlent::Unreachable(anyhow::anyhow!("the name has no address")),
+    }
 }

@@ -1,6 +1,6 @@
 //! Carries an admitted call to its upstream and the answer back.
 
-use std::{collections::VecDeque, rc::Rc, time::Duration};
+use std::{collections::VecDeque, rc::Rc};
 
 use bytes::Bytes;
 use http::{
@@ -17,16 +17,18 @@ use types::Refusal;
 use crate::{
     address,
     admit::Admitted,
-    body::{self, Answer, EdgeBody, Upload, Uploaded},
+    body::{self, Answer, EdgeBody},
     catalogue::Service,
     edge::{self, COST, REQUEST_ID, Worker, X_FORWARDED_FOR},
     headers, idempotency,
     meter::Ticket,
-    pool::Lent,
+    pool::{Lent, patience::Pauses},
     principal::PRINCIPAL,
     refuse::Refused,
+    send::send,
     units::JSON_BYTES_MAX,
     upgrade::{self, Switch},
+    upload::{Upload, Uploaded},
 };
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -34,9 +36,6 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 
 /// Room for a path and query as they mostly are.
 const TARGET_BYTES: usize = 128;
-/// Attempts to send a request: each after the first only because a reused connection turned out
-/// to be dead.
-const SEND_ATTEMPTS_MAX: u32 = 3;
 
 /// Forwards a call. The ticket inside ends in a record whatever happens here.
 pub(crate) async fn forward(
@@ -82,13 +81,14 @@ pub(crate) async fn forward(
         ticket.refuse(refusal, Disposition::Refused);
         return Err(refusal.into());
     }
-    let sent = send(worker, service, request, route.timeout, switch.is_some()).await;
+    let manner = (route.timeout, switch.is_some());
+    let sent = send(worker, service, request, &upload, manner).await;
     let (lent, response) = match sent {
         Ok(answered) => answered,
-        Err(refusal) => {
-            let refusal = failed(ticket, &upload, refusal);
-            span.fail(refusal.as_str());
-            return Err(refusal.into());
+        Err(refused) => {
+            let refused = failed(ticket, &upload, refused);
+            span.fail(refused.refusal.as_str());
+            return Err(refused);
         }
     };
     span.set(
@@ -105,17 +105,22 @@ pub(crate) async fn forward(
         return Err(Refusal::UpstreamUnreachable.into());
     }
     ticket.answered(response.status(), response.headers());
-    incoming(response, ticket, lent, client).await
+    let pauses = worker
+        .patience
+        .pauses(route.idle_timeout, route.total_timeout);
+    incoming(response, ticket, lent, client, pauses).await
 }
 
 /// Ends a call that the upstream did not answer.
-fn failed(ticket: Ticket, upload: &Upload, refusal: Refusal) -> Refusal {
-    let (refusal, disposition) = match upload.fault.get() {
-        Some(refusal) => (refusal, Disposition::Refused),
-        None => (refusal, Disposition::UpstreamFailed),
+fn failed(ticket: Ticket, upload: &Upload, refused: Refused) -> Refused {
+    let (refused, disposition) = match (upload.fault.get(), refused.refusal) {
+        (Some(refusal), _) => (refusal.into(), Disposition::Refused),
+        // It was not even asked.
+        (None, Refusal::UpstreamBusy) => (refused, Disposition::Refused),
+        (None, _) => (refused, Disposition::UpstreamFailed),
     };
-    ticket.refuse(refusal, disposition);
-    refusal
+    ticket.refuse(refused.refusal, disposition);
+    refused
 }
 
 /// The request as the upstream gets it, and the change of protocols that it asks for.
@@ -249,85 +254,13 @@ fn outgoing(
     Some(Request::from_parts(parts, body))
 }
 
-/// The head of a request that changes nothing and has no body: it may be sent again.
-fn repeatable(request: &Request<Uploaded>) -> Option<Request<()>> {
-    let safe = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS
-    );
-    if !safe || !request.body().is_end_stream() {
-        return None;
-    }
-    let mut head = Request::new(());
-    head.method_mut().clone_from(request.method());
-    head.uri_mut().clone_from(request.uri());
-    head.headers_mut().clone_from(request.headers());
-    Some(head)
-}
-
-fn copy(head: &Request<()>) -> Request<Uploaded> {
-    let (parts, ()) = head.clone().into_parts();
-    Request::from_parts(parts, Uploaded::nothing())
-}
-
-/// Sends a request and waits for the head of the answer. One that may change protocols gets a
-/// connection of its own.
-async fn send(
-    worker: &Rc<Worker>,
-    service: &Service,
-    request: Request<Uploaded>,
-    timeout: Duration,
-    may_switch: bool,
-) -> Result<(Lent, Response<Incoming>), Refusal> {
-    let again = repeatable(&request);
-    let attempts = async {
-        let mut request = request;
-        for attempt in 1..=SEND_ATTEMPTS_MAX {
-            // The last attempt is made on a connection of its own.
-            let reused = if attempt < SEND_ATTEMPTS_MAX && !may_switch {
-                worker.pool.reuse(&service.upstream)
-            } else {
-                None
-            };
-            let mut lent = match reused {
-                Some(lent) => lent,
-                // Seldom, and large: in place it would make every call's future so.
-                None => Box::pin(worker.pool.open(&service.upstream))
-                    .await
-                    .map_err(|error| {
-                        tracing::debug!(service = service.name, %error, "no connection");
-                        Refusal::UpstreamUnreachable
-                    })?,
-            };
-            let mut failed = match lent.sender.try_send_request(request).await {
-                Ok(response) => return Ok((lent, response)),
-                Err(failed) => failed,
-            };
-            // A reused connection that its peer had just closed: what was not sent, or may be
-            // sent twice, is sent on another one. No byte of an answer was seen.
-            request = match (failed.take_message(), &again) {
-                (Some(unsent), _) if lent.reused => unsent,
-                (None, Some(head)) if lent.reused => copy(head),
-                _ => {
-                    let error = failed.into_error();
-                    tracing::debug!(service = service.name, %error, "no answer");
-                    return Err(Refusal::UpstreamUnreachable);
-                }
-            };
-        }
-        Err(Refusal::UpstreamUnreachable)
-    };
-    tokio::time::timeout(timeout, attempts)
-        .await
-        .unwrap_or(Err(Refusal::UpstreamTimeout))
-}
-
 /// The answer as the client gets it.
 async fn incoming(
     response: Response<Incoming>,
     mut ticket: Ticket,
     lent: Lent,
     client: Client,
+    mut pauses: Pauses,
 ) -> Result<Response<EdgeBody>, Refused> {
     let (mut parts, mut body) = response.into_parts();
     let left = body.size_hint().exact();
@@ -335,7 +268,7 @@ async fn incoming(
     let mut is_read = is_empty;
     let mut read = VecDeque::new();
     if ticket.reads_json(&parts.headers) {
-        let (frames, is_whole) = match body::gather(&mut body, JSON_BYTES_MAX).await {
+        let (frames, is_whole) = match body::gather(&mut body, JSON_BYTES_MAX, &mut pauses).await {
             Ok(gathered) => gathered,
             Err(error) => {
                 tracing::debug!(%error, "an answer broke off");
@@ -360,7 +293,7 @@ async fn incoming(
             version: client.version,
             tells_cost,
         };
-        let body = EdgeBody::metered(answer, ticket, lent);
+        let body = EdgeBody::metered(answer, ticket, lent, pauses);
         return Ok(Response::from_parts(parts, body));
     }
     lent.give_back();

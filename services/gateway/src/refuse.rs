@@ -24,9 +24,10 @@ pub(crate) struct Refused {
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         let retry_after = match refusal {
-            Refusal::MeteringUnavailable | Refusal::CreditsUnavailable | Refusal::Draining => {
-                Some(1)
-            }
+            Refusal::MeteringUnavailable
+            | Refusal::CreditsUnavailable
+            | Refusal::UpstreamBusy
+            | Refusal::Draining => Some(1),
             _ => None,
         };
         Self {
@@ -111,6 +112,9 @@ fn detail(refusal: Refusal) -> &'static str {
              RateLimit-Policy, or look at its open anomaly and resolve it."
         }
         Refusal::UpstreamUnreachable => "The service is down; the call was not charged.",
+        Refusal::UpstreamBusy => {
+            "Call again when Retry-After has passed; the service was not asked."
+        }
         Refusal::UpstreamTimeout => "The service is too slow; the call was not charged.",
         Refusal::MeteringUnavailable => "Nothing can be recorded now; the call was not forwarded.",
         Refusal::CreditsUnavailable => "Credits cannot be had now; the call was not forwarded.",

@@ -31,7 +31,7 @@ use crate::{
     lender::Lender,
     listen::{self, Door},
     metrics::Metrics,
-    pool::{Connector, Pool},
+    pool::{Connector, Limits, Pool},
     principal::Signer,
     recovery,
     ship::Shipper,
@@ -238,10 +238,9 @@ async fn open_journal(host: &Host, config: &Config) -> anyhow::Result<(Journal, 
 
 fn tls() -> anyhow::Result<Arc<rustls::ClientConfig>> {
     use rustls_platform_verifier::BuilderVerifierExt;
-    let mut config = rustls::ClientConfig::builder()
+    let config = rustls::ClientConfig::builder()
         .with_platform_verifier()?
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -346,13 +345,20 @@ async fn run(
         tokio::time::sleep(READY_POLL).await;
     }
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
-    let networks = Arc::new(config.upstream_networks);
+    let limits = Limits {
+        index: 0,
+        threads: sockets.len(),
+        waiting_max: config.upstreams.waiting_max,
+        wait: config.upstreams.wait,
+    };
+    let networks = Arc::new(config.upstreams.networks);
     let mut threads = Vec::new();
     for (index, socket) in sockets.into_iter().enumerate() {
         let (own, tls, networks) = (Arc::clone(&edge), Arc::clone(&tls), Arc::clone(&networks));
+        let limits = Limits { index, ..limits };
         let pool = move || {
-            let connector = Connector::new(networks, own.metrics.clone(), own.clock.clone());
-            Pool::new(connector, tls)
+            let (metrics, clock) = (own.metrics.upstreams.clone(), own.clock.clone());
+            Pool::new(Connector::new(tls, networks, metrics, clock), limits)
         };
         let shared = (Arc::clone(&edge), Arc::clone(&door));
         match listen::start(index, shared, socket, pool, stop.clone(), cut.clone()) {

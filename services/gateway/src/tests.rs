@@ -8,4 +8,5 @@ mod strangers;
 mod tables;
 mod throttle;
 mod tunnels;
+mod upstreams;
 mod wire;

@@ -34,7 +34,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use types::{PresentedKey, Refusal};
 
 use crate::{
-    body::{EdgeBody, Upload},
+    body::EdgeBody,
     credential, domain,
     edge::{Edge, Worker},
     meter::Ticket,
@@ -42,6 +42,7 @@ use crate::{
     proxy,
     refuse::Refused,
     strangers::Origin,
+    upload::Upload,
 };
 
 /// What one way of a tunnel holds of what was read and is not taken yet.

@@ -64,7 +64,7 @@ impl First {
 
 /// Runs futures on the thread they are made on.
 #[derive(Clone, Copy)]
-struct OnThread;
+pub(crate) struct OnThread;
 
 impl<F: Future + 'static> hyper::rt::Executor<F> for OnThread {
     fn execute(&self, future: F) {

@@ -3,19 +3,29 @@
 //! What is judged is the address that is connected to, not the name: one that stood for another
 //! address when the service was saved gets nobody any further.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-};
+use std::{future::poll_fn, pin::Pin, rc::Rc, sync::Arc, time::Duration};
 
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::Clock;
-use tokio::net::TcpStream;
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 use types::{Gcra, Networks, Rate};
 
+use super::{
+    Lent, Wire,
+    line::{Line, STREAMS_TARGET},
+    site::{Site, Slot},
+    targets::{Chosen, Forbidden, Target},
+};
 use crate::{
-    catalogue::Upstream,
-    metrics::{Connect, Metrics},
+    catalogue::{Protocol, Upstream},
+    listen::OnThread,
+    metrics::{Connect, Upstreams},
+    upload::Uploaded,
 };
 
 /// Forbidden addresses that are logged.
@@ -23,23 +33,115 @@ const COMPLAINTS: Rate = Rate {
     per_second: 1,
     burst: 5,
 };
-
-/// The address is neither public nor listed.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("{0} is neither public nor in TOLLGATE_GATEWAY_UPSTREAM_NETWORKS")]
-pub(crate) struct Forbidden(IpAddr);
+/// Bytes that an upstream may send ahead on one stream, and on all of a connection: so much that a
+/// slow client holds up nobody else.
+const STREAM_WINDOW_BYTES: u32 = 128 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Longest head of an answer by HTTP/2.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+/// An HTTP/2 connection with streams that is silent for so long is asked whether it lives, and
+/// must answer in time.
+const PING_PERIOD: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens connections for one thread.
 pub(crate) struct Connector {
+    tls: Arc<rustls::ClientConfig>,
     networks: Arc<Networks>,
-    metrics: Metrics,
+    pub(super) metrics: Upstreams,
     clock: Clock,
     complaints: Gcra,
 }
 
+/// A connection that nobody uses yet.
+pub(super) enum Opened {
+    One(http1::SendRequest<Uploaded>, Driver),
+    Two(http2::SendRequest<Uploaded>, Box<dyn Driving>),
+}
+
+/// Carries an HTTP/1.1 connection.
+type Driver = Pin<Box<dyn Future<Output = ()>>>;
+
+/// Carries an HTTP/2 connection.
+pub(super) trait Driving {
+    /// Until it takes no more streams; says meanwhile how many it takes at once.
+    fn drive(self: Box<Self>, takes: Box<dyn Fn(usize)>) -> Pin<Box<dyn Future<Output = ()>>>;
+}
+
+impl<S> Driving for http2::Connection<TokioIo<S>, Uploaded, OnThread>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    fn drive(mut self: Box<Self>, takes: Box<dyn Fn(usize)>) -> Pin<Box<dyn Future<Output = ()>>> {
+        Box::pin(async move {
+            let ended = poll_fn(|task| {
+                let polled = Pin::new(&mut *self).poll(task);
+                takes(self.current_max_send_streams());
+                polled
+            });
+            if let Err(error) = ended.await {
+                tracing::debug!(%error, "a connection to an upstream ended");
+            }
+        })
+    }
+}
+
+impl Opened {
+    /// Lets the connection live until it is closed, and lends it for the first time.
+    pub(super) fn lend(self, site: &Rc<Site>, slot: Slot, chosen: Chosen) -> Lent {
+        let Chosen { target, trial } = chosen;
+        match self {
+            Self::One(sender, driver) => {
+                tokio::task::spawn_local(async move {
+                    driver.await;
+                    drop(slot);
+                });
+                Lent {
+                    wire: Wire::One(sender),
+                    reused: false,
+                    target,
+                    trial,
+                    site: Rc::clone(site),
+                }
+            }
+            Self::Two(sender, driving) => {
+                let line = Line::new(sender, target);
+                let (own, at) = (Rc::clone(&line), Rc::clone(site));
+                let takes = move |streams_max| {
+                    if own.takes(streams_max) {
+                        at.hand_over(&own);
+                    }
+                };
+                let (own, at) = (Rc::clone(&line), Rc::clone(site));
+                let driven = driving.drive(Box::new(takes));
+                tokio::task::spawn_local(async move {
+                    driven.await;
+                    own.close();
+                    at.remove(&own);
+                    drop(slot);
+                });
+                site.add(&line);
+                let lent = line.lend(site);
+                site.hand_over(&line);
+                Lent {
+                    reused: false,
+                    trial,
+                    ..lent
+                }
+            }
+        }
+    }
+}
+
 impl Connector {
-    pub(crate) fn new(networks: Arc<Networks>, metrics: Metrics, clock: Clock) -> Self {
+    pub(crate) fn new(
+        tls: Arc<rustls::ClientConfig>,
+        networks: Arc<Networks>,
+        metrics: Upstreams,
+        clock: Clock,
+    ) -> Self {
         Self {
+            tls,
             networks,
             metrics,
             clock,
@@ -47,30 +149,67 @@ impl Connector {
         }
     }
 
-    /// A connection to the first address of an upstream that takes one.
-    pub(crate) async fn connect(&self, upstream: &Upstream) -> anyhow::Result<TcpStream> {
-        let found = tokio::net::lookup_host((upstream.host.as_str(), upstream.port)).await?;
-        let mut failed = io::Error::from(io::ErrorKind::AddrNotAvailable).into();
-        for address in found {
-            match self.connect_to(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => failed = error,
-            }
+    /// Looks up where an upstream is, unless that was done lately.
+    pub(super) async fn refresh(&self, site: &Site) -> anyhow::Result<()> {
+        let Upstream {
+            host,
+            port,
+            connect_timeout,
+            ..
+        } = &site.upstream;
+        let asked = site.targets.refresh(host, *port, &self.networks);
+        let found = match tokio::time::timeout(*connect_timeout, asked).await {
+            Ok(found) => found,
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        if let Err(error) = &found {
+            self.note(site, Some(error));
         }
-        Err(failed)
+        found
     }
 
-    async fn connect_to(&self, address: SocketAddr) -> anyhow::Result<TcpStream> {
-        if !self.networks.allow(address.ip()) {
-            return Err(Forbidden(address.ip()).into());
-        }
-        let stream = TcpStream::connect(address).await?;
+    /// A new connection.
+    ///
+    /// # Errors
+    /// Nobody listens, TLS fails, or it takes too long.
+    pub(super) async fn open(&self, site: &Site, target: &Target) -> anyhow::Result<Opened> {
+        let connected = self.connect(&site.upstream, target);
+        let opened = match tokio::time::timeout(site.upstream.connect_timeout, connected).await {
+            Ok(opened) => opened,
+            Err(elapsed) => Err(elapsed.into()),
+        };
+        self.note(site, opened.as_ref().err());
+        opened
+    }
+
+    async fn connect(&self, upstream: &Upstream, target: &Target) -> anyhow::Result<Opened> {
+        let stream = TcpStream::connect(target.address).await?;
         stream.set_nodelay(true)?;
-        Ok(stream)
+        if !upstream.tls {
+            return match upstream.protocol {
+                Protocol::Http1 | Protocol::Auto => one(stream).await,
+                Protocol::H2 => two(stream).await,
+            };
+        }
+        let offered: &[&[u8]] = match upstream.protocol {
+            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Auto => &[b"h2", b"http/1.1"],
+            Protocol::H2 => &[b"h2"],
+        };
+        let offered = offered.iter().map(|protocol| protocol.to_vec()).collect();
+        let connector = tokio_rustls::TlsConnector::from(Arc::clone(&self.tls));
+        let name = ServerName::try_from(upstream.host.clone())?;
+        let stream = connector.with_alpn(offered).connect(name, stream).await?;
+        let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        match upstream.protocol {
+            Protocol::H2 if !speaks_h2 => anyhow::bail!("the upstream does not offer h2"),
+            _ if speaks_h2 => two(stream).await,
+            _ => one(stream).await,
+        }
     }
 
     /// Counts how an attempt ended, and complains of an address that is forbidden.
-    pub(crate) fn note(&self, upstream: &Upstream, failed: Option<&anyhow::Error>) {
+    fn note(&self, site: &Site, failed: Option<&anyhow::Error>) {
         let forbidden = failed.and_then(|error| error.downcast_ref::<Forbidden>());
         self.metrics.connected(match (failed, forbidden) {
             (None, _) => Connect::Opened,
@@ -83,10 +222,43 @@ impl Connector {
         let now = self.clock.monotonic_nanos();
         if self.complaints.admit(COMPLAINTS, now).is_ok() {
             tracing::warn!(
-                upstream = upstream.host,
+                upstream = site.upstream.host,
                 address = %forbidden.0,
                 "an upstream is where calls must not be sent: list its network if it is ours"
             );
         }
     }
+}
+
+async fn one<S>(stream: S) -> anyhow::Result<Opened>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::Builder::new()
+        .preserve_header_case(false)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let driver = async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to an upstream ended");
+        }
+    };
+    Ok(Opened::One(sender, Box::pin(driver)))
+}
+
+async fn two<S>(stream: S) -> anyhow::Result<Opened>
+where
+    S: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = http2::Builder::new(OnThread)
+        .timer(TokioTimer::new())
+        .initial_max_send_streams(STREAMS_TARGET)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .keep_alive_interval(PING_PERIOD)
+        .keep_alive_timeout(PING_TIMEOUT)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    Ok(Opened::Two(sender, Box::new(connection)))
 }

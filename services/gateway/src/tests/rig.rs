@@ -15,7 +15,7 @@ use bytes::{Buf as _, Bytes};
 use http::Request;
 use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper_util::{rt::TokioIo, server::conn::auto};
 use prost::Message as _;
 use proto::{events::v1::Record, keys::v1 as wire};
 use runtime::{Host, Node, Settings, Variables};
@@ -39,12 +39,15 @@ use crate::{
     keyring::{self, Entry},
     lease::{Lease, Owner},
     lender::Lender,
-    pool::{Connector, Pool},
+    listen::OnThread,
+    pool::{self, Connector, Pool, patience::Patience},
     start,
     strangers::Strangers,
 };
 
 pub(crate) const GRANTED: i64 = 1_000;
+/// For the records of many calls at once.
+const ROOM_BYTES: usize = 1 << 20;
 pub(crate) const COST: i64 = 3;
 /// Of the priced route.
 pub(crate) const MAX_COST: i64 = 50;
@@ -141,13 +144,15 @@ pub(crate) async fn host(more: &[(&str, &str)]) -> (Host, Config) {
 }
 
 /// A service whose upstream is at `address`.
-pub(crate) fn catalogue(address: SocketAddr) -> Catalogue {
+fn service(address: SocketAddr) -> wire::Service {
     let route = wire::Route {
         method: "*".to_owned(),
         path_prefix: "/".to_owned(),
         scope: "s:r".to_owned(),
         body_bytes_max: 100,
         timeout_ms: 5_000,
+        idle_timeout_ms: 300_000,
+        total_timeout_ms: 86_400_000,
         ..wire::Route::default()
     };
     let durable = wire::Route {
@@ -176,15 +181,26 @@ pub(crate) fn catalogue(address: SocketAddr) -> Catalogue {
         on_server_abort: "answered".to_owned(),
         ..route.clone()
     };
-    let service = wire::Service {
+    wire::Service {
         service_id: format!("svc_{}", Uuid::from_u128(9).simple()),
         name: "echo".to_owned(),
         upstream_url: format!("http://{address}"),
         base_cost_per_call: COST,
         active: true,
+        protocol: "http1".to_owned(),
+        connections_max: 4_096,
+        connect_timeout_ms: 5_000,
         routes: vec![route, durable, big, priced],
         ..wire::Service::default()
-    };
+    }
+}
+
+/// A catalogue with that service alone.
+pub(crate) fn catalogue(address: SocketAddr) -> Catalogue {
+    offered(service(address))
+}
+
+fn offered(service: wire::Service) -> Catalogue {
     Catalogue::from_wire(wire::Catalogue {
         version: 1,
         services: vec![service],
@@ -195,6 +211,31 @@ fn granted(id: u128) -> Arc<Lease> {
     let lease = Arc::new(Lease::new(LeaseId::new(Uuid::from_u128(id))));
     assert!(lease.extend(GRANTED, 0, 0).is_none());
     lease
+}
+
+fn pool(config: &Config, edge: &Edge) -> Pool {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::aws_lc_rs::default_provider(),
+    ));
+    let tls = tls
+        .with_safe_default_protocol_versions()
+        .expect("a protocol");
+    let tls = tls
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let connector = Connector::new(
+        Arc::new(tls),
+        Arc::new(config.upstreams.networks.clone()),
+        edge.metrics.upstreams.clone(),
+        edge.clock.clone(),
+    );
+    let limits = pool::Limits {
+        index: 0,
+        threads: 1,
+        waiting_max: config.upstreams.waiting_max,
+        wait: config.upstreams.wait,
+    };
+    Pool::new(connector, limits)
 }
 
 impl Rig {
@@ -252,25 +293,12 @@ impl Rig {
         change(&mut entry);
         let key = keyring::tests::know(&edge.keyring, entry);
 
-        let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
-            rustls::crypto::aws_lc_rs::default_provider(),
-        ));
-        let tls = tls
-            .with_safe_default_protocol_versions()
-            .expect("a protocol");
-        let tls = tls
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
-        let connector = Connector::new(
-            Arc::new(config.upstream_networks.clone()),
-            edge.metrics.clone(),
-            edge.clock.clone(),
-        );
-        let pool = Pool::new(connector, Arc::new(tls));
+        let pool = pool(config, &edge);
         Self {
             worker: Rc::new(Worker {
                 edge,
                 pool,
+                patience: Patience::new(),
                 beyond: TaskTracker::new(),
             }),
             key,
@@ -362,6 +390,33 @@ impl Rig {
         }
     }
 
+    /// Another upstream, or another manner to speak with it.
+    pub(crate) fn offer(&self, address: SocketAddr, change: impl FnOnce(&mut wire::Service)) {
+        let mut service = service(address);
+        change(&mut service);
+        self.worker.edge.catalogue.store(Arc::new(offered(service)));
+    }
+
+    /// Serves whoever connects, until it is dropped.
+    pub(crate) async fn serve_all(&self) {
+        while let Ok((stream, peer)) = self.edge.accept().await {
+            keyring::tests::inform(&self.worker.edge.keyring);
+            let worker = Rc::clone(&self.worker);
+            let service = service_fn(move |request: Request<Incoming>| {
+                let worker = Rc::clone(&worker);
+                async move { Ok::<_, Infallible>(edge::handle(worker, peer, request).await) }
+            });
+            tokio::task::spawn_local(async move {
+                let builder = auto::Builder::new(OnThread);
+                drop(
+                    builder
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await,
+                );
+            });
+        }
+    }
+
     pub(crate) fn records(&self) -> Vec<Record> {
         records(self.journal())
     }
@@ -376,7 +431,7 @@ impl Rig {
 pub(crate) fn options(dir: &Path) -> Options {
     Options {
         segment_bytes: SEGMENT_BYTES_MIN,
-        room_bytes_min: SEGMENT_BYTES_MIN,
+        room_bytes_min: ROOM_BYTES,
         ..Options::new(dir)
     }
 }

@@ -1,5 +1,8 @@
 //! Upstreams from outside: where they may be, and what they may speak.
 
+mod dying;
+mod grpc;
+
 use http::Method;
 use serde_json::json;
 use testkit::{
