@@ -1,6 +1,7 @@
 //! Idempotency keys at the edge, on a whole stack with two gateways.
 
 mod hostile;
+mod priced;
 pub(crate) mod upstream;
 
 use std::time::Duration;
