@@ -244,6 +244,10 @@ impl Apart {
             ("TOLLGATE_GATEWAY_JOURNAL_DIR", path("journal")),
             ("TOLLGATE_GATEWAY_NAME", "apart".to_owned()),
             ("TOLLGATE_GATEWAY_LISTEN", format!("127.0.0.1:{port}")),
+            (
+                "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS",
+                "127.0.0.0/8".to_owned(),
+            ),
             ("TOLLGATE_GRPC_LISTEN", "127.0.0.1:0".to_owned()),
             ("TOLLGATE_OPS_LISTEN", "127.0.0.1:0".to_owned()),
             ("TOLLGATE_KEYS_GRPC_URL", text(&info["grpc"]["keys"])),
