@@ -32,9 +32,15 @@ pub(crate) struct Report {
     pub(crate) returned_cum: Credits,
 }
 
-/// Credits to lend: no more than wanted, no less than needed, and no more than a fair share, so
-/// that the last credits of a wallet are not all with one of several gateways. `None`: the wallet
-/// cannot lend what is needed.
+/// At least so many calls' worth is lent where that is a small part of the wallet: a key that is
+/// called now and then would else wait for credits at each of its calls.
+const CALLS_MIN: i64 = 32;
+/// A small part: one of so many, shared by the live gateways.
+const SMALL_PARTS: i64 = 64;
+
+/// Credits to lend: what is wanted or a few calls' worth, no less than needed, and no more than a
+/// fair share, so that the last credits of a wallet are not all with one of several gateways.
+/// `None`: the wallet cannot lend what is needed.
 pub(crate) fn size(
     want: Credits,
     minimum: Credits,
@@ -48,9 +54,13 @@ pub(crate) fn size(
     if available < minimum {
         return None;
     }
-    let parts = i64::from(live_gateways.max(1)).saturating_mul(2);
-    let share = Credits::new(available.get().checked_div(parts).unwrap_or(0));
-    Some(want.min(share.max(minimum)))
+    let gateways = i64::from(live_gateways.max(1));
+    let part = |parts: i64| {
+        let parts = gateways.saturating_mul(parts);
+        Credits::new(available.get().checked_div(parts).unwrap_or(0))
+    };
+    let block = Credits::new(minimum.get().saturating_mul(CALLS_MIN)).min(part(SMALL_PARTS));
+    Some(want.max(block).min(part(2).max(minimum)))
 }
 
 /// What there is to know for an ask, with its wallet and its journal locked.
