@@ -13,7 +13,7 @@ use types::ServiceId;
 
 use crate::{charge::Terms, path};
 
-/// Statuses that HTTP has, from [`STATUS_MIN`].
+/// Statuses that are counted without a look-up, from [`STATUS_MIN`].
 const STATUSES: usize = 500;
 const STATUS_MIN: u16 = 100;
 
@@ -64,17 +64,8 @@ pub(crate) struct Service {
     pub(crate) base_path: String,
     pub(crate) price_version: i64,
     routes: Vec<Route>,
-    answered: Answered,
-}
-
-/// Counters of a service's answers by status: found once, and then without a look-up.
-#[derive(Debug)]
-struct Answered([OnceLock<Counter>; STATUSES]);
-
-impl Default for Answered {
-    fn default() -> Self {
-        Self([const { OnceLock::new() }; STATUSES])
-    }
+    /// Counters of its answers by status: found once, and then without a look-up.
+    answered: [OnceLock<Counter>; STATUSES],
 }
 
 /// A part of a service.
@@ -175,16 +166,16 @@ impl Service {
             base_path: url.path().trim_end_matches('/').to_owned(),
             price_version: wire.price_version,
             routes,
-            answered: Answered::default(),
+            answered: [const { OnceLock::new() }; STATUSES],
             name: wire.name,
         })
     }
 
-    /// The counter of its answers with a status, which `make` finds the first time. None for what
-    /// is no status.
+    /// The counter of its answers with a status, which `make` finds the first time. None for a
+    /// status outside the five classes.
     pub(crate) fn answered(&self, status: u16, make: impl FnOnce() -> Counter) -> Option<&Counter> {
         let at = usize::from(status.checked_sub(STATUS_MIN)?);
-        Some(self.answered.0.get(at)?.get_or_init(make))
+        Some(self.answered.get(at)?.get_or_init(make))
     }
 
     /// The route of a method and a path behind the service.

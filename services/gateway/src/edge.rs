@@ -127,13 +127,11 @@ impl Drop for InFlight {
 /// Answers one request.
 pub(crate) async fn handle(
     worker: Rc<Worker>,
-    peer: impl Into<Peer>,
+    peer: Peer,
     mut request: Request<Incoming>,
 ) -> Response<EdgeBody> {
-    let peer = peer.into();
     let edge = &worker.edge;
-    let id: RequestId = edge.ids.new_id();
-    let text = request_id(id);
+    let id = CallId::new(&edge.ids);
     let version = request.version();
     let page = Page::of(&request);
     let preflight = page.as_ref().and_then(|page| {
@@ -148,8 +146,8 @@ pub(crate) async fn handle(
         }
         Some(Err(refused)) => Err(refused.into()),
         None => match idempotency::find(request.method(), request.headers()) {
-            Ok(None) => answer(&worker, peer, request, id, None).await,
-            Ok(Some(keyed)) => relay::answer(&worker, peer, request, id, keyed).await,
+            Ok(None) => answer(&worker, peer, request, id.clone(), None).await,
+            Ok(Some(keyed)) => relay::answer(&worker, peer, request, id.clone(), keyed).await,
             Err(refused) => Err(refused.into()),
         },
     };
@@ -163,7 +161,7 @@ pub(crate) async fn handle(
             if !known {
                 edge.metrics.refused("", refused.refusal.as_str(), 0);
             }
-            let mut response = refused.into_response(id);
+            let mut response = refused.into_response(id.id);
             if let Some(page) = &page {
                 page.explain(&edge.origins.load(), response.headers_mut());
             }
@@ -172,9 +170,7 @@ pub(crate) async fn handle(
     };
     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
-    if let Some(value) = text {
-        headers.insert(REQUEST_ID, value);
-    }
+    headers.insert(REQUEST_ID, id.text);
     limits.put(headers);
     // Served, but the next call goes elsewhere. HTTP/2 has a frame for this.
     let is_stopping = version < Version::HTTP_2 && edge.draining.load(Ordering::Acquire);
@@ -184,11 +180,22 @@ pub(crate) async fn handle(
     response
 }
 
-/// What both sides get as the call's id.
-pub(crate) fn request_id(id: RequestId) -> Option<HeaderValue> {
-    let mut text = String::with_capacity(REQUEST_ID_BYTES);
-    id.push_to(&mut text);
-    HeaderValue::try_from(text).ok()
+/// The id of a call.
+#[derive(Clone)]
+pub(crate) struct CallId {
+    pub(crate) id: RequestId,
+    /// As both sides get it.
+    pub(crate) text: HeaderValue,
+}
+
+impl CallId {
+    pub(crate) fn new(ids: &Ids) -> Self {
+        let id: RequestId = ids.new_id();
+        let mut text = String::with_capacity(REQUEST_ID_BYTES);
+        id.push_to(&mut text);
+        let text = HeaderValue::try_from(text).expect("letters and digits");
+        Self { id, text }
+    }
 }
 
 /// A refusal on its way out.
@@ -222,7 +229,7 @@ pub(crate) async fn answer(
     worker: &Rc<Worker>,
     peer: Peer,
     request: Request<Incoming>,
-    id: RequestId,
+    id: CallId,
     keyed: Option<Rc<Keyed>>,
 ) -> Answered {
     let edge = &worker.edge;
@@ -340,7 +347,7 @@ fn facts(
     edge: &Arc<Edge>,
     peer: Peer,
     request: &Request<Incoming>,
-    id: RequestId,
+    CallId { id, text }: CallId,
     started: u64,
     (service, rest): (&str, &str),
 ) -> Facts {
@@ -353,6 +360,7 @@ fn facts(
         keyed: None,
         in_flight: InFlight::new(edge),
         request: id,
+        request_text: text,
         started,
         client,
         is_secure: peer.is_secure,

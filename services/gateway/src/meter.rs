@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind};
 use runtime::{crash_point, trace::Span};
 use tokio::sync::watch;
@@ -86,6 +86,8 @@ pub(crate) struct Facts {
     /// The idempotency key it carries.
     pub(crate) keyed: Option<Rc<Keyed>>,
     pub(crate) request: RequestId,
+    /// As both sides get it.
+    pub(crate) request_text: HeaderValue,
     pub(crate) started: u64,
     pub(crate) client: IpAddr,
     /// The client speaks TLS to us.

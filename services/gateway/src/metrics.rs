@@ -258,9 +258,10 @@ impl Metrics {
     /// Counts an answer of a service.
     pub(crate) fn answered(&self, service: &Service, status: u16, added_nanos: u64) {
         let find = || self.counter(&service.name, &status.to_string());
-        if let Some(counter) = service.answered(status, find) {
-            counter.inc();
-        }
+        match service.answered(status, find) {
+            Some(counter) => counter.inc(),
+            None => find().inc(),
+        };
         self.observe_added(added_nanos);
     }
 

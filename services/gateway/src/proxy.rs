@@ -19,7 +19,7 @@ use crate::{
     admit::Admitted,
     body::{self, Answer, EdgeBody},
     catalogue::Service,
-    edge::{self, COST, REQUEST_ID, Worker, X_FORWARDED_FOR},
+    edge::{COST, REQUEST_ID, Worker, X_FORWARDED_FOR},
     headers, idempotency,
     meter::Ticket,
     pool::{Lent, patience::Pauses},
@@ -236,7 +236,7 @@ fn outgoing(
     if let Some(host) = host {
         headers.insert(X_FORWARDED_HOST, host);
     }
-    headers.insert(REQUEST_ID, edge::request_id(facts.request)?);
+    headers.insert(REQUEST_ID, facts.request_text.clone());
     let carried = if span.is_some() {
         span.traceparent()
     } else {

@@ -53,10 +53,13 @@ async fn attempt(
     may_switch: bool,
     asked: &RefCell<Option<Rc<Target>>>,
 ) -> Result<(Lent, Response<Incoming>), Refused> {
-    let idempotent = is_idempotent(&request).then(|| head(&request));
-    let again = match service.upstream.protocol {
-        Protocol::Http1 => None,
-        Protocol::H2 | Protocol::Auto => Some((head(&request), request.body_mut().keep())),
+    let is_idempotent = is_idempotent(&request);
+    // Only by HTTP/2 does an upstream say that it has not looked at a request.
+    let may_refuse = service.upstream.protocol != Protocol::Http1;
+    let head = (is_idempotent || may_refuse).then(|| head(&request));
+    let kept = match may_refuse {
+        true => request.body_mut().keep(),
+        false => None,
     };
     for attempt in 1..=SEND_ATTEMPTS_MAX {
         // The last attempt is made on a connection of its own.
@@ -75,16 +78,16 @@ async fn attempt(
             Err(failed) => failed,
         };
         let unsent = failed.take_message();
-        let (repeat, next) = match (unsent, &again, &idempotent) {
-            (Some(unsent), ..) if lent.reused => (Repeat::Unsent, Some(unsent)),
-            (None, Some((head, kept)), _) if is_refused(&failed) => {
+        let (repeat, next) = match (unsent, &head) {
+            (Some(unsent), _) if lent.reused => (Repeat::Unsent, Some(unsent)),
+            (None, Some(head)) if may_refuse && is_refused(&failed) => {
                 let body = kept
                     .as_ref()
                     .map_or_else(|| Some(Uploaded::nothing()), |it| it.again());
                 (Repeat::Refused, body.map(|body| copy(head, body)))
             }
             // A reused connection that its peer had just closed. No byte of an answer was seen.
-            (None, _, Some(head)) if lent.reused => {
+            (None, Some(head)) if is_idempotent && lent.reused => {
                 (Repeat::Idempotent, Some(copy(head, Uploaded::nothing())))
             }
             _ => (Repeat::Unsent, None),

@@ -13,12 +13,12 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use tokio::sync::{mpsc, oneshot};
-use types::{Refusal, RequestId};
+use types::Refusal;
 
 use super::Keyed;
 use crate::{
     body::{BodyError, EdgeBody},
-    edge::{self, Answered, Worker},
+    edge::{self, Answered, CallId, Worker},
     listen::Peer,
 };
 
@@ -56,7 +56,7 @@ pub(crate) async fn answer(
     worker: &Rc<Worker>,
     peer: Peer,
     request: Request<Incoming>,
-    id: RequestId,
+    id: CallId,
     keyed: Rc<Keyed>,
 ) -> Answered {
     let (give, given) = oneshot::channel();

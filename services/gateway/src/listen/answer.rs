@@ -1,23 +1,21 @@
 //! Answers to requests that never become calls.
 
-use http::{HeaderValue, Response};
+use http::Response;
 use http_body::Body as _;
-use types::{Refusal, RequestId};
+use types::Refusal;
 
 use crate::{
     body::EdgeBody,
-    edge::{Edge, REQUEST_ID},
+    edge::{CallId, Edge, REQUEST_ID},
     refuse::Refused,
 };
 
 /// Refuses a request.
 pub(super) fn refuse(edge: &Edge, refusal: Refusal) -> Response<EdgeBody> {
-    let id: RequestId = edge.ids.new_id();
+    let CallId { id, text } = CallId::new(&edge.ids);
     edge.metrics.refused("", refusal.as_str(), 0);
     let mut response = Refused::from(refusal).into_response(id);
-    if let Ok(value) = HeaderValue::try_from(id.to_string()) {
-        response.headers_mut().insert(REQUEST_ID, value);
-    }
+    response.headers_mut().insert(REQUEST_ID, text);
     response
 }
 

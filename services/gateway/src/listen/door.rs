@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     sync::{Arc, atomic::AtomicU64},
 };
 
@@ -36,15 +36,6 @@ pub(crate) struct Peer {
     pub(crate) address: IpAddr,
     /// What it says comes over TLS.
     pub(crate) is_secure: bool,
-}
-
-impl From<SocketAddr> for Peer {
-    fn from(address: SocketAddr) -> Self {
-        Self {
-            address: address.ip(),
-            is_secure: false,
-        }
-    }
 }
 
 /// What the listener is told.

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use slab::Slab;
 use tokio::time::Instant;
 
 #[cfg(test)]
@@ -22,17 +23,14 @@ const TICK: Duration = Duration::from_millis(200);
 /// Answers that wait, of one thread.
 #[derive(Debug)]
 pub(crate) struct Patience {
-    waits: RefCell<Vec<Wait>>,
-    /// Places that nobody has.
-    free: RefCell<Vec<usize>>,
+    waits: RefCell<Slab<Wait>>,
     /// Set while somebody looks from time to time: as it was then.
     now: Cell<Option<Instant>>,
 }
 
 #[derive(Debug)]
 struct Wait {
-    /// None: the place is free.
-    waker: Option<Waker>,
+    waker: Waker,
     deadline: Instant,
     is_over: bool,
 }
@@ -41,7 +39,6 @@ impl Patience {
     pub(crate) fn new() -> Rc<Self> {
         Rc::new(Self {
             waits: RefCell::default(),
-            free: RefCell::default(),
             now: Cell::default(),
         })
     }
@@ -74,15 +71,13 @@ impl Patience {
             tokio::time::sleep(TICK).await;
             let now = Instant::now();
             self.now.set(Some(now));
-            for wait in self.waits.borrow_mut().iter_mut() {
-                if wait.deadline <= now
-                    && let Some(waker) = &wait.waker
-                {
+            for (_, wait) in self.waits.borrow_mut().iter_mut() {
+                if wait.deadline <= now {
                     wait.is_over = true;
-                    waker.wake_by_ref();
+                    wait.waker.wake_by_ref();
                 }
             }
-            if self.free.borrow().len() == self.waits.borrow().len() {
+            if self.waits.borrow().is_empty() {
                 self.now.set(None);
                 return;
             }
@@ -90,20 +85,11 @@ impl Patience {
     }
 
     fn enter(&self, waker: &Waker, deadline: Instant) -> usize {
-        let wait = Wait {
-            waker: Some(waker.clone()),
+        self.waits.borrow_mut().insert(Wait {
+            waker: waker.clone(),
             deadline,
             is_over: false,
-        };
-        let mut waits = self.waits.borrow_mut();
-        if let Some(place) = self.free.borrow_mut().pop()
-            && let Some(free) = waits.get_mut(place)
-        {
-            *free = wait;
-            return place;
-        }
-        waits.push(wait);
-        waits.len().saturating_sub(1)
+        })
     }
 }
 
@@ -127,10 +113,7 @@ impl Pauses {
             let Some(wait) = waits.get_mut(place) else {
                 return false;
             };
-            match &mut wait.waker {
-                Some(waker) => waker.clone_from(task.waker()),
-                none => *none = Some(task.waker().clone()),
-            }
+            wait.waker.clone_from(task.waker());
             return wait.is_over;
         }
         let deadline = self.deadline();
@@ -164,12 +147,9 @@ impl Pauses {
 
 impl Drop for Pauses {
     fn drop(&mut self) {
-        let Some(place) = self.place else {
-            return;
-        };
-        if let Some(wait) = self.patience.waits.borrow_mut().get_mut(place) {
-            wait.waker = None;
+        if let Some(place) = self.place {
+            let gone = self.patience.waits.borrow_mut().try_remove(place);
+            drop(gone); // its waker may end a task that has a place as well
         }
-        self.patience.free.borrow_mut().push(place);
     }
 }

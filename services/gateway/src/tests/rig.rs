@@ -39,11 +39,19 @@ use crate::{
     keyring::{self, Entry},
     lease::{Lease, Owner},
     lender::Lender,
-    listen::OnThread,
+    listen::{OnThread, Peer},
     pool::{self, Connector, Pool, patience::Patience},
     start,
     strangers::Strangers,
 };
+
+/// A client that does not speak TLS.
+fn plain(address: SocketAddr) -> Peer {
+    Peer {
+        address: address.ip(),
+        is_secure: false,
+    }
+}
 
 pub(crate) const GRANTED: i64 = 1_000;
 /// For the records of many calls at once.
@@ -356,7 +364,7 @@ impl Rig {
     pub(crate) async fn serve(&self) {
         let (stream, peer) = self.edge.accept().await.expect("accepted");
         let service = service_fn(|request: Request<Incoming>| async move {
-            let response = edge::handle(Rc::clone(&self.worker), peer, request).await;
+            let response = edge::handle(Rc::clone(&self.worker), plain(peer), request).await;
             Ok::<_, Infallible>(response.map(|inner| Watched {
                 inner,
                 journal: self.journal().clone(),
@@ -404,7 +412,8 @@ impl Rig {
             let worker = Rc::clone(&self.worker);
             let service = service_fn(move |request: Request<Incoming>| {
                 let worker = Rc::clone(&worker);
-                async move { Ok::<_, Infallible>(edge::handle(worker, peer, request).await) }
+                let answered = edge::handle(worker, plain(peer), request);
+                async move { Ok::<_, Infallible>(answered.await) }
             });
             tokio::task::spawn_local(async move {
                 let builder = auto::Builder::new(OnThread);
