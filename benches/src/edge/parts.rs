@@ -64,6 +64,12 @@ pub(super) fn all(
     Ok(())
 }
 
+/// Measures lanes in turn, as it is asked for.
+fn measure(lanes: &mut [Lane], arguments: &Arguments) -> anyhow::Result<()> {
+    let slice = arguments.slice();
+    lanes::interleave(lanes, arguments.rounds, slice, arguments.other_core)
+}
+
 /// All connections always busy. Returns what Tollgate carries.
 fn closed(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> anyhow::Result<f64> {
     let kinds = [
@@ -79,12 +85,7 @@ fn closed(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> any
         for contender in &setting.contenders {
             lanes.push(setting.lane(contender, connections, &requests, Pace::Closed)?);
         }
-        lanes::interleave(
-            &mut lanes,
-            arguments.rounds,
-            arguments.slice(),
-            arguments.other_core,
-        )?;
+        measure(&mut lanes, arguments)?;
         let title = format!("{what}, {connections} connections");
         found.section.say(&format!("**Closed loop, {title}**"));
         table(&lanes, &title, found);
@@ -166,12 +167,7 @@ fn keys(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> anyho
             lanes.push(lane);
         }
     }
-    lanes::interleave(
-        &mut lanes,
-        arguments.rounds,
-        arguments.slice(),
-        arguments.other_core,
-    )?;
+    measure(&mut lanes, arguments)?;
     found.section.say("**More keys, 300 B, 64 connections**");
     let columns = [
         "proxy",
@@ -209,12 +205,7 @@ fn two(setting: &Setting) -> impl Iterator<Item = &Contender> {
 fn saturation(setting: &Setting, arguments: &Arguments) -> anyhow::Result<f64> {
     let requests = requests::with_keys(Ask::Small, setting.some_keys(KEYS));
     let mut lanes = vec![setting.lane(setting.tollgate(), FEW, &requests, Pace::Closed)?];
-    lanes::interleave(
-        &mut lanes,
-        arguments.rounds,
-        arguments.slice(),
-        arguments.other_core,
-    )?;
+    measure(&mut lanes, arguments)?;
     Ok(lanes[0].middle(|it| it.rate))
 }
 
@@ -328,12 +319,7 @@ fn flood(
     ];
     lanes[0].name = "valid calls alone".to_owned();
     lanes[1].name = "the same in a flood".to_owned();
-    lanes::interleave(
-        &mut lanes,
-        arguments.rounds,
-        arguments.slice(),
-        arguments.other_core,
-    )?;
+    measure(&mut lanes, arguments)?;
     let columns = [
         "load",
         "answered 200/s",
