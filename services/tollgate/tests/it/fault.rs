@@ -102,6 +102,17 @@ impl Load {
         })
     }
 
+    /// Eight callers of distances, each of whom pauses between two calls: faults pass meanwhile.
+    pub(crate) fn steady(stack: &Stack, key: &str) -> Self {
+        Self::of(Plan {
+            gateways: stack.gateways(),
+            key: key.to_owned(),
+            shots: vec![Shot::get(DISTANCE)],
+            workers: 8,
+            pause: Duration::from_millis(2),
+        })
+    }
+
     pub(crate) fn of(plan: Plan) -> Self {
         let stop = CancellationToken::new();
         let so_far = Arc::default();

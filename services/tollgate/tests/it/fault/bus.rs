@@ -200,13 +200,7 @@ async fn f06_a_full_journal_refuses_calls_until_it_is_shipped() {
     ])
     .await;
     let (stack, key) = (&bus.stack, bus.stack.demo("live_key"));
-    let load = Load::of(Plan {
-        gateways: stack.gateways(),
-        key: key.clone(),
-        shots: vec![Shot::get(DISTANCE)],
-        workers: 8,
-        pause: Duration::from_millis(2),
-    });
+    let load = Load::steady(stack, &key);
     rows_grow(stack, 1).await;
     bus.begin(Fault::Silent).await;
     let full = eventually(SETTLE_LIMIT, "the journals are full", async || {

@@ -158,13 +158,7 @@ async fn f21_a_full_disk_refuses_calls_and_a_failing_one_ends_the_process() {
     let stack = on_small_disk(&place, "2").await;
     fund(&stack);
     let key = stack.demo("live_key");
-    let load = Load::of(Plan {
-        gateways: stack.gateways(),
-        key: key.clone(),
-        shots: vec![Shot::get(DISTANCE)],
-        workers: 8,
-        pause: Duration::from_millis(2),
-    });
+    let load = Load::steady(&stack, &key);
     load.more_answers(100).await;
 
     refuses_while_full(&stack, &key, &place.join("ballast")).await;
@@ -204,13 +198,7 @@ async fn f21_a_gateway_killed_on_a_full_disk_settles_without_any_room() {
     fund(&stack);
     priced::price_tokens(&stack);
     let key = stack.demo("live_key");
-    let load = Load::of(Plan {
-        gateways: stack.gateways(),
-        key: key.clone(),
-        shots: vec![Shot::get(DISTANCE)],
-        workers: 8,
-        pause: Duration::from_millis(2),
-    });
+    let load = Load::steady(&stack, &key);
     load.more_answers(100).await;
     let interrupted = begin_a_long_stream(&stack, &key, &place).await;
 

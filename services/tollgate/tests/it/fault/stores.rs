@@ -92,13 +92,7 @@ async fn lose_postgresql(times: usize) {
 async fn f22_a_call_costs_what_it_cost_when_it_was_admitted() {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     fund(&stack);
-    let load = Load::of(Plan {
-        gateways: stack.gateways(),
-        key: stack.demo("live_key"),
-        shots: vec![Shot::get(DISTANCE)],
-        workers: 8,
-        pause: Duration::from_millis(2),
-    });
+    let load = Load::steady(&stack, &stack.demo("live_key"));
     load.more_answers(100).await;
     let (first,): (i64,) =
         sqlx::query_as("select price_version from keys.services where name = 'mileage'")
