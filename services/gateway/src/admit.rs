@@ -178,28 +178,53 @@ fn give_back_places(entry: &Entry, limits: Limits) {
     }
 }
 
-/// Permits, then credits. When one is refused, those taken before go back with their holds.
+/// A permit of each quota of the key, and credits.
+type Taken = (Vec<Hold>, Option<Hold>);
+
+/// Permits and credits: from the leases in hand without waiting, else all that is missing is asked
+/// for at once. When one is refused, the others go back with their holds; a quota's refusal is told
+/// before the wallet's.
 async fn take(
     edge: &Arc<Edge>,
     entry: &Entry,
     route: &Route,
     span: &Span,
-) -> Result<(Vec<Hold>, Option<Hold>), (Refused, Option<QuotaSpent>)> {
+) -> Result<Taken, (Refused, Option<QuotaSpent>)> {
+    let most = route.terms.hold();
+    if let Some(taken) = take_in_hand(edge, entry, most) {
+        return Ok(taken);
+    }
+    let permits = entry
+        .quotas
+        .iter()
+        .map(|account| hold(edge, account, PERMITS, span));
+    let credits = async {
+        match most {
+            0 => Ok(None),
+            _ => hold(edge, &entry.account, most, span).await.map(Some),
+        }
+    };
+    let (permits, credits) = futures_util::join!(futures_util::future::join_all(permits), credits);
+    let permits = entry
+        .quotas
+        .iter()
+        .zip(permits)
+        .map(|(account, permit)| permit.map_err(|refusal| without_permit(edge, account, refusal)))
+        .collect::<Result<_, _>>()?;
+    Ok((permits, credits.map_err(|refusal| (refusal.into(), None))?))
+}
+
+/// `None`: some lease in hand has too little, and nothing was taken.
+fn take_in_hand(edge: &Edge, entry: &Entry, most: i64) -> Option<Taken> {
     let mut permits = Vec::with_capacity(entry.quotas.len());
     for account in &entry.quotas {
-        match hold(edge, account, PERMITS, span).await {
-            Ok(permit) => permits.push(permit),
-            Err(refusal) => return Err(without_permit(edge, account, refusal)),
-        }
+        permits.push(edge.lender.hold(account, PERMITS)?);
     }
-    let most = route.terms.hold();
-    if most == 0 {
-        return Ok((permits, None));
-    }
-    match hold(edge, &entry.account, most, span).await {
-        Ok(credits) => Ok((permits, Some(credits))),
-        Err(refusal) => Err((refusal.into(), None)),
-    }
+    let credits = match most {
+        0 => None,
+        _ => Some(edge.lender.hold(&entry.account, most)?),
+    };
+    Some((permits, credits))
 }
 
 /// A quota that is used up is so until its period ends.

@@ -305,11 +305,11 @@ impl Life {
         self.desk.give_back(lease)
     }
 
-    /// Gives back what is idle.
-    pub fn give_back_idle(&mut self, payer: Payer) {
-        if let Some(lease) = self.account(payer).lease() {
-            lease.give_back();
-        }
+    /// Gives back what is idle, but one call's worth, or a part so small where that is more.
+    pub fn give_back_idle(&mut self, payer: Payer, small_part: i64) {
+        let account = self.account(payer);
+        account.may_keep(small_part);
+        account.give_back_idle();
     }
 
     /// Writes the final counts that are due.

@@ -76,6 +76,10 @@ pub(crate) struct Account {
     /// Credits a second, lately.
     rate: AtomicI64,
     idle_ticks: AtomicU64,
+    /// What the last call held.
+    per_call: AtomicI64,
+    /// Credits that are too few to matter elsewhere, as the wallet last stood.
+    small_part: AtomicI64,
 }
 
 impl Account {
@@ -91,6 +95,8 @@ impl Account {
             spent: AtomicI64::new(0),
             rate: AtomicI64::new(0),
             idle_ticks: AtomicU64::new(0),
+            per_call: AtomicI64::new(0),
+            small_part: AtomicI64::new(0),
         }
     }
 
@@ -134,6 +140,27 @@ impl Account {
     /// Counts credits taken for a call, for the rate.
     pub(crate) fn took(&self, credits: i64) {
         self.spent.fetch_add(credits, Ordering::Relaxed);
+        self.per_call.store(credits, Ordering::Relaxed);
+    }
+
+    /// What the last call held; 0 before any.
+    pub(crate) fn per_call(&self) -> i64 {
+        self.per_call.load(Ordering::Relaxed)
+    }
+
+    /// Notes how many credits are too few to matter elsewhere.
+    pub(crate) fn may_keep(&self, small_part: i64) {
+        self.small_part.store(small_part, Ordering::Relaxed);
+    }
+
+    /// No call has come for a while: gives back what others may need. The next call finds what it
+    /// needs in hand all the same, so a key that is called now and then waits for no wallet; a
+    /// recall brings the rest back before anybody is refused for want of it.
+    pub(crate) fn give_back_idle(&self) {
+        let small_part = self.small_part.load(Ordering::Relaxed);
+        if let Some(lease) = self.lease.load().as_ref() {
+            lease.give_back(small_part.max(self.per_call()));
+        }
     }
 
     /// True for one caller, when it is time to renew in the background.

@@ -4,7 +4,13 @@
 pub(crate) mod desk;
 mod upkeep;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::StreamExt as _;
 use proto::{
@@ -32,6 +38,9 @@ const ATTEMPTS_MAX: u32 = 3;
 const LEASE_SECONDS: i64 = 4;
 /// Calls that a first lease covers, before any rate is known.
 const FIRST_CALLS: i64 = 32;
+/// So small a part of what a wallet has available stays with an idle gateway, shared by the live
+/// ones: as 02-BILLING's adaptive sizes, it is too little for anybody to miss.
+const SMALL_PARTS: i64 = 64;
 /// No lease asks for more.
 const WANT_MAX: i64 = 10_000_000;
 /// Accounts that wait for renewal at most; more renew when they run dry.
@@ -50,7 +59,9 @@ pub(crate) struct Lender {
     /// Requests whose answer has not come: the wallet may have lent. Asked again with the same
     /// nonce, so that an owner who calls no more does not keep what he was lent.
     unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
-    /// One at a time closes leases.
+    /// Gateways that the wallet hears of, as it said last.
+    live_gateways: AtomicU32,
+    /// One at a time closes leases: who comes second finds them closed.
     closing: tokio::sync::Mutex<()>,
     renewals: mpsc::Sender<Arc<Account>>,
 }
@@ -70,6 +81,7 @@ impl Lender {
             accounts: papaya::HashMap::new(),
             desk: Desk::default(),
             unanswered: papaya::HashMap::new(),
+            live_gateways: AtomicU32::new(1),
             closing: tokio::sync::Mutex::new(()),
             renewals,
         };
@@ -184,10 +196,11 @@ impl Lender {
             return Err(Refusal::Draining);
         }
         let minimum = credits.max(1);
+        let per_call = minimum.max(account.per_call());
         let wanted = account
             .rate()
             .saturating_mul(LEASE_SECONDS)
-            .max(minimum.saturating_mul(FIRST_CALLS))
+            .max(per_call.saturating_mul(FIRST_CALLS))
             .clamp(minimum, WANT_MAX.max(minimum));
         let request = wire::AcquireRequest {
             account: Some(wire_account(account)),
@@ -205,7 +218,15 @@ impl Lender {
         })?;
         crash_point!("gateway.lease_reply_received");
         self.unanswered.pin().remove(&account.owner);
+        account.may_keep(self.small_part(answer.available));
         answer.lease.ok_or(account.owner.exhausted())
+    }
+
+    /// How much of what a wallet has left may stay here idle.
+    fn small_part(&self, available: i64) -> i64 {
+        let gateways = i64::from(self.live_gateways.load(Ordering::Relaxed).max(1));
+        let parts = SMALL_PARTS.saturating_mul(gateways);
+        available.checked_div(parts).unwrap_or(0)
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.

@@ -21,7 +21,7 @@ pub(crate) struct Lease {
     recorded: AtomicI64,
     granted_cum: AtomicI64,
     returned_cum: AtomicI64,
-    /// What the last extension brought, for deciding when to renew.
+    /// What the last extension brought or was left of it idle, for deciding when to renew.
     block: AtomicI64,
     /// Monotonic microseconds after which nothing is spent from it.
     spend_until: AtomicI64,
@@ -149,9 +149,16 @@ impl Lease {
         self.remaining.load(Ordering::Acquire)
     }
 
-    /// Gives everything back that is not held; returns the total given back so far.
-    pub(crate) fn give_back(&self) -> i64 {
-        let credits = self.remaining.swap(0, Ordering::AcqRel).max(0);
+    /// Gives everything back that is not held, but `kept`; returns the total given back so far.
+    pub(crate) fn give_back(&self, kept: i64) -> i64 {
+        let less = |remaining| (remaining > kept).then_some(kept);
+        let before = self
+            .remaining
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+        let credits = before.map_or(0, |before| before.saturating_sub(kept));
+        if kept > 0 {
+            self.block.fetch_min(kept, Ordering::Relaxed);
+        }
         self.returned_cum
             .fetch_add(credits, Ordering::AcqRel)
             .saturating_add(credits)

@@ -115,7 +115,7 @@ fn what_is_given_back_is_neither_held_nor_left() {
         let lease = lease(6);
         let own = Arc::clone(&lease);
         let call = thread::spawn(move || serve(own.hold(4, NOW), 1));
-        let told = lease.give_back();
+        let told = lease.give_back(0);
         let spent = call.join().expect("ends");
         assert!(told == 6 || told == 2 || told == 5, "{told}");
         check(&lease, spent);
@@ -136,10 +136,10 @@ fn calls_grants_recalls_and_the_end_come_in_any_order() {
         let own = Arc::clone(&lease);
         let grants = thread::spawn(move || {
             let first = serve(own.extend(9, 3, NOW), 3);
-            own.give_back();
+            own.give_back(0);
             first + serve(own.extend(11, 1, NOW), 0)
         });
-        lease.give_back();
+        lease.give_back(0);
         lease.drain();
         let closed = close(&lease);
         let calls = calls.into_iter().map(|call| call.join().expect("ends"));

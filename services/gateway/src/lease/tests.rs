@@ -45,7 +45,7 @@ enum Step {
     /// Ends the n-th open hold at a share of its credits.
     Settle(usize, i64),
     Drop(usize),
-    GiveBack,
+    GiveBack(i64),
     Extend(i64, i64),
     OldNews,
     Drain,
@@ -56,7 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
         8 => (1..40_i64).prop_map(Step::Hold),
         6 => (any::<usize>(), 0..=100_i64).prop_map(|(n, share)| Step::Settle(n, share)),
         2 => any::<usize>().prop_map(Step::Drop),
-        1 => Just(Step::GiveBack),
+        1 => (0..20_i64).prop_map(Step::GiveBack),
         3 => (1..60_i64, 0..80_i64).prop_map(|(more, credits)| Step::Extend(more, credits)),
         1 => Just(Step::OldNews),
         1 => Just(Step::Drain),
@@ -103,10 +103,11 @@ proptest! {
                     model.remaining += hold.credits();
                 }
                 Step::Settle(..) | Step::Drop(_) => {}
-                Step::GiveBack => {
-                    model.returned += model.remaining;
-                    model.remaining = 0;
-                    prop_assert_eq!(cell.give_back(), model.returned);
+                Step::GiveBack(kept) => {
+                    let kept = kept.min(model.remaining);
+                    model.returned += model.remaining - kept;
+                    model.remaining = kept;
+                    prop_assert_eq!(cell.give_back(kept), model.returned);
                 }
                 Step::Extend(more, credits) => {
                     model.granted += more;
@@ -158,7 +159,7 @@ fn the_wallet_is_told_what_has_changed_since_it_was_told() {
     spend(lease.hold(3, NOW).expect("enough"), 2);
     assert_eq!(lease.news(), Some((2, 0)));
     lease.was_told(2, 0);
-    lease.give_back();
+    lease.give_back(0);
     assert_eq!(lease.news(), Some((2, 8)));
 }
 
@@ -246,6 +247,34 @@ fn a_renewal_is_claimed_once_when_half_is_gone() {
     drop((half, more));
 }
 
+#[test]
+fn an_idle_account_keeps_what_the_next_call_needs_or_a_small_part() {
+    for (small_part, per_call, kept) in [(0, 0, 0), (0, 7, 7), (30, 7, 30), (200, 7, 100)] {
+        let account = Account::new(Owner::Organisation(OrgId::new(Uuid::from_u128(1))));
+        account.give_back_idle(); // nothing to give back
+        account.replace(lease(100));
+        drop((per_call > 0).then(|| account.hold(per_call, NOW)));
+        account.may_keep(small_part);
+        account.give_back_idle();
+        assert_eq!(account.in_hand(), kept, "{small_part} {per_call}");
+        let given = account.lease().expect("its lease").returned_cum();
+        assert_eq!(given, 100 - kept, "{small_part} {per_call}");
+    }
+}
+
+#[test]
+fn what_is_kept_idle_is_renewed_when_half_of_it_is_gone() {
+    let account = Account::new(Owner::Organisation(OrgId::new(Uuid::from_u128(1))));
+    account.replace(lease(100));
+    account.may_keep(10);
+    account.give_back_idle();
+    let half = account.hold(5, NOW).expect("enough");
+    assert!(!account.claim_renewal(), "half is left");
+    let more = account.hold(1, NOW).expect("enough");
+    assert!(account.claim_renewal());
+    drop((half, more));
+}
+
 /// Threads do everything at once; one of them drains in the end, and another closes as soon as
 /// nothing is held. The total that is closed is final.
 #[test]
@@ -293,7 +322,7 @@ fn stress(round: i64) {
                     spend(hold, 1);
                 }
                 if n % 5 == 0 {
-                    cell.give_back();
+                    cell.give_back(0);
                 }
             }
             cell.drain();

@@ -133,7 +133,7 @@ impl Desk {
 
     /// Ends leases whose period is over: by now the wallet has no doubt about it either.
     pub(crate) fn end_periods(&self, now: i64) {
-        for lease in self.open() {
+        for (_, lease) in self.open.pin().values() {
             if now >= lease.ends_at().saturating_add(ENDED_MICROS_MIN) {
                 lease.drain();
             }
@@ -149,19 +149,20 @@ impl Desk {
         if tells_all {
             self.closed.pin().retain(|_, until| now < *until);
         }
-        let told = |(owner, lease): (Owner, Arc<Lease>)| {
+        let told = |(owner, lease): &(Owner, Arc<Lease>)| {
             let (cum, returned_cum) = match tells_all {
                 true => (lease.recorded(), lease.returned_cum()),
                 false => lease.news()?,
             };
             Some(Told {
-                owner,
-                lease,
+                owner: *owner,
+                lease: Arc::clone(lease),
                 cum,
                 returned_cum,
             })
         };
-        let told = self.owned().into_iter().filter_map(told).collect();
+        let mut told: Vec<Told> = self.open.pin().values().filter_map(told).collect();
+        told.sort_unstable_by_key(|told| told.lease.id);
         Bulletin { tells_all, told }
     }
 
@@ -188,17 +189,14 @@ impl Desk {
     /// Gives back everything of a lease that is not held, when the wallet recalls it: the total
     /// given back so far.
     pub(crate) fn give_back(&self, lease: LeaseId) -> Option<i64> {
-        Some(self.open.pin().get(&lease)?.1.give_back())
+        Some(self.open.pin().get(&lease)?.1.give_back(0))
     }
 
     /// Open leases in the order of their ids: what is done to all of them can be repeated.
     pub(crate) fn open(&self) -> Vec<Arc<Lease>> {
-        self.owned().into_iter().map(|(_, lease)| lease).collect()
-    }
-
-    fn owned(&self) -> Vec<(Owner, Arc<Lease>)> {
-        let mut open: Vec<(Owner, Arc<Lease>)> = self.open.pin().values().cloned().collect();
-        open.sort_unstable_by_key(|(_, lease)| lease.id);
+        let open = self.open.pin();
+        let mut open: Vec<Arc<Lease>> = open.values().map(|(_, it)| Arc::clone(it)).collect();
+        open.sort_unstable_by_key(|lease| lease.id);
         open
     }
 

@@ -1,6 +1,6 @@
 //! What keeps leases known, recallable and closed in time: heartbeats, recalls, final counts.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use futures_util::StreamExt as _;
 use prost::Message as _;
@@ -19,8 +19,10 @@ use super::{
 };
 use crate::lease::{Account, Lease, Owner};
 
-/// Seconds without a call after which unspent credits go back.
+/// Seconds without a call after which unspent credits go back, but a few.
 const IDLE_TICKS: u64 = 10;
+/// Final counts under way at once: they share what the disk takes its time for.
+const CLOSED_AT_ONCE: usize = 64;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
 
@@ -35,28 +37,17 @@ fn is_refusal(status: &Status) -> bool {
 impl Lender {
     /// Reports all leases, gives back what is idle, and closes what is to be closed.
     pub(crate) async fn heartbeat(&self) {
-        let idle: Vec<Arc<Account>> = {
-            let accounts = self.accounts.pin();
-            accounts
-                .values()
-                .filter(|a| a.tick() >= IDLE_TICKS)
-                .map(Arc::clone)
-                .collect()
-        };
-        for lease in idle.iter().filter_map(|account| account.lease()) {
-            lease.give_back();
+        for account in self.accounts.pin().values() {
+            if account.tick() >= IDLE_TICKS {
+                account.give_back_idle();
+            }
         }
         self.desk.end_periods(self.monotonic_micros());
-        let open = self.desk.open();
         self.report().await;
         if !self.desk.is_behind() {
             self.ask_again().await;
         }
-        for lease in open {
-            if lease.is_spent() {
-                self.close(lease).await;
-            }
-        }
+        self.close_spent().await;
     }
 
     /// Learns what became of requests that were never answered. What was lent is in hand then, and
@@ -121,6 +112,8 @@ impl Lender {
                     let drain = answer.drain.iter();
                     let ids = drain.filter_map(|id| LeaseId::from_slice(id).ok());
                     self.desk.drain(ids);
+                    self.live_gateways
+                        .store(answer.live_gateways, Ordering::Relaxed);
                     if answer.tell_all {
                         self.desk.missed();
                     }
@@ -153,10 +146,18 @@ impl Lender {
         }
     }
 
-    /// Writes the final count of a lease that nothing can be spent from any more.
+    /// Closes the leases that nothing can be spent from any more.
+    async fn close_spent(&self) {
+        let _closing = self.closing.lock().await;
+        futures_util::stream::iter(self.desk.open())
+            .filter(|lease| std::future::ready(lease.is_spent()))
+            .for_each_concurrent(CLOSED_AT_ONCE, |lease| self.close(lease))
+            .await;
+    }
+
+    /// Writes the final count of a lease.
     async fn close(&self, lease: Arc<Lease>) {
         assert!(lease.is_spent(), "a lease is closed when nothing is held");
-        let _closing = self.closing.lock().await;
         if !lease.claim_close() {
             return;
         }
@@ -192,12 +193,11 @@ impl Lender {
         }
         for lease in self.desk.open() {
             lease.drain();
-            if lease.is_spent() {
-                self.close(lease).await;
-            } else {
+            if !lease.is_spent() {
                 tracing::warn!(lease.id = %lease.id, "calls were cut off, their lease stays open");
             }
         }
+        self.close_spent().await;
     }
 
     /// Ends the journal at the wallet, which lends nothing to it any more. What was lent without

@@ -120,7 +120,7 @@ fn check(rig: &Rig, cost: i64, disposition: Disposition, code: &str) -> Record {
     assert_eq!(uses, [1, 1], "a permit of each quota");
     rig.lease.drain();
     assert!(rig.lease.is_spent());
-    assert_eq!(rig.lease.give_back(), GRANTED - cost);
+    assert_eq!(rig.lease.give_back(0), GRANTED - cost);
     assert_eq!(rig.worker.edge.in_flight.load(Ordering::SeqCst), 0);
     record
 }

@@ -117,9 +117,12 @@ async fn usage(stack: &Stack) -> Stream {
         .expect("the stream")
 }
 
-/// Idle gateways have given back what they were lent: nothing moves by itself any more.
+/// Gateways have ended and given back what they were lent: nothing moves by itself any more.
 async fn nothing_is_lent(stack: &Stack) {
-    let back = eventually(SETTLE_LIMIT, "what is idle goes back", async || {
+    for gateway in stack.pids("gateway") {
+        signal(gateway, Signal::TERM);
+    }
+    let back = eventually(SETTLE_LIMIT, "what is lent goes back", async || {
         let lent = "select (select coalesce(sum(reserved), 0) from wallet.wallets)::int8
                          + (select coalesce(sum(reserved), 0) from wallet.quota_buckets)::int8";
         match stack.count(lent).await {
