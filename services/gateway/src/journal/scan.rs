@@ -244,10 +244,16 @@ impl Scanner {
             Start::Header if has_record => self.damage.push((index, Cause::Foreign, 0..0)),
             Start::Header => {}
             Start::Name | Start::Unknown => {
-                if has_record || it.segment.header() == Header::Bad {
+                // A sector that is lost takes the first records with the header.
+                let is_readable = has_record
+                    || it
+                        .segment
+                        .resync(HEADER_BYTES, it.first_seq, u64::MAX, &mut self.scratch)
+                        .is_some();
+                if is_readable || it.segment.header() == Header::Bad {
                     self.damage.push((index, Cause::Header, 0..0));
                 }
-                return has_record && (is_first || it.first_seq >= self.expected);
+                return is_readable && (is_first || it.first_seq >= self.expected);
             }
         }
         false
@@ -277,7 +283,9 @@ impl Scanner {
             }
             self.expected = seq;
             self.tail = Some((index, offset));
-            let is_end = stop == Frame::End;
+            // Where the header is lost, so may be the first frame.
+            let is_lost = it.start != Start::Header && it.runs.is_empty();
+            let is_end = stop == Frame::End && !is_lost;
             it.is_full = is_end && it.segment.left(offset) < FRAME_BYTES_MAX;
             if limit == Some(seq) || (is_end && limit.is_none()) {
                 return;

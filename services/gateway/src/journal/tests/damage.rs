@@ -135,6 +135,30 @@ fn a_flipped_byte_is_found_named_and_costs_one_record() {
 }
 
 #[test]
+fn a_lost_sector_at_the_beginning_costs_only_the_records_in_it() {
+    let (rig, path, image) = small();
+    let frames = frames();
+    for lost in 1..SIZES.len() {
+        for byte in [0x00, 0x5a, 0xff] {
+            let mut damaged = image.clone();
+            damaged[..frames[lost]].fill(byte);
+            let old = recover(&rig, &path, &damaged);
+            let context = format!("{lost} records of {byte:#x}: {:?}", old.damage);
+            check_payloads(&old);
+            let expected: Vec<_> = (lost as u64..SIZES.len() as u64).collect();
+            assert_eq!(numbers(&old.journal), expected, "{context}");
+            let found: Vec<_> = old
+                .damage
+                .iter()
+                .map(|it| (it.cause, it.missing.clone()))
+                .collect();
+            let wanted = [(Cause::Header, 0..0), (Cause::Records, 0..lost as u64)];
+            assert_eq!(found, wanted, "{context}");
+        }
+    }
+}
+
+#[test]
 fn a_damaged_journal_stays_readable_and_leaves_its_evidence() {
     let (rig, path, mut image) = small();
     image[frames()[4] + 12] ^= 0x10;
