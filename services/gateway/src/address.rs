@@ -20,6 +20,12 @@ pub(crate) fn allowed(list: &[IpNet], address: IpAddr) -> bool {
 /// As a header says it. None for nothing that exists.
 pub(crate) fn value(address: IpAddr) -> Option<HeaderValue> {
     let mut text = String::with_capacity(ADDRESS_BYTES);
+    write(&mut text, address);
+    HeaderValue::try_from(text).ok()
+}
+
+/// Appends an address as a header says it.
+pub(crate) fn write(text: &mut String, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             let mut digits = itoa::Buffer::new();
@@ -30,9 +36,8 @@ pub(crate) fn value(address: IpAddr) -> Option<HeaderValue> {
                 text.push_str(digits.format(octet));
             }
         }
-        IpAddr::V6(address) => write!(text, "{address}").ok()?,
+        IpAddr::V6(address) => write!(text, "{address}").expect("a string takes all"),
     }
-    HeaderValue::try_from(text).ok()
 }
 
 fn contains(net: &IpNet, address: IpAddr) -> bool {

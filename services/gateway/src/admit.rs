@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use http::Request;
+use http::{Method, Request};
 use hyper::body::Incoming;
 use proto::{events::v1::Disposition, keys::v1::KeyUse};
 use runtime::{Clock, trace::Span};
@@ -36,11 +36,35 @@ pub(crate) struct Admitted<'a> {
     pub(crate) replay: Option<Box<Replay>>,
 }
 
+/// A request whose key is known.
+#[derive(Clone, Copy)]
+pub(crate) enum Asked<'a> {
+    Any(&'a Request<Incoming>),
+    /// Of this method, without an idempotency key and not from a page of another origin.
+    Plain(&'a Method),
+}
+
+impl<'a> Asked<'a> {
+    fn method(self) -> &'a Method {
+        match self {
+            Self::Any(request) => request.method(),
+            Self::Plain(method) => method,
+        }
+    }
+
+    fn page(self) -> Option<&'a Page> {
+        match self {
+            Self::Any(request) => request.extensions().get(),
+            Self::Plain(_) => None,
+        }
+    }
+}
+
 /// Judges a call, and takes what it needs: a place in the rate, permits, credits.
 pub(crate) async fn admit<'a>(
     edge: &Arc<Edge>,
     catalogue: &'a Catalogue,
-    request: &Request<Incoming>,
+    asked: Asked<'_>,
     mut ticket: Ticket,
     name: &str,
     rest: String,
@@ -48,7 +72,7 @@ pub(crate) async fn admit<'a>(
     let entry = Arc::clone(ticket.entry());
     let judged = route(
         catalogue,
-        request,
+        asked.method(),
         &entry,
         &mut ticket,
         name,
@@ -59,17 +83,22 @@ pub(crate) async fn admit<'a>(
         Ok(found) => found,
         Err(refusal) => return Err(deny(ticket, refusal.into(), Limits::default())),
     };
-    let page = request.extensions().get::<Page>();
-    if let Some(refusal) = page.and_then(|page| cors::refusal(edge, &entry.org, page)) {
+    if let Some(refusal) = asked
+        .page()
+        .and_then(|page| cors::refusal(edge, &entry.org, page))
+    {
         return Err(deny(ticket, refusal.into(), Limits::default()));
     }
     let mut limits = Limits::default();
     if let Err(refused) = take_places(edge, &entry, &mut limits) {
         return Err(deny(ticket, refused, limits));
     }
-    let replay = match idempotency::begin(edge, &ticket, request).await {
-        Ok(replay) => replay,
-        Err(refused) => return Err(deny(ticket, refused, limits)),
+    let replay = match asked {
+        Asked::Plain(_) => None,
+        Asked::Any(request) => match idempotency::begin(edge, &ticket, request).await {
+            Ok(replay) => replay,
+            Err(refused) => return Err(deny(ticket, refused, limits)),
+        },
     };
     // What is given again has taken its credits and permits already.
     if replay.is_none() {
@@ -95,11 +124,7 @@ pub(crate) async fn admit<'a>(
 /// Ends the ticket of a call that a check has refused.
 fn deny(ticket: Ticket, refused: Refused, limits: Limits) -> Denied {
     ticket.refuse(refused.refusal, Disposition::Refused);
-    Denied {
-        refused,
-        limits,
-        known: true,
-    }
+    Denied::counted(refused, limits)
 }
 
 /// Notes a key's use, once a minute.
@@ -121,7 +146,7 @@ fn touch(edge: &Edge, entry: &Entry, client: IpAddr) {
 
 fn route<'a>(
     catalogue: &'a Catalogue,
-    request: &Request<Incoming>,
+    method: &Method,
     entry: &Entry,
     ticket: &mut Ticket,
     name: &str,
@@ -135,9 +160,7 @@ fn route<'a>(
     if !service.active {
         return Err(Refusal::ServiceDisabled);
     }
-    let route = service
-        .route(request.method(), rest)
-        .ok_or(Refusal::UnknownRoute)?;
+    let route = service.route(method, rest).ok_or(Refusal::UnknownRoute)?;
     domain::judge(entry, route, ticket.facts().client, now)?;
     Ok((service, route))
 }

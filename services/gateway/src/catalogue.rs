@@ -119,6 +119,11 @@ impl Catalogue {
 }
 
 impl Service {
+    /// Whether HTTP/1.1 without TLS is spoken with its upstream.
+    pub(crate) fn is_plain(&self) -> bool {
+        !self.upstream.tls && self.upstream.protocol != Protocol::H2
+    }
+
     fn from_wire(wire: wire::Service) -> anyhow::Result<Self> {
         let url = url::Url::parse(&wire.upstream_url)?;
         let tls = match url.scheme() {

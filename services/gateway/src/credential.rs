@@ -1,6 +1,6 @@
 //! Finds the one credential of a request.
 
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use types::{PresentedKey, Refusal};
 
 /// Query parameters that people put keys into. A URL ends up in logs, so a key there is refused.
@@ -20,22 +20,35 @@ pub(crate) fn find(headers: &HeaderMap, query: Option<&str>) -> Result<Presented
     if authorizations.next().is_some() || plain.next().is_some() {
         return Err(Refusal::AmbiguousCredentials);
     }
+    read(authorization.map(text), api_key.map(text))
+}
+
+fn text(value: &HeaderValue) -> &str {
+    value.to_str().unwrap_or_default()
+}
+
+/// Reads the key in one of the two fields that may hold it. The query was looked at.
+///
+/// # Errors
+/// None, two, or one that cannot be a key.
+pub(crate) fn read(
+    authorization: Option<&str>,
+    api_key: Option<&str>,
+) -> Result<PresentedKey, Refusal> {
     let text = match (authorization, api_key) {
         (Some(_), Some(_)) => return Err(Refusal::AmbiguousCredentials),
         (None, None) => return Err(Refusal::MissingKey),
-        (None, Some(value)) => value.to_str().unwrap_or_default(),
-        (Some(value), None) => {
-            let value = value.to_str().unwrap_or_default();
-            match value.split_once(' ') {
-                Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
-                _ => return Err(Refusal::MissingKey),
-            }
-        }
+        (None, Some(value)) => value,
+        (Some(value), None) => match value.split_once(' ') {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+            _ => return Err(Refusal::MissingKey),
+        },
     };
     PresentedKey::parse(text).map_err(|_one_answer_for_all| Refusal::InvalidKey)
 }
 
-fn holds_key(query: &str) -> bool {
+/// Whether a query holds what looks like a key.
+pub(crate) fn holds_key(query: &str) -> bool {
     query.split('&').any(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         value.starts_with("sk_live_")

@@ -12,7 +12,7 @@ use std::{
 
 use arc_swap::{ArcSwap, Guard};
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, USER_AGENT},
 };
 use hyper::body::Incoming;
@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 use types::{Gcra, PresentedKey, Rate, Refusal, RequestId};
 
 use crate::{
-    admit::admit,
+    admit::{Asked, admit},
     body::EdgeBody,
     catalogue::Catalogue,
     cors::{Origins, Page},
@@ -151,6 +151,17 @@ pub(crate) async fn handle(
             Err(refused) => Err(refused.into()),
         },
     };
+    seal(edge, version, id, page.as_ref(), answered)
+}
+
+/// The answer as it leaves, whatever became of the request.
+pub(crate) fn seal(
+    edge: &Edge,
+    version: Version,
+    id: CallId,
+    page: Option<&Page>,
+    answered: Answered,
+) -> Response<EdgeBody> {
     let (mut response, limits) = match answered {
         Ok((response, limits)) => (response, limits),
         Err(Denied {
@@ -162,7 +173,7 @@ pub(crate) async fn handle(
                 edge.metrics.refused("", refused.refusal.as_str(), 0);
             }
             let mut response = refused.into_response(id.id);
-            if let Some(page) = &page {
+            if let Some(page) = page {
                 page.explain(&edge.origins.load(), response.headers_mut());
             }
             (response, limits)
@@ -204,6 +215,17 @@ pub(crate) struct Denied {
     pub(crate) limits: Limits,
     /// True when a ticket has counted it.
     pub(crate) known: bool,
+}
+
+impl Denied {
+    /// Of a call whose ticket has counted it.
+    pub(crate) fn counted(refused: Refused, limits: Limits) -> Self {
+        Self {
+            refused,
+            limits,
+            known: true,
+        }
+    }
 }
 
 impl From<Refusal> for Denied {
@@ -251,16 +273,25 @@ pub(crate) async fn answer(
     let Some(reservation) = edge.journal.reserve() else {
         return Err(Refusal::MeteringUnavailable.into());
     };
+    let client = client(edge, peer.address, request.headers());
     let facts = Facts {
         keyed,
-        ..facts(edge, peer, &request, id, started, (name, rest))
+        ..facts(
+            edge,
+            peer,
+            &Told::by(&request, client),
+            id,
+            started,
+            (name, rest),
+        )
     };
     let page = request.extensions().get::<Page>().cloned();
     let org = entry.org;
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
     let catalogue = edge.catalogue.load_full();
     let (name, rest) = (name.to_owned(), rest.to_owned());
-    let (admitted, limits) = admit(edge, &catalogue, &request, ticket, &name, rest).await?;
+    let (admitted, limits) =
+        admit(edge, &catalogue, Asked::Any(&request), ticket, &name, rest).await?;
     let response = proxy::forward(worker, request, admitted).await;
     match response {
         Ok(mut response) => {
@@ -269,11 +300,7 @@ pub(crate) async fn answer(
             }
             Ok((response, limits))
         }
-        Err(refused) => Err(Denied {
-            refused,
-            limits,
-            known: true,
-        }),
+        Err(refused) => Err(Denied::counted(refused, limits)),
     }
 }
 
@@ -343,60 +370,65 @@ fn client(edge: &Edge, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     types::client_address(peer, forwarded, edge.trusted_hops)
 }
 
-fn facts(
+/// What a request says of itself, apart from its key and its body.
+pub(crate) struct Told<'a> {
+    pub(crate) method: &'a Method,
+    pub(crate) path: &'a str,
+    pub(crate) user_agent: Option<&'a str>,
+    pub(crate) traceparent: Option<&'a str>,
+    /// The client's own id of it.
+    pub(crate) request_id: Option<&'a str>,
+    /// Where it came from, as far as that can be trusted.
+    pub(crate) client: IpAddr,
+}
+
+impl<'a> Told<'a> {
+    fn by(request: &'a Request<Incoming>, client: IpAddr) -> Self {
+        let text = |name: &str| request.headers().get(name)?.to_str().ok();
+        Self {
+            method: request.method(),
+            path: request.uri().path(),
+            user_agent: text(USER_AGENT.as_str()),
+            traceparent: text(TRACEPARENT),
+            request_id: text(REQUEST_ID.as_str()),
+            client,
+        }
+    }
+}
+
+/// What is known of a call before its key is.
+pub(crate) fn facts(
     edge: &Arc<Edge>,
     peer: Peer,
-    request: &Request<Incoming>,
+    told: &Told<'_>,
     CallId { id, text }: CallId,
     started: u64,
     (service, rest): (&str, &str),
 ) -> Facts {
-    let headers = request.headers();
-    let client = client(edge, peer.address, headers);
-    let user_agent = headers
-        .get(USER_AGENT)
-        .and_then(|value| value.to_str().ok());
     Facts {
         keyed: None,
         in_flight: InFlight::new(edge),
         request: id,
         request_text: text,
         started,
-        client,
+        client: told.client,
         is_secure: peer.is_secure,
-        country: edge.countries.country(client),
-        method: request.method().clone(),
+        country: edge.countries.country(told.client),
+        method: told.method.clone(),
         endpoint: if rest.is_empty() {
             "/".to_owned()
         } else {
             rest.to_owned()
         },
-        user_agent: record::cut(user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
-        span: span(
-            edge,
-            headers,
-            request.method().as_str(),
-            request.uri(),
-            service,
-            id,
-        ),
+        user_agent: record::cut(told.user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
+        span: span(edge, told, service, id),
     }
 }
 
 /// Decides on sampling before any span exists. A stranger's flag and the sampler both spend from
 /// one budget a second.
-fn span(
-    edge: &Edge,
-    headers: &HeaderMap,
-    method: &str,
-    uri: &Uri,
-    service: &str,
-    id: RequestId,
-) -> Span {
-    let parent = headers
-        .get(TRACEPARENT)
-        .and_then(|value| value.to_str().ok())
-        .and_then(trace::parse_traceparent);
+fn span(edge: &Edge, told: &Told<'_>, service: &str, id: RequestId) -> Span {
+    let parent = told.traceparent.and_then(trace::parse_traceparent);
     // The last bytes of a UUIDv7 are random.
     let [.., a, b, c, d] = *id.bytes();
     let dice = u32::from_be_bytes([a, b, c, d]);
@@ -408,17 +440,15 @@ fn span(
     if !sampled {
         return Span::none();
     }
+    let method = told.method.as_str();
     let name = format!("{method} /api/v1/{service}/*");
     let span = edge.tracer.root(name, Kind::Server, parent);
     span.set("http.request.method", method.to_owned());
     span.set("http.route", format!("/api/v1/{service}/{{path}}"));
-    span.set("url.path", uri.path().to_owned());
+    span.set("url.path", told.path.to_owned());
     span.set("url.scheme", "http");
     span.set("tollgate.request_id", id.to_string());
-    if let Some(theirs) = headers
-        .get(REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-    {
+    if let Some(theirs) = told.request_id {
         span.set("http.request.header.x-request-id", record::cut(theirs, 128));
     }
     span
@@ -430,7 +460,7 @@ impl Edge {
         self.keyring.is_informed()
     }
 
-    fn verified(&self, source: Source, started: u64) {
+    pub(crate) fn verified(&self, source: Source, started: u64) {
         let nanos = self.clock.monotonic_nanos().saturating_sub(started);
         self.metrics.verified(source, nanos);
     }

@@ -61,26 +61,34 @@ pub(crate) fn is_framed_plainly(headers: &HeaderMap) -> bool {
 pub(crate) fn strip_request(headers: &mut HeaderMap) {
     remove_nominated(headers);
     keep_only_trailers_of_te(headers);
-    remove(headers, |name| {
-        is_hop_by_hop(name)
-            || NOT_FROM_CLIENTS
-                .iter()
-                .any(|other| is_spelling_of(name, other))
-            || begins_like(name, OURS)
-            || begins_like(name, FORWARDED_ANYTHING)
-    });
+    remove(headers, |name| is_not_for_upstreams(name.as_str()));
+}
+
+/// Whether no field of this name passes from a client to an upstream. `te` and
+/// what `Connection` names have rules of their own.
+pub(crate) fn is_not_for_upstreams(name: &str) -> bool {
+    is_hop_by_hop(name)
+        || NOT_FROM_CLIENTS
+            .iter()
+            .any(|other| is_spelling_of(name, other))
+        || begins_like(name, OURS)
+        || begins_like(name, FORWARDED_ANYTHING)
 }
 
 /// Removes from an upstream's response what must not reach the client, or is ours to say.
 pub(crate) fn strip_response(headers: &mut HeaderMap) {
     remove_nominated(headers);
-    remove(headers, |name| {
-        is_hop_by_hop(name)
-            || is_spelling_of(name, TE.as_str())
-            || is_spelling_of(name, REQUEST_ID)
-            || begins_like(name, OURS)
-            || begins_like(name, CORS)
-    });
+    remove(headers, |name| is_not_for_clients(name.as_str()));
+}
+
+/// Whether no field of this name passes from an upstream to a client. What
+/// `Connection` names has a rule of its own.
+pub(crate) fn is_not_for_clients(name: &str) -> bool {
+    is_hop_by_hop(name)
+        || is_spelling_of(name, TE.as_str())
+        || is_spelling_of(name, REQUEST_ID)
+        || begins_like(name, OURS)
+        || begins_like(name, CORS)
 }
 
 /// Removes the headers that `Connection` names.
@@ -131,21 +139,20 @@ fn remove(headers: &mut HeaderMap, is_forbidden: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-fn is_hop_by_hop(name: &HeaderName) -> bool {
+fn is_hop_by_hop(name: &str) -> bool {
     HOP_BY_HOP.iter().any(|other| is_spelling_of(name, other))
 }
 
 /// Whether an upstream could take `name` for `other`: names become variables with `_` for `-` in
 /// CGI and its heirs, and some of those turn every sign into `_`.
-fn is_spelling_of(name: &HeaderName, other: &str) -> bool {
-    name.as_str().len() == other.len() && begins_like(name, other)
+fn is_spelling_of(name: &str, other: &str) -> bool {
+    name.len() == other.len() && begins_like(name, other)
 }
 
-fn begins_like(name: &HeaderName, beginning: &str) -> bool {
-    // A `HeaderName` is lower-case whatever was sent.
-    let name = name.as_str().as_bytes();
+fn begins_like(name: &str, beginning: &str) -> bool {
+    let name = name.as_bytes();
     name.len() >= beginning.len()
         && name.iter().zip(beginning.as_bytes()).all(|(byte, wanted)| {
-            byte == wanted || (*wanted == b'-' && !byte.is_ascii_alphanumeric())
+            byte.eq_ignore_ascii_case(wanted) || (*wanted == b'-' && !byte.is_ascii_alphanumeric())
         })
 }

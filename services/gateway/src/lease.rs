@@ -153,11 +153,15 @@ impl Account {
         self.small_part.store(small_part, Ordering::Relaxed);
     }
 
+    pub(crate) fn small_part(&self) -> i64 {
+        self.small_part.load(Ordering::Relaxed)
+    }
+
     /// No call has come for a while: gives back what others may need. The next call finds what it
     /// needs in hand all the same, so a key that is called now and then waits for no wallet; a
     /// recall brings the rest back before anybody is refused for want of it.
     pub(crate) fn give_back_idle(&self) {
-        let small_part = self.small_part.load(Ordering::Relaxed);
+        let small_part = self.small_part();
         if let Some(lease) = self.lease.load().as_ref() {
             lease.give_back(small_part.max(self.per_call()));
         }

@@ -38,9 +38,11 @@ const ATTEMPTS_MAX: u32 = 3;
 const LEASE_SECONDS: i64 = 4;
 /// Calls that a first lease covers, before any rate is known.
 const FIRST_CALLS: i64 = 32;
-/// So small a part of what a wallet has available stays with an idle gateway, shared by the live
-/// ones: as 02-BILLING's adaptive sizes, it is too little for anybody to miss.
+/// So small a part of what a wallet has available, shared by the live gateways, is too little for
+/// anybody to miss: it stays with a gateway that is idle.
 const SMALL_PARTS: i64 = 64;
+/// And covers so many of a lease that is as small a part.
+const CALLS_MIN: i64 = 1_024;
 /// No lease asks for more.
 const WANT_MAX: i64 = 10_000_000;
 /// Accounts that wait for renewal at most; more renew when they run dry.
@@ -197,10 +199,12 @@ impl Lender {
         }
         let minimum = credits.max(1);
         let per_call = minimum.max(account.per_call());
+        let little = per_call.saturating_mul(CALLS_MIN).min(account.small_part());
         let wanted = account
             .rate()
             .saturating_mul(LEASE_SECONDS)
             .max(per_call.saturating_mul(FIRST_CALLS))
+            .max(little)
             .clamp(minimum, WANT_MAX.max(minimum));
         let request = wire::AcquireRequest {
             account: Some(wire_account(account)),

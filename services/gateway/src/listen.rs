@@ -3,6 +3,7 @@
 mod answer;
 mod census;
 mod door;
+mod express;
 mod flows;
 mod frames;
 mod framing;
@@ -15,14 +16,25 @@ mod serve;
 mod tls;
 mod wire;
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use runtime::Clock;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::net::{TcpListener, TcpStream};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{
+    io::AsyncRead,
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::{io::poll_read_buf, sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
     door::{Door, Peer, Rules},
@@ -30,8 +42,9 @@ pub(crate) use self::{
     serve::OnThread,
 };
 use self::{
-    limits::{BACKLOG, UNSENT_BYTES_MAX},
-    roll::Roll,
+    limits::{BACKLOG, READ_BYTES, SPARES_MAX, UNSENT_BYTES_MAX},
+    roll::{Roll, Seat},
+    wire::Stream,
 };
 use crate::{
     edge::{Edge, Worker},
@@ -79,6 +92,8 @@ pub(crate) struct Hall {
     door: Arc<Door>,
     roll: Rc<Roll>,
     clock: Clock,
+    /// Buffers that nobody needs now.
+    spares: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Hall {
@@ -88,7 +103,49 @@ impl Hall {
             worker,
             door,
             roll: Rc::default(),
+            spares: RefCell::default(),
         })
+    }
+
+    /// An empty buffer.
+    fn buffer(&self) -> Vec<u8> {
+        let spare = self.spares.borrow_mut().pop();
+        spare.unwrap_or_else(|| Vec::with_capacity(READ_BYTES))
+    }
+
+    /// Keeps a buffer for another time.
+    fn spare(&self, mut buffer: Vec<u8>) {
+        let mut spares = self.spares.borrow_mut();
+        if buffer.capacity() == READ_BYTES && spares.len() < SPARES_MAX {
+            buffer.clear();
+            spares.push(buffer);
+        }
+    }
+
+    /// Reads what has come, with a buffer only if something has. None: nothing will.
+    fn poll_read(
+        &self,
+        stream: &mut (impl AsyncRead + Unpin),
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Vec<u8>>> {
+        let mut buffer = self.buffer();
+        match poll_read_buf(Pin::new(stream), task, &mut buffer) {
+            Poll::Ready(Ok(1..)) => Poll::Ready(Some(buffer)),
+            Poll::Ready(_) => {
+                self.spare(buffer);
+                Poll::Ready(None)
+            }
+            Poll::Pending => {
+                self.spare(buffer);
+                Poll::Pending
+            }
+        }
+    }
+
+    async fn read(&self, stream: &mut Stream, seat: &Seat) -> Option<Vec<u8>> {
+        let read = std::future::poll_fn(|task| self.poll_read(stream, task)).await?;
+        seat.life.read.add(read.len());
+        Some(read)
     }
 
     fn seconds(&self) -> u64 {

@@ -5,6 +5,7 @@
 //! - An address that keeps failing is left alone, and tried again by single calls.
 
 mod connect;
+mod direct;
 mod health;
 mod line;
 pub(crate) mod patience;
@@ -21,11 +22,11 @@ use hyper::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{connect::Connector, targets::Target};
+pub(crate) use self::{connect::Connector, direct::Direct, targets::Target};
 use self::{
     line::Stream,
     site::{Handed, Site, Slot},
-    targets::Trial,
+    targets::{Chosen, Trial},
 };
 use crate::{
     catalogue::{Protocol, Upstream},
@@ -175,7 +176,12 @@ impl Pool {
     async fn find(&self, site: Rc<Site>) -> Result<Lent, Unlent> {
         site.touch();
         let is_shared = site.upstream.protocol == Protocol::H2;
-        let slot = match site.reserve(is_shared) {
+        // One that waits without hyper makes room for one with it.
+        let reserved = site.reserve(is_shared).or_else(|| {
+            drop(site.take_direct()?);
+            site.reserve(is_shared)
+        });
+        let slot = match reserved {
             Some(slot) => slot,
             None => match self.wait(&site).await? {
                 Handed::Lent(lent) => return Ok(lent),
@@ -212,6 +218,20 @@ impl Pool {
 
     /// Opens a connection to the first address that takes one.
     async fn open(&self, site: &Rc<Site>, mut slot: Slot) -> Result<Lent, Unlent> {
+        let opened = self.open_by(site, &mut slot, async |target| {
+            self.connector.open(site, target).await
+        });
+        let (opened, chosen) = opened.await?;
+        Ok(opened.lend(site, slot, chosen))
+    }
+
+    /// Tries addresses until one lets itself be connected to.
+    async fn open_by<T>(
+        &self,
+        site: &Rc<Site>,
+        slot: &mut Slot,
+        connect: impl AsyncFn(&Target) -> anyhow::Result<T>,
+    ) -> Result<(T, Chosen), Unlent> {
         let mut tried = Vec::new();
         let mut failed = None;
         if let Err(error) = self.connector.refresh(site).await {
@@ -223,8 +243,8 @@ impl Pool {
                 Err(wait) => return Err(none(failed, wait)),
             };
             slot.goes_to(&chosen.target);
-            match self.connector.open(site, &chosen.target).await {
-                Ok(opened) => return Ok(opened.lend(site, slot, chosen)),
+            match connect(&chosen.target).await {
+                Ok(opened) => return Ok((opened, chosen)),
                 Err(error) => {
                     self.failed(&chosen.target);
                     failed = Some(error);

@@ -28,22 +28,36 @@ impl Signer {
         )?))
     }
 
+    /// The header's value.
     pub(crate) fn header(
         &self,
         entry: &Entry,
         request: RequestId,
         unix_seconds: i64,
     ) -> Option<HeaderValue> {
+        let mut text = String::with_capacity(HEADER_BYTES);
+        self.write(&mut text, entry, request, unix_seconds);
+        HeaderValue::try_from(text).ok()
+    }
+
+    /// Appends the header's value.
+    pub(crate) fn write(
+        &self,
+        text: &mut String,
+        entry: &Entry,
+        request: RequestId,
+        unix_seconds: i64,
+    ) {
+        let begin = text.len();
         let environment = if entry.test {
             Environment::Test
         } else {
             Environment::Production
         };
-        let mut text = String::with_capacity(HEADER_BYTES);
         text.push_str("v=1; org=");
-        entry.org.push_to(&mut text);
+        entry.org.push_to(text);
         text.push_str("; key=");
-        entry.key.push_to(&mut text);
+        entry.key.push_to(text);
         text.push_str("; env=");
         text.push_str(environment.as_str());
         text.push_str("; scopes=\"");
@@ -54,15 +68,14 @@ impl Signer {
             text.push_str(scope);
         }
         text.push_str("\"; req=");
-        request.push_to(&mut text);
+        request.push_to(text);
         text.push_str("; t=");
         text.push_str(itoa::Buffer::new().format(unix_seconds));
         let mut mac = self.0.clone();
-        mac.update(text.as_bytes());
-        let mut digits = [0; 64];
-        hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits).ok()?;
+        mac.update(text.get(begin..).unwrap_or_default().as_bytes());
         text.push_str("; sig=");
-        text.push_str(std::str::from_utf8(&digits).ok()?);
-        HeaderValue::try_from(text).ok()
+        let mut digits = [0; 64];
+        hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits).expect("two a byte");
+        text.push_str(std::str::from_utf8(&digits).expect("digits"));
     }
 }

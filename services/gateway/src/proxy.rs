@@ -18,7 +18,7 @@ use crate::{
     address,
     admit::Admitted,
     body::{self, Answer, EdgeBody},
-    catalogue::Service,
+    catalogue::{Route, Service},
     edge::{COST, REQUEST_ID, Worker, X_FORWARDED_FOR},
     headers, idempotency,
     meter::Ticket,
@@ -31,8 +31,8 @@ use crate::{
     upload::{Upload, Uploaded},
 };
 
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// Room for a path and query as they mostly are.
 const TARGET_BYTES: usize = 128;
@@ -104,6 +104,17 @@ pub(crate) async fn forward(
         ticket.refuse(Refusal::UpstreamUnreachable, Disposition::UpstreamFailed);
         return Err(Refusal::UpstreamUnreachable.into());
     }
+    answered(worker, route, ticket, (lent, response), client).await
+}
+
+/// Carries an answer to its client.
+pub(crate) async fn answered(
+    worker: &Worker,
+    route: &Route,
+    mut ticket: Ticket,
+    (lent, response): (Lent, Response<Incoming>),
+    client: Client,
+) -> Result<Response<EdgeBody>, Refused> {
     ticket.answered(response.status(), response.headers());
     let pauses = worker
         .patience
@@ -143,9 +154,9 @@ fn prepare(
 
 /// What matters of a client for its answer.
 #[derive(Clone, Copy)]
-struct Client {
-    version: Version,
-    takes_trailers: bool,
+pub(crate) struct Client {
+    pub(crate) version: Version,
+    pub(crate) takes_trailers: bool,
 }
 
 /// HTTP/1.1 sends trailers only to who asks for them.
@@ -159,7 +170,8 @@ fn takes_trailers(version: Version, headers: &HeaderMap) -> bool {
             && codings.any(|text| text.split(',').any(|coding| coding.trim() == "trailers"))
 }
 
-fn upstream_span(worker: &Worker, ticket: &Ticket, service: &Service) -> Span {
+/// The span of the question to the upstream.
+pub(crate) fn upstream_span(worker: &Worker, ticket: &Ticket, service: &Service) -> Span {
     let facts = ticket.facts();
     if !facts.span.is_some() {
         return Span::none();

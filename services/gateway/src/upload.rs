@@ -31,6 +31,17 @@ pub(crate) struct Upload {
     pub(crate) ended: Cell<bool>,
 }
 
+impl Upload {
+    /// Of a body that came whole.
+    pub(crate) fn of(body: &[u8]) -> Rc<Self> {
+        Rc::new(Self {
+            bytes: Cell::new(u64::try_from(body.len()).unwrap_or(u64::MAX)),
+            fault: Cell::default(),
+            ended: Cell::new(true),
+        })
+    }
+}
+
 /// A client's body on its way to the upstream, counted and limited.
 pub(crate) struct Uploaded {
     source: Source,

@@ -95,13 +95,14 @@ fn batch(owner: u128, spends: &[Spend]) -> Batch {
 proptest! {
     #[test]
     fn a_lease_is_neither_more_than_there_is_nor_less_than_needed(
-        minimum in 1_i64..200, more in 0_i64..500, available in 0_i64..20_000, gateways in 0_u32..9,
+        minimum in 1_i64..200, more in 0_i64..500, available in 0_i64..400_000,
+        gateways in 0_u32..9,
     ) {
         let want = minimum + more;
         let size = size(credits(want), credits(minimum), credits(available), gateways);
         prop_assert_eq!(size.is_some(), minimum <= available, "the last credit can be lent");
         if let Some(size) = size.map(Credits::get) {
-            let block = (minimum * 32).min(available / (64 * i64::from(gateways.max(1))));
+            let block = (minimum * 1_024).min(available / (64 * i64::from(gateways.max(1))));
             prop_assert!(minimum <= size && size <= want.max(block) && size <= available);
             prop_assert!(size >= block, "a few calls' worth of much");
             let share = available / (2 * i64::from(gateways.max(1)));

@@ -1,6 +1,8 @@
 //! Answers to requests that never become calls.
 
-use http::Response;
+use std::fmt::Display;
+
+use http::{HeaderValue, Response, header::CONNECTION};
 use http_body::Body as _;
 use types::Refusal;
 
@@ -21,12 +23,25 @@ pub(super) fn refuse(edge: &Edge, refusal: Refusal) -> Response<EdgeBody> {
 
 /// The same as the last bytes of a connection of HTTP/1, for a request that hyper never had.
 pub(super) fn close(edge: &Edge, refusal: Refusal) -> Vec<u8> {
-    let (parts, body) = refuse(edge, refusal).into_parts();
-    let date = edge.clock.now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+    let mut response = refuse(edge, refusal);
+    let close = HeaderValue::from_static("close");
+    response.headers_mut().insert(CONNECTION, close);
+    write(edge, response)
+}
+
+/// The date as answers say it.
+pub(super) fn date(edge: &Edge) -> impl Display {
+    edge.clock.now().strftime("%a, %d %b %Y %H:%M:%S GMT")
+}
+
+/// An answer of our own as bytes of HTTP/1.1.
+pub(super) fn write(edge: &Edge, response: Response<EdgeBody>) -> Vec<u8> {
+    let (parts, body) = response.into_parts();
     let mut bytes = format!(
-        "HTTP/1.1 {}\r\nconnection: close\r\ncontent-length: {}\r\ndate: {date}\r\n",
+        "HTTP/1.1 {}\r\ncontent-length: {}\r\ndate: {}\r\n",
         parts.status,
         body.size_hint().exact().unwrap_or_default(),
+        date(edge),
     )
     .into_bytes();
     for (name, value) in &parts.headers {

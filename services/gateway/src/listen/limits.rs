@@ -13,6 +13,10 @@ pub(super) const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// What hyper may hold of a connection in either direction. A head fits in with room to spare: it
 /// is refused by us, with a problem document.
 pub(super) const BUFFER_BYTES_MAX: usize = 32 * 1024;
+/// Read at once from a client or an upstream where hyper is not needed: a head and a small body.
+pub(super) const READ_BYTES: usize = 16 * 1024;
+/// Buffers of that size that a thread keeps.
+pub(super) const SPARES_MAX: usize = 64;
 /// Bytes that the kernel holds unsent for a client. A slow reader has no more of our memory.
 pub(super) const UNSENT_BYTES_MAX: u32 = 64 * 1024;
 

@@ -27,6 +27,8 @@ pub(super) enum Phase {
     Http1,
     /// HTTP/1 between two calls, without buffers.
     Resting,
+    /// A call that needs no hyper.
+    Express,
     Http2,
 }
 
@@ -200,6 +202,7 @@ impl Seat {
             Phase::Opening => Waits::Opening,
             Phase::Resting => Waits::Idle,
             _ if life.write_waits.is_set() => Waits::Reader,
+            Phase::Express => Waits::Us,
             Phase::Http2 if self.flows.borrow().is_empty() => Waits::Idle,
             Phase::Http2 => Waits::Us,
             Phase::Http1 if life.is_in_body.is_set() && life.read_waits.is_set() => Waits::Body,

@@ -1,10 +1,13 @@
 //! The life of one connection: TLS, which protocol it speaks, its calls, its end.
 //!
-//! Between two calls that are not close to each other, a connection of HTTP/1 is a socket and a
-//! place on the roll: hyper and its buffers are there while something happens.
+//! A connection of HTTP/1 is a socket and a place on the roll. Most calls need no more (`express`);
+//! hyper and its buffers are there for what does, as long as something happens.
 
-use std::{convert::Infallible, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll};
+use std::{
+    cell::Cell, convert::Infallible, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll,
+};
 
+use bytes::Bytes;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,6 +22,7 @@ use super::{
     Hall,
     answer::{self, refuse},
     door::Peer,
+    express::{self, Next, Resume},
     flows::{Flow, Flowing},
     life::HeadClock,
     limits::{
@@ -38,7 +42,7 @@ use crate::{
 /// What a client of HTTP/2 says first.
 const PREFACE: [u8; 24] = *b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How a connection goes on after its calls.
+/// How a connection goes on after hyper's calls.
 enum After {
     /// It waits for another one.
     Rest(Stream),
@@ -48,18 +52,6 @@ enum After {
     End(Stream),
     /// It is another's, or broken.
     Gone,
-}
-
-/// First bytes of a connection, as many as it takes to know its protocol.
-struct First {
-    bytes: [u8; PREFACE.len()],
-    length: usize,
-}
-
-impl First {
-    fn get(&self) -> &[u8] {
-        self.bytes.get(..self.length).unwrap_or_default()
-    }
 }
 
 /// Runs futures on the thread they are made on.
@@ -78,21 +70,39 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for OnThread {
 pub(super) async fn serve(hall: Rc<Hall>, stream: TcpStream, address: SocketAddr) {
     let present = hall.roll.enter(hall.seconds());
     let seat = &present.0;
-    let ended = seat.unless_ordered(open(&hall, stream)).await;
-    let Ok(Some((mut stream, mut first))) = ended else {
+    let ended = seat.unless_ordered(open(&hall, seat, stream)).await;
+    let Ok(Some((mut stream, mut input))) = ended else {
         return;
     };
     let peer = Peer {
         address: address.ip(),
         is_secure: stream.is_tls(),
     };
-    if first.get() == PREFACE {
-        Box::pin(http2(hall, seat, peer, stream)).await;
+    if input.starts_with(&PREFACE) {
+        Box::pin(http2(hall, seat, peer, stream, &input)).await;
         return;
     }
     loop {
-        // Boxed, so that a connection that rests has not the size of one that works.
-        let after = Box::pin(http1(&hall, seat, peer, stream, first.get())).await;
+        let next = express::serve(&hall, seat, peer, &mut stream, input).await;
+        let after = match next {
+            // Boxed, so that a connection that rests has not the size of one that works.
+            Next::Hyper {
+                read,
+                resume,
+                is_for_long,
+            } => {
+                Box::pin(http1(
+                    &hall,
+                    seat,
+                    peer,
+                    stream,
+                    (read, resume, is_for_long),
+                ))
+                .await
+            }
+            Next::End => After::End(stream),
+            Next::Gone => After::Gone,
+        };
         stream = match after {
             After::Rest(stream) => stream,
             After::Refuse(mut stream, refusal) => {
@@ -105,17 +115,12 @@ pub(super) async fn serve(hall: Rc<Hall>, stream: TcpStream, address: SocketAddr
             After::End(stream) => return farewell(seat, stream).await,
             After::Gone => return,
         };
-        seat.set_phase(Phase::Resting);
-        // Whatever is ordered while nothing happens is an end.
-        match seat.unless_ordered(read_first(&mut stream)).await {
-            Ok(Some(read)) => first = read,
-            _ => return,
-        }
+        input = Vec::new();
     }
 }
 
 /// Shakes hands where there is TLS, and reads what tells the protocol.
-async fn open(hall: &Hall, stream: TcpStream) -> Option<(Stream, First)> {
+async fn open(hall: &Hall, seat: &Seat, stream: TcpStream) -> Option<(Stream, Vec<u8>)> {
     let mut stream = match &hall.door.tls {
         None => Stream::Plain(stream),
         Some(config) => {
@@ -130,36 +135,35 @@ async fn open(hall: &Hall, stream: TcpStream) -> Option<(Stream, First)> {
             }
         }
     };
-    let first = read_first(&mut stream).await?;
+    let mut first = hall.read(&mut stream, seat).await?;
+    while first.len() < PREFACE.len() && PREFACE.starts_with(&first) {
+        first.append(&mut hall.read(&mut stream, seat).await?);
+    }
     Some((stream, first))
 }
 
-/// Waits for bytes, without room for more of them than it takes to know what follows.
-async fn read_first(stream: &mut Stream) -> Option<First> {
-    let mut first = First {
-        bytes: [0; PREFACE.len()],
-        length: 0,
-    };
-    while let Some(room) = first.bytes.get_mut(first.length..) {
-        let read = stream.read(room).await.ok().filter(|read| *read > 0)?;
-        first.length = first.length.saturating_add(read);
-        if first.get() == PREFACE || !PREFACE.starts_with(first.get()) {
-            break;
-        }
-    }
-    Some(first)
-}
-
-/// Serves calls until the connection rests or ends.
-async fn http1(hall: &Rc<Hall>, seat: &Seat, peer: Peer, stream: Stream, first: &[u8]) -> After {
+/// Serves calls until the connection rests or ends; the first one may have begun.
+async fn http1(
+    hall: &Rc<Hall>,
+    seat: &Seat,
+    peer: Peer,
+    stream: Stream,
+    (read, resume, is_for_long): (Bytes, Option<Box<Resume>>, bool),
+) -> After {
     let life = Arc::clone(&seat.life);
-    let wire = Wire::http1(stream, first, Arc::clone(&life));
+    let wire = Wire::http1(stream, read, Arc::clone(&life));
+    let (resume, is_answered) = (Cell::new(resume), Rc::<Cell<bool>>::default());
     let service = service_fn(|request: Request<Incoming>| {
         let (worker, life) = (Rc::clone(&hall.worker), Arc::clone(&life));
+        let (resume, is_answered) = (resume.take(), Rc::clone(&is_answered));
         async move {
-            let response = respond(worker, peer, request).await;
+            let response = match resume {
+                Some(resume) => express::resume(worker, request, *resume).await,
+                None => respond(worker, peer, request).await,
+            };
             life.is_tunnel
                 .set(response.status() == http::StatusCode::SWITCHING_PROTOCOLS);
+            is_answered.set(true);
             Ok::<_, Infallible>(response)
         }
     });
@@ -187,6 +191,10 @@ async fn http1(hall: &Rc<Hall>, seat: &Seat, peer: Peer, stream: Stream, first: 
                 return Poll::Ready(End::Refuse(refusal));
             }
             let is_idle = is_between && !life.is_in_head.is_set();
+            // What hyper was needed for is done.
+            if is_idle && !is_for_long && is_answered.get() {
+                return Poll::Ready(End::Rest);
+            }
             match seat.heed(task) {
                 Some(Order::Cut) => return Poll::Ready(End::Cut),
                 Some(Order::Rest) if is_idle => return Poll::Ready(End::Rest),
@@ -205,15 +213,9 @@ async fn http1(hall: &Rc<Hall>, seat: &Seat, peer: Peer, stream: Stream, first: 
     });
     let end = end.await;
     // None: it was upgraded, and is no longer ours.
-    let Some(parts) = connection.into_parts() else {
-        return After::Gone;
-    };
-    let stream = parts.io.into_inner().into_stream();
-    match end {
-        End::Rest => After::Rest(stream),
-        End::Refuse(refusal) => After::Refuse(stream, refusal),
-        End::Ended => After::End(stream),
-        End::Cut => After::Gone,
+    match connection.into_parts() {
+        Some(parts) => end.after(parts.io.into_inner().into_stream()),
+        None => After::Gone,
     }
 }
 
@@ -223,6 +225,17 @@ enum End {
     Refuse(Refusal),
     Ended,
     Cut,
+}
+
+impl End {
+    fn after(self, stream: Stream) -> After {
+        match self {
+            Self::Rest => After::Rest(stream),
+            Self::Refuse(refusal) => After::Refuse(stream, refusal),
+            Self::Ended => After::End(stream),
+            Self::Cut => After::Gone,
+        }
+    }
 }
 
 /// Ends a connection so that its client reads the last answer: what he still sends is thrown away
@@ -246,8 +259,9 @@ async fn farewell(seat: &Seat, mut stream: Stream) {
 }
 
 /// Serves streams until there are no more.
-async fn http2(hall: Rc<Hall>, seat: &Rc<Seat>, peer: Peer, stream: Stream) {
-    let wire = Wire::http2(stream, &PREFACE, Arc::clone(&seat.life));
+async fn http2(hall: Rc<Hall>, seat: &Rc<Seat>, peer: Peer, stream: Stream, read: &[u8]) {
+    let (_, frames) = read.split_at_checked(PREFACE.len()).unwrap_or_default();
+    let wire = Wire::http2(stream, &PREFACE, frames, Arc::clone(&seat.life));
     let service = service_fn(|request: Request<Incoming>| {
         let (worker, flow) = (Rc::clone(&hall.worker), Rc::<Flow>::default());
         seat.add_flow(&flow);

@@ -55,7 +55,7 @@ pub(super) struct Wire {
 
 impl Wire {
     /// A connection of HTTP/1 whose first bytes were read.
-    pub(super) fn http1(stream: Stream, first: &[u8], life: Arc<Life>) -> Self {
+    pub(super) fn http1(stream: Stream, mut first: Bytes, life: Arc<Life>) -> Self {
         let mut wire = Self {
             stream,
             first: Bytes::new(),
@@ -64,20 +64,27 @@ impl Wire {
             life,
         };
         // hyper has nothing yet that could be in a body.
-        let sound = wire.look_at(first).unwrap_or(0);
-        wire.first = Bytes::copy_from_slice(first.get(..sound).unwrap_or_default());
+        let sound = wire.look_at(&first).unwrap_or(0);
+        first.truncate(sound);
+        wire.first = first;
         wire
     }
 
-    /// The same for HTTP/2.
-    pub(super) fn http2(stream: Stream, first: &[u8], life: Arc<Life>) -> Self {
-        Self {
+    /// The same for HTTP/2: a preface, and frames behind it.
+    pub(super) fn http2(stream: Stream, preface: &[u8], frames: &[u8], life: Arc<Life>) -> Self {
+        let mut wire = Self {
             stream,
-            first: Bytes::copy_from_slice(first),
+            first: Bytes::new(),
             reader: Reader::Http2(Frames::new()),
             breach: Breached::No,
             life,
-        }
+        };
+        // Too few to be a flood.
+        let sound = wire.look_at(frames).unwrap_or(0);
+        wire.first = [preface, frames.get(..sound).unwrap_or_default()]
+            .concat()
+            .into();
+        wire
     }
 
     pub(super) fn into_stream(self) -> Stream {

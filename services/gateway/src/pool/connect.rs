@@ -60,7 +60,7 @@ pub(super) enum Opened {
 }
 
 /// Carries an HTTP/1.1 connection.
-type Driver = Pin<Box<dyn Future<Output = ()>>>;
+pub(super) type Driver = Pin<Box<dyn Future<Output = ()>>>;
 
 /// Carries an HTTP/2 connection.
 pub(super) trait Driving {
@@ -86,23 +86,19 @@ where
     }
 }
 
+impl From<(http1::SendRequest<Uploaded>, Driver)> for Opened {
+    fn from((sender, driver): (http1::SendRequest<Uploaded>, Driver)) -> Self {
+        Self::One(sender, driver)
+    }
+}
+
 impl Opened {
     /// Lets the connection live until it is closed, and lends it for the first time.
     pub(super) fn lend(self, site: &Rc<Site>, slot: Slot, chosen: Chosen) -> Lent {
         let Chosen { target, trial } = chosen;
         match self {
             Self::One(sender, driver) => {
-                tokio::task::spawn_local(async move {
-                    driver.await;
-                    drop(slot);
-                });
-                Lent {
-                    wire: Wire::One(sender),
-                    reused: false,
-                    target,
-                    trial,
-                    site: Rc::clone(site),
-                }
+                Lent::of(sender, driver, site, slot, Chosen { target, trial })
             }
             Self::Two(sender, driving) => {
                 let line = Line::new(sender, target);
@@ -129,6 +125,29 @@ impl Opened {
                     ..lent
                 }
             }
+        }
+    }
+}
+
+impl Lent {
+    /// Lets a connection of HTTP/1.1 live until it is closed, and lends it for the first time.
+    pub(super) fn of(
+        sender: http1::SendRequest<Uploaded>,
+        driver: Driver,
+        site: &Rc<Site>,
+        slot: Slot,
+        Chosen { target, trial }: Chosen,
+    ) -> Self {
+        tokio::task::spawn_local(async move {
+            driver.await;
+            drop(slot);
+        });
+        Self {
+            wire: Wire::One(sender),
+            reused: false,
+            target,
+            trial,
+            site: Rc::clone(site),
         }
     }
 }
@@ -173,7 +192,28 @@ impl Connector {
     /// # Errors
     /// Nobody listens, TLS fails, or it takes too long.
     pub(super) async fn open(&self, site: &Site, target: &Target) -> anyhow::Result<Opened> {
-        let connected = self.connect(&site.upstream, target);
+        self.within(site, self.connect(&site.upstream, target))
+            .await
+    }
+
+    /// A new connection without anything spoken on it.
+    ///
+    /// # Errors
+    /// Nobody listens, or it takes too long.
+    pub(super) async fn open_direct(
+        &self,
+        site: &Site,
+        target: &Target,
+    ) -> anyhow::Result<TcpStream> {
+        self.within(site, dial(target)).await
+    }
+
+    /// Connects within the time that the upstream has for it.
+    async fn within<T>(
+        &self,
+        site: &Site,
+        connected: impl Future<Output = anyhow::Result<T>>,
+    ) -> anyhow::Result<T> {
         let opened = match tokio::time::timeout(site.upstream.connect_timeout, connected).await {
             Ok(opened) => opened,
             Err(elapsed) => Err(elapsed.into()),
@@ -183,11 +223,10 @@ impl Connector {
     }
 
     async fn connect(&self, upstream: &Upstream, target: &Target) -> anyhow::Result<Opened> {
-        let stream = TcpStream::connect(target.address).await?;
-        stream.set_nodelay(true)?;
+        let stream = dial(target).await?;
         if !upstream.tls {
             return match upstream.protocol {
-                Protocol::Http1 | Protocol::Auto => one(stream).await,
+                Protocol::Http1 | Protocol::Auto => Ok(one(stream).await?.into()),
                 Protocol::H2 => two(stream).await,
             };
         }
@@ -204,7 +243,7 @@ impl Connector {
         match upstream.protocol {
             Protocol::H2 if !speaks_h2 => anyhow::bail!("the upstream does not offer h2"),
             _ if speaks_h2 => two(stream).await,
-            _ => one(stream).await,
+            _ => Ok(one(stream).await?.into()),
         }
     }
 
@@ -230,7 +269,14 @@ impl Connector {
     }
 }
 
-async fn one<S>(stream: S) -> anyhow::Result<Opened>
+async fn dial(target: &Target) -> anyhow::Result<TcpStream> {
+    let stream = TcpStream::connect(target.address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Speaks HTTP/1.1.
+pub(super) async fn one<S>(stream: S) -> hyper::Result<(http1::SendRequest<Uploaded>, Driver)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -243,7 +289,7 @@ where
             tracing::debug!(%error, "a connection to an upstream ended");
         }
     };
-    Ok(Opened::One(sender, Box::pin(driver)))
+    Ok((sender, Box::pin(driver)))
 }
 
 async fn two<S>(stream: S) -> anyhow::Result<Opened>

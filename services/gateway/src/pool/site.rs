@@ -16,7 +16,7 @@ use hyper::client::conn::http1;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    IDLE, Lent, Wire,
+    Direct, IDLE, Lent, Wire,
     line::{Line, STREAMS_TARGET},
     targets::{Target, Targets},
 };
@@ -46,6 +46,8 @@ pub(crate) struct Site {
     /// Being opened.
     opening: Cell<usize>,
     idle: RefCell<VecDeque<Idle>>,
+    /// The same without hyper.
+    direct: RefCell<VecDeque<(Direct, Instant)>>,
     lines: RefCell<Vec<Rc<Line>>>,
     queue: RefCell<VecDeque<oneshot::Sender<Handed>>>,
     used: Cell<Instant>,
@@ -65,6 +67,10 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    pub(super) fn site(&self) -> &Rc<Site> {
+        &self.site
+    }
+
     /// The connection goes there.
     pub(super) fn goes_to(&mut self, target: &Rc<Target>) {
         self.comes_back();
@@ -115,6 +121,7 @@ impl Site {
             connections: Cell::default(),
             opening: Cell::default(),
             idle: RefCell::default(),
+            direct: RefCell::default(),
             lines: RefCell::default(),
             queue: RefCell::default(),
             used: Cell::new(Instant::now()),
@@ -140,6 +147,25 @@ impl Site {
 
     fn pop(&self) -> Option<Idle> {
         self.idle.borrow_mut().pop_back()
+    }
+
+    /// The same without hyper.
+    pub(super) fn take_direct(&self) -> Option<Direct> {
+        loop {
+            let (direct, since) = self.direct.borrow_mut().pop_back()?;
+            if since.elapsed() <= IDLE && direct.target.is_used() && direct.is_silent() {
+                return Some(direct);
+            }
+        }
+    }
+
+    /// One without hyper is ready for another call. Who waits may open one in its stead.
+    pub(super) fn put_direct(&self, direct: Direct) {
+        let is_wanted = direct.target.is_used() && self.queue.borrow().is_empty();
+        if is_wanted && self.direct.borrow().len() < IDLE_MAX {
+            let waiting = (direct.waiting(), Instant::now());
+            self.direct.borrow_mut().push_back(waiting);
+        }
     }
 
     /// The HTTP/2 connection with the fewest streams that has room. Above the target only when no
@@ -269,6 +295,15 @@ impl Site {
                 break;
             }
             idle.pop_front();
+        }
+        loop {
+            let mut direct = self.direct.borrow_mut();
+            if !direct.front().is_some_and(|(_, since)| is_old(*since)) {
+                break;
+            }
+            let old = direct.pop_front();
+            drop(direct);
+            drop(old); // its slot may hand itself on
         }
         let stays = |line: &Rc<Line>| line.is_used() && !line.idle_since().is_some_and(is_old);
         self.lines.borrow_mut().retain(stays);

@@ -32,9 +32,9 @@ pub(crate) struct Report {
     pub(crate) returned_cum: Credits,
 }
 
-/// At least so many calls' worth is lent where that is a small part of the wallet: a key that is
-/// called now and then would else wait for credits at each of its calls.
-const CALLS_MIN: i64 = 32;
+/// At least so many calls' worth is lent where that is a small part of the wallet: it lasts until
+/// a gateway has measured how often its owner calls, or for days of now and then.
+const CALLS_MIN: i64 = 1_024;
 /// A small part: one of so many, shared by the live gateways.
 const SMALL_PARTS: i64 = 64;
 

@@ -1,0 +1,101 @@
+//! Calls of the common shape, from wire to wire without hyper.
+//!
+//! - A request that came whole, with a body of a known length or none, for an upstream that speaks
+//!   HTTP/1.1 without TLS, whose answer has a length too. That is most of all calls, and for them
+//!   messages between tasks, maps of fields and timers would cost more than all checks together.
+//! - Whatever is otherwise goes to hyper: before anything was done, after the call was admitted, or
+//!   with the beginning of an answer. So there is one place for what is rare, and nothing is
+//!   refused here for its form.
+//! - What is read here was passed by [`Framing`](super::framing::Framing) and by hyper's own
+//!   parser, as it is on the other way; checks, record and charge are the same code.
+
+mod answer;
+mod ask;
+mod exchange;
+mod front;
+mod request;
+mod resume;
+mod write;
+
+use bytes::Bytes;
+
+pub(super) use self::resume::{Resume, resume};
+use self::{exchange::Exchanged, front::Front, request::Request};
+use super::{
+    Hall,
+    door::Peer,
+    roll::{Phase, Seat},
+    wire::Stream,
+};
+
+/// What follows on a connection.
+pub(super) enum Next {
+    /// hyper reads what has come.
+    Hyper {
+        read: Bytes,
+        /// The first request's call has begun.
+        resume: Option<Box<Resume>>,
+        /// Requests are of another shape here; else the next one may be tried again.
+        is_for_long: bool,
+    },
+    /// Everything is answered, and it ends.
+    End,
+    /// It is broken, or was cut.
+    Gone,
+}
+
+/// Serves calls until one is for hyper, or the connection ends.
+pub(super) async fn serve(
+    hall: &Hall,
+    seat: &Seat,
+    peer: Peer,
+    stream: &mut Stream,
+    mut input: Vec<u8>,
+) -> Next {
+    let mut front = Front::new(hall, seat, stream);
+    loop {
+        if input.is_empty() {
+            hall.spare(input);
+            if front.is_ending {
+                return Next::End;
+            }
+            seat.set_phase(Phase::Resting);
+            input = match front.read().await {
+                Ok(input) => input,
+                Err(ended) => return ended,
+            };
+        }
+        seat.set_phase(Phase::Express);
+        let mut fields = request::no_fields();
+        let Some(request) = Request::parse(&input, &mut fields) else {
+            return for_hyper(input, &mut front, None, true);
+        };
+        let bytes = request.bytes;
+        match exchange::exchange(hall, peer, &mut front, &request).await {
+            Exchanged::Answered => {}
+            Exchanged::Unfit => return for_hyper(input, &mut front, None, true),
+            Exchanged::Cold => return for_hyper(input, &mut front, None, false),
+            Exchanged::Begun(resume) => {
+                return for_hyper(input, &mut front, Some(resume), false);
+            }
+            Exchanged::Ended => return Next::End,
+            Exchanged::Gone => return Next::Gone,
+        }
+        input.drain(..bytes);
+        front.take_ahead(&mut input);
+    }
+}
+
+fn for_hyper(
+    mut input: Vec<u8>,
+    front: &mut Front<'_>,
+    resume: Option<Box<Resume>>,
+    is_for_long: bool,
+) -> Next {
+    front.take_ahead(&mut input);
+    Next::Hyper {
+        read: input.into(),
+        resume,
+        is_for_long,
+    }
+}

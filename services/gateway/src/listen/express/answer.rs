@@ -1,0 +1,74 @@
+//! Answers of the common shape.
+
+use httparse::{EMPTY_HEADER, Header, ParserConfig, Status};
+
+use crate::units;
+
+/// Fields of an answer; more are for hyper.
+const FIELDS_MAX: usize = 64;
+
+pub(super) fn no_fields<'a>() -> [Header<'a>; FIELDS_MAX] {
+    [EMPTY_HEADER; FIELDS_MAX]
+}
+
+/// The head of an answer.
+pub(super) struct Answer<'a> {
+    pub(super) status: u16,
+    pub(super) fields: &'a [Header<'a>],
+    pub(super) has_date: bool,
+    /// Of the body.
+    pub(super) length: u64,
+    /// Of the head.
+    pub(super) bytes: usize,
+}
+
+impl<'a> Answer<'a> {
+    /// Reads the head of an answer. None: it has not come whole, or has another shape.
+    pub(super) fn parse(read: &'a [u8], fields: &'a mut [Header<'a>]) -> Option<Self> {
+        let mut answer = httparse::Response::new(fields);
+        let parsed = ParserConfig::default().parse_response(&mut answer, read);
+        let Ok(Status::Complete(bytes)) = parsed else {
+            return None;
+        };
+        let status = answer.code.filter(|code| has_body(*code))?;
+        if answer.version != Some(1) {
+            return None;
+        }
+        let fields: &[Header<'_>] = answer.headers;
+        let (mut length, mut has_date) = (None, false);
+        for Header { name, value } in fields {
+            let is = |other: &str| name.eq_ignore_ascii_case(other);
+            match name.len() {
+                4 if is("date") => has_date = true,
+                7 if is("upgrade") => return None,
+                10 if is("connection") && !value.eq_ignore_ascii_case(b"keep-alive") => {
+                    return None;
+                }
+                // More than one length, or one that is no plain number.
+                14 if is("content-length") => {
+                    let digits = str::from_utf8(value).ok()?;
+                    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+                    let read = digits.parse().ok().filter(|_| is_plain);
+                    if read.is_none() || length.replace(read?).is_some() {
+                        return None;
+                    }
+                }
+                14 if is(units::USAGE) => return None,
+                17 if is("transfer-encoding") => return None,
+                _ => {}
+            }
+        }
+        Some(Self {
+            status,
+            fields,
+            has_date,
+            length: length?,
+            bytes,
+        })
+    }
+}
+
+/// Whether an answer of a status has a body, and is the last one.
+const fn has_body(status: u16) -> bool {
+    matches!(status, 200..=599) && !matches!(status, 204 | 205 | 304)
+}

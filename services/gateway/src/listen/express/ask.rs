@@ -1,0 +1,92 @@
+//! Asks the upstream, and waits for its answer.
+
+use std::task::Poll;
+
+use http::Method;
+use types::Refusal;
+
+use super::{
+    front::{Front, Pieces},
+    request::Request,
+};
+use crate::{
+    metrics::Repeat,
+    pool::{Direct, patience::Pauses},
+};
+
+/// Why there is no answer.
+#[derive(Clone, Copy)]
+pub(super) enum NoAnswer {
+    /// The connection broke, after so many bytes were sent.
+    Broken(usize),
+    Timeout,
+    /// The client has gone.
+    Lost,
+}
+
+impl NoAnswer {
+    pub(super) fn refusal(self) -> Refusal {
+        match self {
+            Self::Timeout => Refusal::UpstreamTimeout,
+            Self::Broken(_) | Self::Lost => Refusal::UpstreamUnreachable,
+        }
+    }
+
+    /// Whether it is safe to send a request again: as in `send.rs`.
+    pub(super) fn repeat(self, request: &Request<'_>, reused: bool) -> Option<Repeat> {
+        let is_idempotent = request.method == Method::GET && request.body.is_empty();
+        match self {
+            Self::Broken(0) if reused => Some(Repeat::Unsent),
+            Self::Broken(_) if reused && is_idempotent => Some(Repeat::Idempotent),
+            _ => None,
+        }
+    }
+}
+
+/// Sends a request, and waits for the first bytes of its answer.
+pub(super) async fn ask(
+    front: &mut Front<'_>,
+    direct: &mut Direct,
+    (head, body): (&[u8], &[u8]),
+    pauses: &mut Pauses,
+) -> Result<Vec<u8>, NoAnswer> {
+    let mut pieces = Pieces::new(head, body);
+    let mut sent = 0_usize;
+    std::future::poll_fn(|task| {
+        while !pieces.is_empty() {
+            match pieces.poll_write(&mut direct.stream, task) {
+                Poll::Ready(Ok(bytes)) => sent = sent.saturating_add(bytes),
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(NoAnswer::Broken(sent))),
+                Poll::Pending if pauses.pause(task) => {
+                    return Poll::Ready(Err(NoAnswer::Timeout));
+                }
+                Poll::Pending if front.is_lost(task) => return Poll::Ready(Err(NoAnswer::Lost)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
+    })
+    .await?;
+    receive(front, direct, pauses)
+        .await
+        .map_err(|why| match why {
+            NoAnswer::Broken(_) => NoAnswer::Broken(sent),
+            other => other,
+        })
+}
+
+/// Waits for bytes of an answer.
+pub(super) async fn receive(
+    front: &mut Front<'_>,
+    direct: &mut Direct,
+    pauses: &mut Pauses,
+) -> Result<Vec<u8>, NoAnswer> {
+    std::future::poll_fn(|task| match front.poll_other(&mut direct.stream, task) {
+        Poll::Ready(Some(read)) => Poll::Ready(Ok(read)),
+        Poll::Ready(None) => Poll::Ready(Err(NoAnswer::Broken(0))),
+        Poll::Pending if pauses.pause(task) => Poll::Ready(Err(NoAnswer::Timeout)),
+        Poll::Pending if front.is_lost(task) => Poll::Ready(Err(NoAnswer::Lost)),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}

@@ -1,0 +1,364 @@
+//! One call: checked, sent, answered and recorded.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, Version, header::CONNECTION};
+use proto::events::v1::Disposition;
+use types::Refusal;
+
+use super::{
+    super::{Hall, answer as own, door::Peer},
+    answer::{self, Answer},
+    ask::{NoAnswer, ask, receive},
+    front::{Front, Lost},
+    request::Request,
+    resume::Resume,
+    write,
+};
+use crate::{
+    admit::{Admitted, Asked, admit},
+    catalogue::{Catalogue, Route, Service},
+    credential,
+    edge::{self, CallId, Denied, Told, Worker, seal},
+    keyring::Entry,
+    limits::Limits,
+    meter::{Facts, Ticket},
+    metrics::Source,
+    path,
+    pool::Direct,
+    proxy,
+    upload::Upload,
+};
+
+/// What became of a request.
+pub(super) enum Exchanged {
+    Answered,
+    /// Answered, and the connection ends.
+    Ended,
+    /// Nothing was done: it has a shape that hyper has to see.
+    Unfit,
+    /// Nothing was done: something is not at hand.
+    Cold,
+    /// hyper goes on with it.
+    Begun(Box<Resume>),
+    /// The client has gone, or must not read on.
+    Gone,
+}
+
+impl From<Lost> for Exchanged {
+    fn from(_: Lost) -> Self {
+        Self::Gone
+    }
+}
+
+/// What is known of a request whose key is known.
+struct Known<'a> {
+    entry: Arc<Entry>,
+    catalogue: Arc<Catalogue>,
+    service: &'a str,
+    rest: &'a str,
+    started: u64,
+}
+
+/// Looks up what a request needs, from memory. Nothing is done yet.
+fn look_up<'a>(worker: &Worker, request: &Request<'a>) -> Result<Known<'a>, Exchanged> {
+    let edge = &worker.edge;
+    let started = edge.clock.monotonic_nanos();
+    let (service, rest) = path::split(request.path).ok_or(Exchanged::Unfit)?;
+    // Whatever is refused is refused by the other way.
+    let is_plain = path::check(rest).is_ok() && !request.query.is_some_and(credential::holds_key);
+    let presented = match is_plain {
+        true => credential::read(request.authorization, request.api_key),
+        false => return Err(Exchanged::Unfit),
+    };
+    let presented = presented.map_err(|_refusal| Exchanged::Unfit)?;
+    let hash = edge.keyring.hashing().hash(&presented);
+    let entry = edge.keyring.cached(&hash).ok_or(Exchanged::Cold)?;
+    let catalogue = edge.catalogue.load_full();
+    let is_common = catalogue.service(service).is_some_and(|service| {
+        let route = service.route(&request.method, rest);
+        let bytes = u64::try_from(request.body.len()).unwrap_or(u64::MAX);
+        let is_free = |route: &Route| route.terms.price.is_none() && bytes <= route.body_bytes_max;
+        service.is_plain() && route.is_some_and(is_free)
+    });
+    match is_common {
+        true => Ok(Known {
+            entry,
+            catalogue,
+            service,
+            rest,
+            started,
+        }),
+        false => Err(Exchanged::Unfit),
+    }
+}
+
+/// Carries one call, if it is of the common shape.
+pub(super) async fn exchange(
+    hall: &Hall,
+    peer: Peer,
+    front: &mut Front<'_>,
+    request: &Request<'_>,
+) -> Exchanged {
+    match carry(hall, peer, front, request).await {
+        Ok(exchanged) | Err(exchanged) => exchanged,
+    }
+}
+
+async fn carry(
+    hall: &Hall,
+    peer: Peer,
+    front: &mut Front<'_>,
+    request: &Request<'_>,
+) -> Result<Exchanged, Exchanged> {
+    let worker = &hall.worker;
+    let edge = &worker.edge;
+    if edge.draining.load(Ordering::Acquire) {
+        return Err(Exchanged::Unfit); // the answer says that the connection ends
+    }
+    let known = look_up(worker, request)?;
+    // Room for the record first: from here on every way out writes one.
+    let reservation = edge.journal.reserve().ok_or(Exchanged::Cold)?;
+    edge.verified(Source::Local, known.started);
+    front.seat.life.heads.add(1);
+    let id = CallId::new(&edge.ids);
+    let facts = facts(worker, peer, request, &known, id.clone());
+    let Known {
+        entry,
+        catalogue,
+        service,
+        rest,
+        ..
+    } = known;
+    let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
+    let asked = Asked::Plain(&request.method);
+    let admitted = admit(edge, &catalogue, asked, ticket, service, rest.to_owned());
+    let (admitted, limits) = match front.during(admitted).await? {
+        Ok(admitted) => admitted,
+        Err(denied) => return refuse(hall, front, id, denied).await,
+    };
+    let Admitted {
+        ticket,
+        service,
+        route,
+        rest,
+        ..
+    } = admitted;
+    let call = Call {
+        hall,
+        id,
+        limits,
+        ticket,
+        catalogue: &catalogue,
+        service,
+        route,
+        rest,
+    };
+    call.forward(front, request).await
+}
+
+/// An admitted call.
+struct Call<'a> {
+    hall: &'a Hall,
+    id: CallId,
+    limits: Limits,
+    ticket: Ticket,
+    catalogue: &'a Arc<Catalogue>,
+    service: &'a Service,
+    route: &'a Route,
+    rest: String,
+}
+
+impl Call<'_> {
+    /// Asks the upstream.
+    async fn forward(
+        mut self,
+        front: &mut Front<'_>,
+        request: &Request<'_>,
+    ) -> Result<Exchanged, Exchanged> {
+        let worker = &self.hall.worker;
+        let direct = front.during(worker.pool.direct(&self.service.upstream));
+        let Some(mut direct) = direct.await? else {
+            return Ok(self.resumed(None));
+        };
+        let span = proxy::upstream_span(worker, &self.ticket, self.service);
+        let head = write::request(
+            worker,
+            request,
+            &self.ticket,
+            self.service,
+            &self.rest,
+            &span,
+        );
+        let upload = Upload::of(request.body);
+        if let Err(refusal) = self.ticket.forwarding(upload) {
+            return self.refuse(front, refusal, Disposition::Refused).await;
+        }
+        let timeout = self.route.timeout;
+        let mut pauses = worker.patience.pauses(timeout, timeout);
+        let asked = ask(front, &mut direct, (&head, request.body), &mut pauses).await;
+        drop(pauses);
+        let read = match asked {
+            Ok(read) => read,
+            Err(NoAnswer::Lost) => return Err(Exchanged::Gone),
+            Err(why) => {
+                if let Some(repeat) = why.repeat(request, direct.reused) {
+                    worker.edge.metrics.upstreams.repeated(repeat);
+                    return Ok(self.resumed(None));
+                }
+                // One that had been used before may have been closed for want of use.
+                if matches!(why, NoAnswer::Timeout) || !direct.reused {
+                    worker.pool.failed(direct.target());
+                }
+                span.fail(why.refusal().as_str());
+                let failed = Disposition::UpstreamFailed;
+                return self.refuse(front, why.refusal(), failed).await;
+            }
+        };
+        let mut fields = answer::no_fields();
+        let Some(answer) = Answer::parse(&read, &mut fields) else {
+            return Ok(self.resumed(Some((direct, read.into()))));
+        };
+        direct.answered();
+        span.set("http.response.status_code", i64::from(answer.status));
+        drop(span);
+        let is_last = front.is_ending || worker.edge.draining.load(Ordering::Acquire);
+        let head = self.begin_answer(&answer, is_last);
+        let (begun, length) = (answer.bytes, answer.length);
+        self.pass(front, direct, head, (read, begun), length)
+            .await?;
+        Ok(front.end(is_last))
+    }
+
+    /// hyper goes on.
+    fn resumed(self, answered: Option<(Direct, Bytes)>) -> Exchanged {
+        Exchanged::Begun(Box::new(Resume {
+            id: self.id,
+            limits: self.limits,
+            ticket: self.ticket,
+            catalogue: Arc::clone(self.catalogue),
+            service: self.service.name.clone(),
+            rest: self.rest,
+            answered,
+        }))
+    }
+
+    /// Ends the call without an answer of the upstream.
+    async fn refuse(
+        self,
+        front: &mut Front<'_>,
+        refusal: Refusal,
+        disposition: Disposition,
+    ) -> Result<Exchanged, Exchanged> {
+        self.ticket.refuse(refusal, disposition);
+        let denied = Denied::counted(refusal.into(), self.limits);
+        refuse(self.hall, front, self.id, denied).await
+    }
+
+    /// Notes the answer, and makes the head that the client gets.
+    fn begin_answer(&mut self, answer: &Answer<'_>, is_last: bool) -> Vec<u8> {
+        let status = StatusCode::from_u16(answer.status).unwrap_or_default();
+        // It has no field that would matter to the call's cost.
+        self.ticket.answered(status, &HeaderMap::new());
+        let cost = self.ticket.announce(false);
+        write::answer(self.hall, answer, &self.id, cost, self.limits, is_last)
+    }
+
+    /// Passes the body, of which some was read with the head. Its end leaves when the call is
+    /// recorded.
+    async fn pass(
+        self,
+        front: &mut Front<'_>,
+        mut direct: Direct,
+        mut head: Vec<u8>,
+        (mut read, begun): (Vec<u8>, usize),
+        length: u64,
+    ) -> Result<(), Exchanged> {
+        let Self {
+            hall,
+            mut ticket,
+            route,
+            ..
+        } = self;
+        let mut pauses = hall
+            .worker
+            .patience
+            .pauses(route.idle_timeout, route.total_timeout);
+        let mut body = read.get(begun..).unwrap_or_default();
+        let mut left = length;
+        loop {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            let (piece, more) = body.split_at_checked(most).unwrap_or((body, &[]));
+            ticket.sent(piece);
+            left = left.saturating_sub(u64::try_from(piece.len()).unwrap_or(u64::MAX));
+            if left == 0 {
+                // With more than it announced, nobody knows what the next bytes are.
+                if more.is_empty() {
+                    direct.give_back();
+                }
+                let proof = ticket.finish().proof;
+                if !front.during(proof.wait()).await? {
+                    return Err(Exchanged::Gone);
+                }
+                front.write(&head, piece).await?;
+                hall.spare(head);
+                hall.spare(read);
+                return Ok(());
+            }
+            front.write(&head, piece).await?;
+            head.clear();
+            hall.spare(read);
+            read = match receive(front, &mut direct, &mut pauses).await {
+                Ok(read) => read,
+                Err(NoAnswer::Lost) => return Err(Exchanged::Gone),
+                Err(_) => {
+                    ticket.abort();
+                    return Err(Exchanged::Gone);
+                }
+            };
+            pauses.go_on();
+            body = &read;
+        }
+    }
+}
+
+fn facts(
+    worker: &Worker,
+    peer: Peer,
+    request: &Request<'_>,
+    known: &Known<'_>,
+    id: CallId,
+) -> Facts {
+    let edge = &worker.edge;
+    let forwarded = request.forwarded_for();
+    let told = Told {
+        method: &request.method,
+        path: request.path,
+        user_agent: request.user_agent,
+        traceparent: request.traceparent,
+        request_id: request.request_id,
+        client: types::client_address(peer.address, forwarded, edge.trusted_hops),
+    };
+    let asked = (known.service, known.rest);
+    edge::facts(edge, peer, &told, id, known.started, asked)
+}
+
+/// Says why a call is refused. Its record is written.
+async fn refuse(
+    hall: &Hall,
+    front: &mut Front<'_>,
+    id: CallId,
+    denied: Denied,
+) -> Result<Exchanged, Exchanged> {
+    let edge = &hall.worker.edge;
+    let mut response = seal(edge, Version::HTTP_11, id, None, Err(denied));
+    let headers = response.headers_mut();
+    if front.is_ending {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let is_last = headers.contains_key(CONNECTION);
+    let bytes = own::write(edge, response);
+    front.write(&bytes, &[]).await?;
+    Ok(front.end(is_last))
+}

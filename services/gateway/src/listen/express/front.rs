@@ -1,0 +1,188 @@
+//! The client's side of a connection, between two calls and during one.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use tokio::{io::AsyncWrite, net::TcpStream};
+
+use super::{
+    super::{
+        Hall,
+        roll::{Order, Seat},
+        wire::Stream,
+    },
+    Next,
+    exchange::Exchanged,
+};
+
+/// A client's connection.
+pub(super) struct Front<'a> {
+    hall: &'a Hall,
+    pub(super) seat: &'a Seat,
+    stream: &'a mut Stream,
+    /// What came during a call.
+    ahead: Vec<u8>,
+    /// This call is the last one.
+    pub(super) is_ending: bool,
+}
+
+/// The client has gone, or is cut off.
+pub(super) struct Lost;
+
+impl<'a> Front<'a> {
+    pub(super) fn new(hall: &'a Hall, seat: &'a Seat, stream: &'a mut Stream) -> Self {
+        Self {
+            hall,
+            seat,
+            stream,
+            ahead: Vec::new(),
+            is_ending: false,
+        }
+    }
+
+    /// Waits for another request. Whatever is ordered while nothing happens is an end.
+    pub(super) async fn read(&mut self) -> Result<Vec<u8>, Next> {
+        let Self {
+            hall, seat, stream, ..
+        } = self;
+        match seat.unless_ordered(hall.read(stream, seat)).await {
+            Ok(Some(read)) => Ok(read),
+            Ok(None) => Err(Next::Gone),
+            Err(Order::Cut) => Err(Next::Gone),
+            Err(_) => Err(Next::End),
+        }
+    }
+
+    /// Reads from an upstream. None: its end.
+    pub(super) fn poll_other(
+        &self,
+        stream: &mut TcpStream,
+        task: &mut Context<'_>,
+    ) -> Poll<Option<Vec<u8>>> {
+        self.hall.poll_read(stream, task)
+    }
+
+    /// What follows an answer.
+    pub(super) const fn end(&self, is_last: bool) -> Exchanged {
+        match is_last || self.is_ending {
+            true => Exchanged::Ended,
+            false => Exchanged::Answered,
+        }
+    }
+
+    /// Appends what came during a call.
+    pub(super) fn take_ahead(&mut self, input: &mut Vec<u8>) {
+        if !self.ahead.is_empty() {
+            input.append(&mut self.ahead);
+        }
+    }
+
+    /// Awaits something while the client stays.
+    pub(super) async fn during<T>(&mut self, awaited: impl Future<Output = T>) -> Result<T, Lost> {
+        let mut awaited = std::pin::pin!(awaited);
+        std::future::poll_fn(|task| match awaited.as_mut().poll(task) {
+            Poll::Ready(done) => Poll::Ready(Ok(done)),
+            Poll::Pending if self.is_lost(task) => Poll::Ready(Err(Lost)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    /// Looks after the connection while something is awaited. Woken when there is news.
+    pub(super) fn is_lost(&mut self, task: &mut Context<'_>) -> bool {
+        if self.is_cut(task) {
+            return true;
+        }
+        // Who sends the next request meanwhile is read once; then he waits.
+        if !self.ahead.is_empty() {
+            return false;
+        }
+        match self.hall.poll_read(self.stream, task) {
+            Poll::Ready(Some(read)) => {
+                self.seat.life.read.add(read.len());
+                self.ahead = read;
+                false
+            }
+            Poll::Ready(None) => true,
+            Poll::Pending => false,
+        }
+    }
+
+    /// Takes an order.
+    fn is_cut(&mut self, task: &Context<'_>) -> bool {
+        let order = self.seat.heed(task);
+        self.is_ending |= order == Some(Order::End);
+        order == Some(Order::Cut)
+    }
+
+    /// Sends two pieces, one behind the other.
+    pub(super) async fn write(&mut self, first: &[u8], second: &[u8]) -> Result<(), Lost> {
+        let mut pieces = Pieces::new(first, second);
+        std::future::poll_fn(|task| {
+            loop {
+                if pieces.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                let written = pieces.poll_write(self.stream, task);
+                let life = &self.seat.life;
+                life.write_waits.set(written.is_pending());
+                match written {
+                    Poll::Ready(Ok(bytes)) => life.written.add(bytes),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost)),
+                    Poll::Pending if self.is_cut(task) => return Poll::Ready(Err(Lost)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+        })
+        .await?;
+        // What TLS still holds.
+        std::future::poll_fn(|task| Pin::new(&mut *self.stream).poll_flush(task))
+            .await
+            .map_err(|_broken| Lost)
+    }
+}
+
+/// Two pieces on their way.
+pub(super) struct Pieces<'a> {
+    first: &'a [u8],
+    second: &'a [u8],
+}
+
+impl<'a> Pieces<'a> {
+    pub(super) const fn new(first: &'a [u8], second: &'a [u8]) -> Self {
+        Self { first, second }
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.second.is_empty()
+    }
+
+    /// Writes on. Returns how many bytes went; never none.
+    pub(super) fn poll_write(
+        &mut self,
+        stream: &mut (impl AsyncWrite + Unpin),
+        task: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(stream);
+        let written = match (self.first, self.second) {
+            (piece, []) | ([], piece) => stream.poll_write(task, piece),
+            (first, second) => {
+                stream.poll_write_vectored(task, &[IoSlice::new(first), IoSlice::new(second)])
+            }
+        };
+        match written {
+            Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            Poll::Ready(Ok(bytes)) => {
+                let of_first = bytes.min(self.first.len());
+                let of_second = bytes.saturating_sub(of_first);
+                self.first = self.first.get(of_first..).unwrap_or_default();
+                self.second = self.second.get(of_second..).unwrap_or_default();
+                Poll::Ready(Ok(bytes))
+            }
+            other => other,
+        }
+    }
+}
