@@ -1,15 +1,12 @@
 //! The checks behind the key, cheapest first. A refused call gives back what an earlier check took,
 //! and leaves a record of cost 0.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use http::{Method, Request};
 use hyper::body::Incoming;
 use proto::{events::v1::Disposition, keys::v1::KeyUse};
-use runtime::{Clock, trace::Span};
+use runtime::trace::Span;
 use types::Refusal;
 
 use crate::{
@@ -21,7 +18,7 @@ use crate::{
     keyring::Entry,
     lease::{Account, Hold, Owner},
     limits::{Limits, QuotaSpent},
-    meter::{PERMITS, Ticket},
+    meter::{Facts, PERMITS, Ticket},
     refuse::Refused,
 };
 
@@ -70,15 +67,7 @@ pub(crate) async fn admit<'a>(
     rest: String,
 ) -> Result<(Admitted<'a>, Limits), Denied> {
     let entry = Arc::clone(ticket.entry());
-    let judged = route(
-        catalogue,
-        asked.method(),
-        &entry,
-        &mut ticket,
-        name,
-        &rest,
-        &edge.clock,
-    );
+    let judged = route(catalogue, asked.method(), &entry, &mut ticket, name, &rest);
     let (service, route) = match judged {
         Ok(found) => found,
         Err(refusal) => return Err(deny(ticket, refusal.into(), Limits::default())),
@@ -110,7 +99,7 @@ pub(crate) async fn admit<'a>(
             }
         }
     }
-    touch(edge, &entry, ticket.facts().client);
+    touch(edge, &entry, ticket.facts());
     let admitted = Admitted {
         ticket,
         service,
@@ -128,8 +117,8 @@ fn deny(ticket: Ticket, refused: Refused, limits: Limits) -> Denied {
 }
 
 /// Notes a key's use, once a minute.
-fn touch(edge: &Edge, entry: &Entry, client: IpAddr) {
-    let now = edge.clock.now();
+fn touch(edge: &Edge, entry: &Entry, facts: &Facts) {
+    let now = facts.at;
     let minute = now.as_second() / 60;
     if entry.touched.swap(minute, Ordering::Relaxed) == minute {
         return;
@@ -137,7 +126,7 @@ fn touch(edge: &Edge, entry: &Entry, client: IpAddr) {
     let used = KeyUse {
         key_id: entry.key.to_string(),
         at: Some(proto::convert::timestamp(now)),
-        ip: client.to_string(),
+        ip: facts.client.to_string(),
     };
     if edge.touches.try_send(used).is_err() {
         entry.touched.store(0, Ordering::Relaxed); // the next call says it again
@@ -151,9 +140,8 @@ fn route<'a>(
     ticket: &mut Ticket,
     name: &str,
     rest: &str,
-    clock: &Clock,
 ) -> Result<(&'a Service, &'a Route), Refusal> {
-    let now = clock.now().as_microsecond();
+    let now = ticket.facts().at.as_microsecond();
     domain::judge_key(entry, now)?;
     let service = catalogue.service(name).ok_or(Refusal::UnknownService)?;
     ticket.concerns(service);
@@ -239,13 +227,14 @@ async fn take(
 
 /// `None`: some lease in hand has too little, and nothing was taken.
 fn take_in_hand(edge: &Edge, entry: &Entry, most: i64) -> Option<Taken> {
+    let now = edge.lender.monotonic_micros();
     let mut permits = Vec::with_capacity(entry.quotas.len());
     for account in &entry.quotas {
-        permits.push(edge.lender.hold(account, PERMITS)?);
+        permits.push(edge.lender.hold(account, PERMITS, now)?);
     }
     let credits = match most {
         0 => None,
-        _ => Some(edge.lender.hold(&entry.account, most)?),
+        _ => Some(edge.lender.hold(&entry.account, most, now)?),
     };
     Some((permits, credits))
 }
@@ -272,7 +261,8 @@ async fn hold(
     credits: i64,
     span: &Span,
 ) -> Result<Hold, Refusal> {
-    if let Some(hold) = edge.lender.hold(account, credits) {
+    let now = edge.lender.monotonic_micros();
+    if let Some(hold) = edge.lender.hold(account, credits, now) {
         return Ok(hold);
     }
     let (lender, account) = (Arc::clone(&edge.lender), Arc::clone(account));

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use http::{HeaderValue, Method, uri::Authority};
 use prometheus_client::metrics::counter::Counter;
 use proto::keys::v1 as wire;
@@ -89,13 +90,13 @@ pub(crate) struct Route {
 #[derive(Debug, Default)]
 pub(crate) struct Catalogue {
     pub(crate) version: i64,
-    services: HashMap<String, Arc<Service>>,
+    services: HashMap<String, Arc<Service>, RandomState>,
 }
 
 impl Catalogue {
     /// Takes what `keys` sent. A service that makes no sense is left out, loudly.
     pub(crate) fn from_wire(wire: wire::Catalogue) -> Self {
-        let mut services = HashMap::new();
+        let mut services = HashMap::default();
         for service in wire.services {
             let name = service.name.clone();
             match Service::from_wire(service) {

@@ -313,7 +313,7 @@ async fn find(
 ) -> Result<Arc<Entry>, Refused> {
     let hashing = edge.keyring.hashing();
     let hash = hashing.hash(&presented);
-    if let Some(entry) = edge.keyring.cached(&hash) {
+    if let Some(entry) = edge.keyring.cached(&hash, started) {
         edge.verified(Source::Local, started);
         return Ok(entry);
     }
@@ -411,6 +411,7 @@ pub(crate) fn facts(
         request: id,
         request_text: text,
         started,
+        at: edge.clock.now(),
         client: told.client,
         is_secure: peer.is_secure,
         country: edge.countries.country(told.client),
@@ -420,7 +421,8 @@ pub(crate) fn facts(
         } else {
             rest.to_owned()
         },
-        user_agent: record::cut(told.user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX),
+        user_agent: record::cut(told.user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX)
+            .to_owned(),
         span: span(edge, told, service, id),
     }
 }
@@ -449,7 +451,10 @@ fn span(edge: &Edge, told: &Told<'_>, service: &str, id: RequestId) -> Span {
     span.set("url.scheme", "http");
     span.set("tollgate.request_id", id.to_string());
     if let Some(theirs) = told.request_id {
-        span.set("http.request.header.x-request-id", record::cut(theirs, 128));
+        span.set(
+            "http.request.header.x-request-id",
+            record::cut(theirs, 128).to_owned(),
+        );
     }
     span
 }

@@ -20,11 +20,15 @@ use std::{
 
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, Guard};
+use foldhash::fast::RandomState;
 use proto::{
     channel::Channel,
     keys::v1::{KeyRecord, VerifyKeyRequest, keys_service_client::KeysServiceClient},
 };
-use quick_cache::sync::Cache;
+use quick_cache::{
+    UnitWeighter,
+    sync::{Cache, DefaultLifecycle},
+};
 use runtime::Host;
 use types::{KeyHash, Refusal};
 
@@ -78,7 +82,7 @@ struct News {
 
 /// All keys this process knows.
 pub(crate) struct Keyring {
-    known: Cache<KeyHash, Arc<Entry>>,
+    known: Cache<KeyHash, Arc<Entry>, UnitWeighter, RandomState>,
     unknown: Cache<KeyHash, Unknown>,
     tombstones: papaya::HashMap<KeyHash, (i64, u64)>,
     limiters: Limiters,
@@ -102,7 +106,13 @@ impl Keyring {
     ) -> anyhow::Result<Self> {
         let generation = config.peppers.read().context("API_KEY_PEPPER")?;
         Ok(Self {
-            known: Cache::new(config.keys_max),
+            known: Cache::with(
+                config.keys_max,
+                u64::try_from(config.keys_max).unwrap_or(u64::MAX),
+                UnitWeighter,
+                RandomState::default(),
+                DefaultLifecycle::default(),
+            ),
             unknown: Cache::new(NEGATIVE_MAX),
             tombstones: papaya::HashMap::new(),
             limiters: Limiters::default(),
@@ -121,20 +131,25 @@ impl Keyring {
         self.host.clock().monotonic_nanos()
     }
 
-    /// The record in memory, if it may be believed. No I/O.
-    pub(crate) fn cached(&self, hash: &KeyHash) -> Option<Arc<Entry>> {
-        self.known.get(hash).filter(|entry| self.is_believed(entry))
+    /// The record in memory, if it may be believed at `now` (monotonic nanoseconds). No I/O.
+    pub(crate) fn cached(&self, hash: &KeyHash, now: u64) -> Option<Arc<Entry>> {
+        let entry = self.known.get(hash)?;
+        self.is_believed(&entry, now).then_some(entry)
     }
 
-    fn is_believed(&self, entry: &Entry) -> bool {
-        !self.is_blind() || self.now().saturating_sub(entry.read_at) <= BLIND_NANOS_MAX
+    fn is_believed(&self, entry: &Entry, now: u64) -> bool {
+        !self.is_blind_at(now) || now.saturating_sub(entry.read_at) <= BLIND_NANOS_MAX
     }
 
     /// True when nothing was heard of changes for so long that what is in memory has to be asked
     /// for again.
     pub(crate) fn is_blind(&self) -> bool {
+        self.is_blind_at(self.now())
+    }
+
+    fn is_blind_at(&self, now: u64) -> bool {
         let at = self.news.at.load(Ordering::Acquire);
-        self.now().saturating_sub(at) > NEWS_NANOS_MAX
+        now.saturating_sub(at) > NEWS_NANOS_MAX
     }
 
     /// What keys are hashed with at this moment. No I/O, no lock.
@@ -184,7 +199,9 @@ impl Keyring {
         let hash = &key.hash;
         // A copy that is no longer believed must not be what others are given. What is under way
         // stays: a plain `remove` would take the place from under it, and each caller would ask.
-        self.known.remove_if(hash, |entry| !self.is_believed(entry));
+        let now = self.now();
+        self.known
+            .remove_if(hash, |entry| !self.is_believed(entry, now));
         let guard = match self.known.get_value_or_guard_async(hash).await {
             Ok(entry) => return Ok(self.unless_outdated(hash, entry)),
             Err(guard) => guard,

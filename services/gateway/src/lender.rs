@@ -104,9 +104,9 @@ impl Lender {
         Arc::clone(accounts.get_or_insert_with(owner, || Arc::new(Account::new(owner))))
     }
 
-    /// Takes credits from the lease in hand; begins a renewal in the background when it runs low.
-    pub(crate) fn hold(&self, account: &Arc<Account>, credits: i64) -> Option<Hold> {
-        let hold = account.hold(credits, self.monotonic_micros())?;
+    /// Takes credits from the lease in hand at `now` (monotonic microseconds); begins a renewal in the background when it runs low.
+    pub(crate) fn hold(&self, account: &Arc<Account>, credits: i64, now: i64) -> Option<Hold> {
+        let hold = account.hold(credits, now)?;
         if account.claim_renewal() && self.renewals.try_send(Arc::clone(account)).is_err() {
             account.renewed();
         }
@@ -118,7 +118,7 @@ impl Lender {
     }
 
     /// The clock that leases end by: no step of the wall clock ends a period or prolongs it.
-    fn monotonic_micros(&self) -> i64 {
+    pub(crate) fn monotonic_micros(&self) -> i64 {
         let micros = self.host.clock().monotonic_nanos() / 1_000;
         i64::try_from(micros).unwrap_or(i64::MAX)
     }
@@ -135,7 +135,7 @@ impl Lender {
     ) -> Result<Hold, Refusal> {
         let seen = account.begun();
         let _turn = account.turn.lock().await;
-        if let Some(hold) = self.hold(account, credits) {
+        if let Some(hold) = self.hold(account, credits, self.monotonic_micros()) {
             return Ok(hold);
         }
         if let Some(refusal) = account.failed_since(seen, credits) {
@@ -156,7 +156,7 @@ impl Lender {
                 return Ok(hold);
             }
             // A call that ended meanwhile may have left enough of its hold.
-            if let Some(hold) = self.hold(account, credits) {
+            if let Some(hold) = self.hold(account, credits, self.monotonic_micros()) {
                 return Ok(hold);
             }
             if let Err(error) = acquired {
@@ -200,8 +200,13 @@ impl Lender {
         let minimum = credits.max(1);
         let per_call = minimum.max(account.per_call());
         let little = per_call.saturating_mul(CALLS_MIN).min(account.small_part());
+        // The rate is known once a second. What is gone in less was a fraction of what is needed.
+        let a_second_ago = self.monotonic_micros().saturating_sub(1_000_000);
+        let lease = account.lease();
+        let gone = lease.and_then(|lease| lease.extended_since(a_second_ago));
         let wanted = account
             .rate()
+            .max(gone.unwrap_or(0))
             .saturating_mul(LEASE_SECONDS)
             .max(per_call.saturating_mul(FIRST_CALLS))
             .max(little)

@@ -28,6 +28,7 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
+use jiff::Timestamp;
 use runtime::Clock;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -94,6 +95,8 @@ pub(crate) struct Hall {
     clock: Clock,
     /// Buffers that nobody needs now.
     spares: RefCell<Vec<Vec<u8>>>,
+    /// Of a second, and how answers say it.
+    date: RefCell<(i64, Rc<str>)>,
 }
 
 impl Hall {
@@ -104,7 +107,17 @@ impl Hall {
             door,
             roll: Rc::default(),
             spares: RefCell::default(),
+            date: RefCell::new((i64::MIN, Rc::from(""))),
         })
+    }
+
+    /// The date as answers say it, made once a second.
+    fn date(&self, now: Timestamp) -> Rc<str> {
+        let mut date = self.date.borrow_mut();
+        if date.0 != now.as_second() {
+            *date = (now.as_second(), answer::date(now).to_string().into());
+        }
+        Rc::clone(&date.1)
     }
 
     /// An empty buffer.

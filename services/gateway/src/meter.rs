@@ -15,7 +15,8 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
-use proto::events::v1::{Call, Disposition, Permit, Record, RecordKind};
+use jiff::Timestamp;
+use proto::events::v1::{Disposition, RecordKind};
 use runtime::{crash_point, trace::Span};
 use tokio::sync::watch;
 use types::{Charge, Rate, Refusal, RequestId};
@@ -29,7 +30,7 @@ use crate::{
     journal::{Kept, Reservation},
     keyring::Entry,
     lease::Hold,
-    record::{self, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX},
+    record::{self, Call, CallRecord, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX},
     units::{Events, Units},
     upload::Upload,
 };
@@ -88,7 +89,10 @@ pub(crate) struct Facts {
     pub(crate) request: RequestId,
     /// As both sides get it.
     pub(crate) request_text: HeaderValue,
+    /// Monotonic nanoseconds.
     pub(crate) started: u64,
+    /// The same moment by the wall clock.
+    pub(crate) at: Timestamp,
     pub(crate) client: IpAddr,
     /// The client speaks TLS to us.
     pub(crate) is_secure: bool,
@@ -328,29 +332,29 @@ impl Ticket {
         let now = self.edge.clock.monotonic_nanos();
         let charge = self.charge(Disposition::GatewayAborted);
         let total = now.saturating_sub(self.facts.started);
-        let mut record = Record {
-            kind: kind.into(),
-            at_unix_micros: self.edge.clock.now().as_microsecond(),
-            call: Some(self.call(Disposition::GatewayAborted, total, charge)),
-            permits: self.permits.iter().map(permit).collect(),
-            ..Record::default()
-        };
+        let call = self.call(Disposition::GatewayAborted, total, charge);
         // A tunnel of a free route holds nothing.
-        if let Some(hold) = &self.hold {
-            record.lease_id = hold.lease_id().bytes().to_vec();
-            record.held = hold.credits();
-            record.due = charge.cost;
-        }
+        let hold = self.hold.as_ref();
+        let mut record = CallRecord {
+            seq: 0,
+            kind,
+            at_unix_micros: self.edge.clock.now().as_microsecond(),
+            lease: hold.map(Hold::lease_id),
+            cost: 0,
+            cum: 0,
+            held: hold.map_or(0, Hold::credits),
+            call: &call,
+            due: hold.map_or(0, |_| charge.cost),
+        };
         let journal = &self.edge.journal;
         let (seq, kept) = reservation.append(|slot| {
             record.seq = slot.seq;
             // What was spent before may be trimmed when a successor counts.
-            record.cum = self.hold.as_ref().map_or(0, Hold::total);
-            for (permit, hold) in record.permits.iter_mut().zip(&self.permits) {
-                permit.cum = hold.total();
-            }
+            record.cum = hold.map_or(0, Hold::total);
+            let permits = self.permits.iter();
+            let permits = permits.map(|hold| (hold.lease_id(), hold.total()));
             // Before anybody can have applied it.
-            (record::encode(&record, slot.buf), journal.keep(slot.seq))
+            (record.write(permits, slot.buf), journal.keep(slot.seq))
         });
         self.open = Some(Open {
             kept,
@@ -430,28 +434,26 @@ impl Ticket {
             None => Charge::default(),
         };
         let cost = charge.cost;
-        let mut record = Record {
-            kind: RecordKind::Call.into(),
-            at_unix_micros: self.edge.clock.now().as_microsecond(),
-            cost,
-            call: Some(self.call(disposition, total, charge)),
-            permits: permits.iter().map(permit).collect(),
-            ..Record::default()
-        };
+        let call = self.call(disposition, total, charge);
         // A call that costs nothing leaves its lease alone: its record names none.
         let charged = hold.as_ref().filter(|_| cost > 0);
-        if let Some(hold) = charged {
-            record.lease_id = hold.lease_id().bytes().to_vec();
-        }
+        let mut record = CallRecord {
+            seq: 0,
+            kind: RecordKind::Call,
+            at_unix_micros: self.edge.clock.now().as_microsecond(),
+            lease: charged.map(Hold::lease_id),
+            cost,
+            cum: 0,
+            held: 0,
+            call: &call,
+            due: 0,
+        };
         let (seq, ()) = reservation.append(|slot| {
             record.seq = slot.seq;
-            if let Some(hold) = charged {
-                record.cum = hold.spend(cost);
-            }
-            for (permit, hold) in record.permits.iter_mut().zip(&permits) {
-                permit.cum = hold.spend(PERMITS);
-            }
-            (record::encode(&record, slot.buf), ())
+            record.cum = charged.map_or(0, |hold| hold.spend(cost));
+            let used = permits.iter();
+            let used = used.map(|hold| (hold.lease_id(), hold.spend(PERMITS)));
+            (record.write(used, slot.buf), ())
         });
         crash_point!("gateway.appended");
         if let Some(keyed) = &self.facts.keyed {
@@ -470,44 +472,49 @@ impl Ticket {
         Some((seq, cost))
     }
 
-    fn call(&self, disposition: Disposition, total_nanos: u64, charge: Charge) -> Call {
-        let ip = match self.facts.client {
-            IpAddr::V4(v4) => v4.octets().to_vec(),
-            IpAddr::V6(v6) => v6.octets().to_vec(),
+    /// The call as a record holds it.
+    fn call(&self, disposition: Disposition, total_nanos: u64, charge: Charge) -> Vec<u8> {
+        let facts = &self.facts;
+        let (v4, v6);
+        let ip: &[u8] = match facts.client {
+            IpAddr::V4(address) => {
+                v4 = address.octets();
+                &v4
+            }
+            IpAddr::V6(address) => {
+                v6 = address.octets();
+                &v6
+            }
         };
         let service = self.service.as_ref();
-        Call {
-            request_id: self.facts.request.bytes().to_vec(),
-            org_id: self.entry.org.bytes().to_vec(),
-            api_key_id: self.entry.key.bytes().to_vec(),
-            user_id: self.entry.user.bytes().to_vec(),
-            service_id: service
-                .map(|service| service.id.bytes().to_vec())
-                .unwrap_or_default(),
-            service: self.service_name().to_owned(),
+        let call = Call {
+            request: facts.request.bytes(),
+            org: self.entry.org.bytes(),
+            key: self.entry.key.bytes(),
+            user: self.entry.user.bytes(),
+            service_id: service.map_or(&[], |service| service.id.bytes()),
+            service: self.service_name(),
             test: self.entry.test,
-            endpoint: record::cut(&self.facts.endpoint, ENDPOINT_BYTES_MAX),
-            method: record::cut(self.facts.method.as_str(), METHOD_BYTES_MAX),
-            status: u32::from(self.status),
+            endpoint: record::cut(&facts.endpoint, ENDPOINT_BYTES_MAX),
+            method: record::cut(facts.method.as_str(), METHOD_BYTES_MAX),
+            status: self.status,
             duration_micros: total_nanos / 1_000,
             upstream_micros: self.upstream_nanos / 1_000,
             ip,
-            country: self.facts.country.as_str().to_owned(),
-            user_agent: self.facts.user_agent.clone(),
-            disposition: disposition.into(),
-            code: self.code.to_owned(),
-            traceparent: self.facts.span.traceparent(),
+            country: facts.country.as_str(),
+            user_agent: &facts.user_agent,
+            disposition,
+            code: self.code,
+            traceparent: &facts.span.traceparent(),
             price_version: service.map_or(0, |service| service.price_version),
-            units: self.units.to_wire(),
+            units: self.units.all(),
             request_bytes: self.upload.as_ref().map_or(0, |upload| upload.bytes.get()),
             response_bytes: self.response_bytes,
             overrun: charge.overrun,
             estimated: charge.estimated,
-            replay_of: self
-                .replay_of
-                .map(|id| id.bytes().to_vec())
-                .unwrap_or_default(),
-        }
+            replay_of: self.replay_of.as_ref().map_or(&[], |id| id.bytes()),
+        };
+        call.encode()
     }
 
     /// The refusal's code, else the status.
@@ -567,14 +574,6 @@ impl Ticket {
                 "a call failed"
             );
         }
-    }
-}
-
-/// The use of a permit, without its number: that is given under the journal's lock.
-fn permit(hold: &Hold) -> Permit {
-    Permit {
-        lease_id: hold.lease_id().bytes().to_vec(),
-        cum: 0,
     }
 }
 

@@ -14,6 +14,7 @@ mod targets;
 
 use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
 
+use foldhash::fast::RandomState;
 use http::{Request, Response};
 use hyper::{
     body::Incoming,
@@ -55,7 +56,7 @@ pub(crate) struct Limits {
 
 /// The connections of one thread.
 pub(crate) struct Pool {
-    sites: RefCell<HashMap<Upstream, Rc<Site>>>,
+    sites: RefCell<HashMap<Upstream, Rc<Site>, RandomState>>,
     connector: Connector,
     limits: Limits,
 }

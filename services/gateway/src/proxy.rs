@@ -257,11 +257,11 @@ fn outgoing(
     if !carried.is_empty() && worker.edge.tracer.propagates() {
         headers.insert(TRACEPARENT, HeaderValue::try_from(carried).ok()?);
     }
-    let now = worker.edge.clock.now().as_second();
-    let principal = worker
-        .edge
-        .signer
-        .header(ticket.entry(), facts.request, now)?;
+    let principal =
+        worker
+            .edge
+            .signer
+            .header(ticket.entry(), facts.request, facts.at.as_second())?;
     headers.insert(PRINCIPAL, principal);
     Some(Request::from_parts(parts, body))
 }

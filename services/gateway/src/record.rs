@@ -1,8 +1,11 @@
 //! Journal records as bytes.
 
+mod call;
+
 use prost::Message as _;
 use proto::events::v1::Record;
 
+pub(crate) use self::call::{Call, CallRecord};
 use crate::journal::RECORD_BYTES_MAX;
 
 /// Longest endpoint kept, bytes.
@@ -29,10 +32,10 @@ pub(crate) fn encode(record: &Record, mut slot: &mut [u8]) -> usize {
 }
 
 /// The first bytes of a text, cut at a character's boundary.
-pub(crate) fn cut(text: &str, bytes_max: usize) -> String {
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
     let mut end = text.len().min(bytes_max);
     while !text.is_char_boundary(end) {
         end = end.saturating_sub(1);
     }
-    text.get(..end).unwrap_or_default().to_owned()
+    text.get(..end).unwrap_or_default()
 }

@@ -33,9 +33,9 @@ impl Units {
             .map(|unit| unit.count)
     }
 
-    /// As a record holds them.
-    pub(crate) fn to_wire(&self) -> Vec<Unit> {
-        self.0.clone()
+    /// All of them.
+    pub(crate) fn all(&self) -> &[Unit] {
+        &self.0
     }
 
     /// Reads the header, or the trailer. Several reports of one unit in it count together.

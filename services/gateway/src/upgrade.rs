@@ -297,7 +297,7 @@ impl Tunnel {
         let keyring = &self.edge.keyring;
         let hashing = Arc::clone(&keyring.hashing());
         let hash = hashing.hash(&self.key);
-        let entry = match keyring.cached(&hash) {
+        let entry = match keyring.cached(&hash, self.edge.clock.monotonic_nanos()) {
             Some(entry) => entry,
             None => {
                 let (own, sought) = (Arc::clone(keyring), hashing.seek(hash, &self.key));

@@ -73,7 +73,7 @@ impl Way {
 
     /// What was reported.
     pub fn units(&self) -> Vec<(String, u64)> {
-        let units = self.units.to_wire().into_iter();
+        let units = self.units.all().iter().cloned();
         units.map(|unit| (unit.name, unit.count)).collect()
     }
 }

@@ -132,7 +132,7 @@ async fn a_fill_under_way_does_not_bring_back_what_was_revoked_meanwhile() {
     let found = found.await.expect("the key is known");
     assert!(found.revoked && found.version == 2, "{found:?}");
     let hash = sought(&keyring, &key).hash;
-    let kept = keyring.cached(&hash).expect("it is kept");
+    let kept = keyring.cached(&hash, keyring.now()).expect("it is kept");
     assert_eq!(kept.version, 2);
     assert_eq!(script.questions(), 2, "what was outdated was asked again");
 }
@@ -147,12 +147,12 @@ async fn what_is_put_into_memory_behind_its_change_does_not_stay() {
     keyring.changed(hash, 2);
     keyring.known.insert(hash, Arc::clone(&old));
     assert!(keyring.unless_outdated(&hash, old).is_none());
-    assert!(keyring.cached(&hash).is_none());
+    assert!(keyring.cached(&hash, keyring.now()).is_none());
     let new = keyring.take(&hash, &record(2), Source::Keys, keyring.now());
     let new = new.expect("it is as new as the change");
     keyring.known.insert(hash, Arc::clone(&new));
     assert!(keyring.unless_outdated(&hash, new).is_some());
-    assert!(keyring.cached(&hash).is_some());
+    assert!(keyring.cached(&hash, keyring.now()).is_some());
 }
 
 /// S1: too much has changed to be named one by one, so that there are no tombstones.
@@ -163,7 +163,10 @@ async fn a_fill_under_way_does_not_outlive_a_reset() {
     script.answer(Some(record(1)));
     find_while(&keyring, &script, &key, |_| keyring.reset()).await;
     let hash = sought(&keyring, &key).hash;
-    assert!(keyring.cached(&hash).is_none(), "the next call asks again");
+    assert!(
+        keyring.cached(&hash, keyring.now()).is_none(),
+        "the next call asks again"
+    );
 }
 
 #[tokio::test]
@@ -238,7 +241,11 @@ async fn unknown_keys_evict_no_known_one() {
     }
     inform(&keyring);
     for key in &keys {
-        assert!(keyring.cached(&sought(&keyring, key).hash).is_some());
+        assert!(
+            keyring
+                .cached(&sought(&keyring, key).hash, keyring.now())
+                .is_some()
+        );
     }
 }
 
@@ -272,7 +279,10 @@ async fn a_neighbour_of_an_issued_or_revoked_key_takes_the_road_of_any_stranger(
     for random in [[3; 28], beside(issued), beside(revoked)] {
         let key = NewKey::from_random(Environment::Production, &random);
         let sought = sought(&keyring, &key);
-        assert!(keyring.cached(&sought.hash).is_none() && !keyring.is_unknown(&sought.hash));
+        assert!(
+            keyring.cached(&sought.hash, keyring.now()).is_none()
+                && !keyring.is_unknown(&sought.hash)
+        );
         let before = script.questions();
         let first = keyring.find(&sought, here()).await;
         assert!(matches!(first, Ok((None, Source::Keys))));

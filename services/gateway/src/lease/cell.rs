@@ -23,6 +23,8 @@ pub(crate) struct Lease {
     returned_cum: AtomicI64,
     /// What the last extension brought or was left of it idle, for deciding when to renew.
     block: AtomicI64,
+    /// Monotonic microseconds of the last extension.
+    extended_at: AtomicI64,
     /// Monotonic microseconds after which nothing is spent from it.
     spend_until: AtomicI64,
     /// The sum of both counters as the wallet was last told; they only grow.
@@ -49,6 +51,7 @@ impl Lease {
             granted_cum: AtomicI64::new(0),
             returned_cum: AtomicI64::new(0),
             block: AtomicI64::new(0),
+            extended_at: AtomicI64::new(0),
             spend_until: AtomicI64::new(i64::MAX),
             told: AtomicI64::new(-1),
             draining: AtomicBool::new(false),
@@ -122,6 +125,7 @@ impl Lease {
             return None;
         }
         self.block.store(more, Ordering::Relaxed);
+        self.extended_at.store(now, Ordering::Relaxed);
         if (1..=more).contains(&credits) {
             // As in `hold`: announce first, look second.
             self.held.fetch_add(credits, Ordering::SeqCst);
@@ -162,6 +166,12 @@ impl Lease {
         self.returned_cum
             .fetch_add(credits, Ordering::AcqRel)
             .saturating_add(credits)
+    }
+
+    /// What the last extension brought, if that was after `since`.
+    pub(crate) fn extended_since(&self, since: i64) -> Option<i64> {
+        let is_later = self.extended_at.load(Ordering::Relaxed) > since;
+        is_later.then(|| self.block.load(Ordering::Relaxed))
     }
 
     /// True when less than half of the last block is left.

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use http::{HeaderValue, Response, header::CONNECTION};
 use http_body::Body as _;
+use jiff::Timestamp;
 use types::Refusal;
 
 use crate::{
@@ -30,8 +31,8 @@ pub(super) fn close(edge: &Edge, refusal: Refusal) -> Vec<u8> {
 }
 
 /// The date as answers say it.
-pub(super) fn date(edge: &Edge) -> impl Display {
-    edge.clock.now().strftime("%a, %d %b %Y %H:%M:%S GMT")
+pub(super) fn date(now: Timestamp) -> impl Display {
+    now.strftime("%a, %d %b %Y %H:%M:%S GMT")
 }
 
 /// An answer of our own as bytes of HTTP/1.1.
@@ -41,7 +42,7 @@ pub(super) fn write(edge: &Edge, response: Response<EdgeBody>) -> Vec<u8> {
         "HTTP/1.1 {}\r\ncontent-length: {}\r\ndate: {}\r\n",
         parts.status,
         body.size_hint().exact().unwrap_or_default(),
-        date(edge),
+        date(edge.clock.now()),
     )
     .into_bytes();
     for (name, value) in &parts.headers {

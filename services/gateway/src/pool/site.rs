@@ -152,8 +152,8 @@ impl Site {
     /// The same without hyper.
     pub(super) fn take_direct(&self) -> Option<Direct> {
         loop {
-            let (direct, since) = self.direct.borrow_mut().pop_back()?;
-            if since.elapsed() <= IDLE && direct.target.is_used() && direct.is_silent() {
+            let (direct, _) = self.direct.borrow_mut().pop_back()?;
+            if direct.target.is_used() && direct.is_silent() {
                 return Some(direct);
             }
         }
@@ -163,7 +163,8 @@ impl Site {
     pub(super) fn put_direct(&self, direct: Direct) {
         let is_wanted = direct.target.is_used() && self.queue.borrow().is_empty();
         if is_wanted && self.direct.borrow().len() < IDLE_MAX {
-            let waiting = (direct.waiting(), Instant::now());
+            // As of the last tidying: so they are closed a little too early, never too late.
+            let waiting = (direct.waiting(), self.used.get());
             self.direct.borrow_mut().push_back(waiting);
         }
     }

@@ -69,7 +69,11 @@ async fn a_throttled_key_is_refused_and_spends_nothing() {
         assert_eq!(rig.lease.cum(), COST);
         assert!(rig.permits.iter().all(|lease| lease.cum() == 1));
         let hash = rig.worker.edge.keyring.hashing().hash(&rig.key.presented());
-        let entry = rig.worker.edge.keyring.cached(&hash).expect("in memory");
+        let entry = {
+            let edge = &rig.worker.edge;
+            edge.keyring.cached(&hash, edge.clock.monotonic_nanos())
+        }
+        .expect("in memory");
         let own = entry.rate.as_ref().expect("a rate");
         let now = host.clock().monotonic_nanos();
         assert!(own.limiter.remaining(own.rate, now) >= 2);

@@ -47,7 +47,7 @@ impl NoAnswer {
 pub(super) async fn ask(
     front: &mut Front<'_>,
     direct: &mut Direct,
-    (head, body): (&[u8], &[u8]),
+    (head, body): (&mut Vec<u8>, &[u8]),
     pauses: &mut Pauses,
 ) -> Result<Vec<u8>, NoAnswer> {
     let mut pieces = Pieces::new(head, body);

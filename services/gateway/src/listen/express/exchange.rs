@@ -74,7 +74,7 @@ fn look_up<'a>(worker: &Worker, request: &Request<'a>) -> Result<Known<'a>, Exch
     };
     let presented = presented.map_err(|_refusal| Exchanged::Unfit)?;
     let hash = edge.keyring.hashing().hash(&presented);
-    let entry = edge.keyring.cached(&hash).ok_or(Exchanged::Cold)?;
+    let entry = edge.keyring.cached(&hash, started).ok_or(Exchanged::Cold)?;
     let catalogue = edge.catalogue.load_full();
     let is_common = catalogue.service(service).is_some_and(|service| {
         let route = service.route(&request.method, rest);
@@ -183,7 +183,7 @@ impl Call<'_> {
             return Ok(self.resumed(None));
         };
         let span = proxy::upstream_span(worker, &self.ticket, self.service);
-        let head = write::request(
+        let mut head = write::request(
             worker,
             request,
             &self.ticket,
@@ -197,7 +197,7 @@ impl Call<'_> {
         }
         let timeout = self.route.timeout;
         let mut pauses = worker.patience.pauses(timeout, timeout);
-        let asked = ask(front, &mut direct, (&head, request.body), &mut pauses).await;
+        let asked = ask(front, &mut direct, (&mut head, request.body), &mut pauses).await;
         drop(pauses);
         let read = match asked {
             Ok(read) => read,
@@ -262,7 +262,15 @@ impl Call<'_> {
         // It has no field that would matter to the call's cost.
         self.ticket.answered(status, &HeaderMap::new());
         let cost = self.ticket.announce(false);
-        write::answer(self.hall, answer, &self.id, cost, self.limits, is_last)
+        let now = self.ticket.facts().at;
+        write::answer(
+            self.hall,
+            answer,
+            &self.id,
+            cost,
+            self.limits,
+            (now, is_last),
+        )
     }
 
     /// Passes the body, of which some was read with the head. Its end leaves when the call is
@@ -301,12 +309,12 @@ impl Call<'_> {
                 if !front.during(proof.wait()).await? {
                     return Err(Exchanged::Gone);
                 }
-                front.write(&head, piece).await?;
+                front.write(&mut head, piece).await?;
                 hall.spare(head);
                 hall.spare(read);
                 return Ok(());
             }
-            front.write(&head, piece).await?;
+            front.write(&mut head, piece).await?;
             head.clear();
             hall.spare(read);
             read = match receive(front, &mut direct, &mut pauses).await {
@@ -358,7 +366,7 @@ async fn refuse(
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     let is_last = headers.contains_key(CONNECTION);
-    let bytes = own::write(edge, response);
-    front.write(&bytes, &[]).await?;
+    let mut bytes = own::write(edge, response);
+    front.write(&mut bytes, &[]).await?;
     Ok(front.end(is_last))
 }

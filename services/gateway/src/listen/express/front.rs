@@ -118,8 +118,8 @@ impl<'a> Front<'a> {
         order == Some(Order::Cut)
     }
 
-    /// Sends two pieces, one behind the other.
-    pub(super) async fn write(&mut self, first: &[u8], second: &[u8]) -> Result<(), Lost> {
+    /// Sends a head and a body.
+    pub(super) async fn write(&mut self, first: &mut Vec<u8>, second: &[u8]) -> Result<(), Lost> {
         let mut pieces = Pieces::new(first, second);
         std::future::poll_fn(|task| {
             loop {
@@ -145,15 +145,28 @@ impl<'a> Front<'a> {
     }
 }
 
-/// Two pieces on their way.
+/// A body so short is copied behind its head: cheaper than to tell the system of two pieces.
+const COPIED_BYTES_MAX: usize = 2048;
+
+/// A head and a body on their way.
 pub(super) struct Pieces<'a> {
     first: &'a [u8],
     second: &'a [u8],
 }
 
 impl<'a> Pieces<'a> {
-    pub(super) const fn new(first: &'a [u8], second: &'a [u8]) -> Self {
-        Self { first, second }
+    pub(super) fn new(head: &'a mut Vec<u8>, body: &'a [u8]) -> Self {
+        let second = match body.len() {
+            ..=COPIED_BYTES_MAX => {
+                head.extend_from_slice(body);
+                &[]
+            }
+            _ => body,
+        };
+        Self {
+            first: head,
+            second,
+        }
     }
 
     pub(super) const fn is_empty(&self) -> bool {

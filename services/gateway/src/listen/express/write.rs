@@ -1,13 +1,10 @@
 //! The heads that go to the upstream and to the client: the same fields as on the other way.
 
 use http::StatusCode;
+use jiff::Timestamp;
 use runtime::trace::{Span, TRACEPARENT};
 
-use super::{
-    super::{Hall, answer as own},
-    answer::Answer,
-    request::Request,
-};
+use super::{super::Hall, answer::Answer, request::Request};
 use crate::{
     address,
     catalogue::Service,
@@ -93,9 +90,13 @@ pub(super) fn request(
     address::write(&mut text, facts.client);
     head.field(X_FORWARDED_FOR.as_str(), text.as_bytes());
     text.clear();
-    let now = worker.edge.clock.now().as_second();
     let signer = &worker.edge.signer;
-    signer.write(&mut text, ticket.entry(), facts.request, now);
+    signer.write(
+        &mut text,
+        ticket.entry(),
+        facts.request,
+        facts.at.as_second(),
+    );
     head.field(PRINCIPAL.as_str(), text.as_bytes());
     head.piece(b"\r\n");
     head
@@ -108,7 +109,7 @@ pub(super) fn answer(
     id: &CallId,
     cost: Option<i64>,
     limits: Limits,
-    is_last: bool,
+    (now, is_last): (Timestamp, bool),
 ) -> Vec<u8> {
     let mut head = hall.buffer();
     head.piece(b"HTTP/1.1 ");
@@ -137,8 +138,7 @@ pub(super) fn answer(
         }
     }
     if !answer.has_date {
-        let date = own::date(&hall.worker.edge).to_string();
-        head.field("date", date.as_bytes());
+        head.field("date", hall.date(now).as_bytes());
     }
     if is_last {
         head.field("connection", b"close");
