@@ -97,6 +97,9 @@ pub(crate) struct Hall {
     spares: RefCell<Vec<Vec<u8>>>,
     /// Of a second, and how answers say it.
     date: RefCell<(i64, Rc<str>)>,
+    /// Answers that hyper had no part in.
+    #[cfg(test)]
+    expressed: std::cell::Cell<u64>,
 }
 
 impl Hall {
@@ -108,6 +111,8 @@ impl Hall {
             roll: Rc::default(),
             spares: RefCell::default(),
             date: RefCell::new((i64::MIN, Rc::from(""))),
+            #[cfg(test)]
+            expressed: std::cell::Cell::default(),
         })
     }
 

@@ -8,6 +8,7 @@ mod tunnel;
 use std::{
     borrow::Cow,
     net::IpAddr,
+    ops::{Deref, DerefMut},
     pin::Pin,
     rc::Rc,
     sync::{Arc, atomic::Ordering},
@@ -103,8 +104,11 @@ pub(crate) struct Facts {
     pub(crate) span: Span,
 }
 
-/// One call of a known key.
-pub(crate) struct Ticket {
+/// One call of a known key. It goes through many hands: what they pass on is a pointer.
+pub(crate) struct Ticket(Box<State>);
+
+/// What is known of a call.
+pub(crate) struct State {
     edge: Arc<Edge>,
     entry: Arc<Entry>,
     facts: Facts,
@@ -159,7 +163,7 @@ impl Ticket {
         reservation: Reservation,
         facts: Facts,
     ) -> Self {
-        Self {
+        Self(Box::new(State {
             edge,
             entry,
             facts,
@@ -182,7 +186,7 @@ impl Ticket {
             read_bytes: 0,
             upstream_began: 0,
             upstream_nanos: 0,
-        }
+        }))
     }
 
     pub(crate) fn facts(&self) -> &Facts {
@@ -290,8 +294,9 @@ impl Ticket {
     /// Reads units of a whole JSON answer.
     pub(crate) fn read_json(&mut self, text: &[u8]) {
         self.read_bytes = u64::try_from(text.len()).unwrap_or(u64::MAX);
-        if let Some(price) = &self.terms.price {
-            self.units.read_json(price, text);
+        let State { terms, units, .. } = &mut **self;
+        if let Some(price) = &terms.price {
+            units.read_json(price, text);
         }
     }
 
@@ -309,8 +314,14 @@ impl Ticket {
         if let Some(keyed) = &self.facts.keyed {
             keyed.pass(data);
         }
-        if let (Some(events), Some(price)) = (&mut self.events, &self.terms.price) {
-            events.read(data, price, &mut self.units);
+        let State {
+            events,
+            terms,
+            units,
+            ..
+        } = &mut **self;
+        if let (Some(events), Some(price)) = (events, &terms.price) {
+            events.read(data, price, units);
         }
         // Of a tunnel without units only its end matters.
         if let Some(open) = self.open.as_ref().filter(|_| self.is_priced()) {
@@ -378,8 +389,14 @@ impl Ticket {
 
     /// Ends a call that is complete. The last byte may leave when what this returns says so.
     pub(crate) fn finish(mut self) -> Finished {
-        if let (Some(mut events), Some(price)) = (self.events.take(), &self.terms.price) {
-            events.end(price, &mut self.units);
+        let State {
+            events,
+            terms,
+            units,
+            ..
+        } = &mut *self.0;
+        if let (Some(mut events), Some(price)) = (events.take(), &terms.price) {
+            events.end(price, units);
         }
         let keyed = self.facts.keyed.clone().filter(|keyed| keyed.has_key());
         let Some(keyed) = keyed else {
@@ -574,6 +591,20 @@ impl Ticket {
                 "a call failed"
             );
         }
+    }
+}
+
+impl Deref for Ticket {
+    type Target = State;
+
+    fn deref(&self) -> &State {
+        &self.0
+    }
+}
+
+impl DerefMut for Ticket {
+    fn deref_mut(&mut self) -> &mut State {
+        &mut self.0
     }
 }
 

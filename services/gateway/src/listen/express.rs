@@ -72,7 +72,10 @@ pub(super) async fn serve(
         };
         let bytes = request.bytes;
         match exchange::exchange(hall, peer, &mut front, &request).await {
-            Exchanged::Answered => {}
+            Exchanged::Answered => {
+                #[cfg(test)]
+                hall.expressed.set(hall.expressed.get().strict_add(1));
+            }
             Exchanged::Unfit => return for_hyper(input, &mut front, None, true),
             Exchanged::Cold => return for_hyper(input, &mut front, None, false),
             Exchanged::Begun(resume) => {

@@ -115,14 +115,12 @@ impl Roll {
         cut
     }
 
-    /// Connections without buffers.
+    /// Connections in a phase.
     #[cfg(test)]
-    pub(super) fn resting(&self) -> usize {
+    pub(super) fn count(&self, phase: Phase) -> usize {
         let seats = self.seats.borrow();
-        let resting = seats
-            .iter()
-            .filter(|(_, seat)| seat.phase.get() == Phase::Resting);
-        resting.count()
+        let found = seats.iter().filter(|(_, seat)| seat.phase.get() == phase);
+        found.count()
     }
 
     /// The gateway stops: connections end with their last call.

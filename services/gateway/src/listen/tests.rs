@@ -9,6 +9,7 @@
 
 mod conformance;
 mod drain;
+mod express;
 mod floods;
 mod frames;
 mod limits;
@@ -42,6 +43,8 @@ pub(super) struct Front {
     pub(super) rig: Rig,
     pub(super) hall: Rc<Hall>,
     upstream: Upstream,
+    /// Its address.
+    behind: SocketAddr,
     pub(super) address: SocketAddr,
     pub(super) stop: CancellationToken,
     /// Ends with the listener.
@@ -63,10 +66,11 @@ impl Front {
             cut.clone(),
         ));
         let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let behind = rig::catalogue(upstream.local_addr().expect("bound"));
-        rig.worker.edge.catalogue.store(Arc::new(behind));
+        let behind = upstream.local_addr().expect("bound");
+        rig.offer(behind, |_| {});
         let upstream = Upstream::start(upstream);
         let front = Self {
+            behind,
             rig,
             hall,
             upstream,

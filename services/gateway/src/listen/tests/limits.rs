@@ -3,6 +3,7 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::{Front, with_front};
+use crate::listen::roll::Phase;
 
 #[test]
 fn a_head_that_is_too_large_is_refused_with_a_problem() {
@@ -131,7 +132,9 @@ fn an_idle_connection_rests_wakes_and_ends() {
         let mut client = front.connect().await;
         client.send(request.as_bytes()).await;
         assert_eq!(client.answer().await.expect("an answer").status, 200);
-        front.until(|front| front.hall.roll.resting() == 1).await;
+        front
+            .until(|front| front.hall.roll.count(Phase::Resting) == 1)
+            .await;
         // Awake again, whether it is said at once or not; then it rests again, then it ends.
         front.refresh();
         for piece in request.as_bytes().chunks(10) {
@@ -139,7 +142,9 @@ fn an_idle_connection_rests_wakes_and_ends() {
             tokio::task::yield_now().await;
         }
         assert_eq!(client.answer().await.expect("an answer").status, 200);
-        front.until(|front| front.hall.roll.resting() == 1).await;
+        front
+            .until(|front| front.hall.roll.count(Phase::Resting) == 1)
+            .await;
         assert_eq!(client.answer().await, None);
         assert_eq!(front.upstream.take().len(), 2);
     });

@@ -11,6 +11,7 @@ use super::{
     frames::{DATA, END_HEADERS, END_STREAM, HEADERS, frame, hello, request},
     with_front,
 };
+use crate::listen::roll::Phase;
 
 const FIRST: [&str; 2] = [
     include_str!("fixture/first.pem"),
@@ -113,7 +114,9 @@ fn the_listener_speaks_tls_and_takes_a_new_certificate_while_it_runs() {
         }
         assert!(front.secure(&[b"h2"], FIRST).await.is_err());
         // Who was there before stays, awake or at rest.
-        front.until(|front| front.hall.roll.resting() >= 2).await;
+        front
+            .until(|front| front.hall.roll.count(Phase::Resting) >= 2)
+            .await;
         front.call(&mut old).await;
 
         // Who does not speak TLS is told nothing, and harms nobody.

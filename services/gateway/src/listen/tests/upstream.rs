@@ -30,6 +30,16 @@ struct Shared {
     changed: Notify,
     /// Lets streams end.
     finish: Notify,
+    /// What is answered to `/raw`.
+    raw: RefCell<Raw>,
+}
+
+/// An answer byte by byte.
+#[derive(Clone, Default)]
+pub(super) struct Raw {
+    pub(super) pieces: Vec<Vec<u8>>,
+    /// The connection ends with it.
+    pub(super) ends: bool,
 }
 
 /// A running upstream.
@@ -79,6 +89,11 @@ impl Upstream {
         }
     }
 
+    /// Answers so to `/raw` from now on.
+    pub(super) fn say(&self, raw: Raw) {
+        *self.0.raw.borrow_mut() = raw;
+    }
+
     /// Lets the streams end that wait for it.
     pub(super) fn finish(&self) {
         self.0.finish.notify_waiters();
@@ -117,6 +132,17 @@ impl Upstream {
                 stream.write_all(&piece).await?;
             }
             return Ok(());
+        }
+        if line.contains("/raw") {
+            let Raw { pieces, ends } = self.0.raw.borrow().clone();
+            for piece in pieces {
+                stream.write_all(&piece).await?;
+                // Each piece is read by itself: others may run before the next one.
+                stream.flush().await?;
+                tokio::task::yield_now().await;
+            }
+            let ended = std::io::Error::from(std::io::ErrorKind::ConnectionAborted);
+            return if ends { Err(ended) } else { Ok(()) };
         }
         if line.contains("/events") {
             let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
