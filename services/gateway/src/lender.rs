@@ -104,7 +104,8 @@ impl Lender {
         Arc::clone(accounts.get_or_insert_with(owner, || Arc::new(Account::new(owner))))
     }
 
-    /// Takes credits from the lease in hand at `now` (monotonic microseconds); begins a renewal in the background when it runs low.
+    /// Takes credits from the lease in hand at `now` (monotonic microseconds); begins a renewal in
+    /// the background when it runs low.
     pub(crate) fn hold(&self, account: &Arc<Account>, credits: i64, now: i64) -> Option<Hold> {
         let hold = account.hold(credits, now)?;
         if account.claim_renewal() && self.renewals.try_send(Arc::clone(account)).is_err() {

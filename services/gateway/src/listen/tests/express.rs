@@ -249,7 +249,8 @@ fn uncommon() -> Vec<Raw> {
         raw(&["HTTP/1.1 200 OK\r\n\r\nuntil the end"], true),
         raw(
             &[
-                "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
+                "HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n\
+                 HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok",
             ],
             false,
         ),
