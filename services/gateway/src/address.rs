@@ -2,26 +2,15 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
-use http::HeaderValue;
 use ipnet::IpNet;
 
 #[cfg(test)]
 mod tests;
 
-/// The longest address as text.
-const ADDRESS_BYTES: usize = 45;
-
 /// Whether a key restricted to `list` may be used from `address`; an empty list restricts nothing.
 pub(crate) fn allowed(list: &[IpNet], address: IpAddr) -> bool {
     let address = address.to_canonical();
     list.is_empty() || list.iter().any(|net| contains(net, address))
-}
-
-/// As a header says it. None for nothing that exists.
-pub(crate) fn value(address: IpAddr) -> Option<HeaderValue> {
-    let mut text = String::with_capacity(ADDRESS_BYTES);
-    write(&mut text, address);
-    HeaderValue::try_from(text).ok()
 }
 
 /// Appends an address as a header says it.

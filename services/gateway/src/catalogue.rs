@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,6 +20,9 @@ use crate::{charge::Terms, path};
 /// Statuses that are counted without a look-up, from [`STATUS_MIN`].
 const STATUSES: usize = 500;
 const STATUS_MIN: u16 = 100;
+
+/// A route whose answers were of another shape is not tried again for so long.
+const UNLIKE_NANOS: u64 = 5_000_000_000;
 
 /// What must be true of a call's record before its last byte leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +90,9 @@ pub(crate) struct Route {
     pub(crate) idle_timeout: Duration,
     /// From the head of the answer to its end.
     pub(crate) total_timeout: Duration,
+    /// Its answers are not of the common shape, until this monotonic nanosecond; then one call
+    /// tries again. 0: they are.
+    unlike_until: AtomicU64,
 }
 
 /// All services.
@@ -202,6 +211,32 @@ fn millis(millis: i64) -> anyhow::Result<Duration> {
 }
 
 impl Route {
+    /// Whether an answer of the common shape (`listen::express`) is to be expected at `now`.
+    pub(crate) fn is_like_most(&self, now: u64) -> bool {
+        let until = self.unlike_until.load(Ordering::Relaxed);
+        until == 0 || (until <= now && self.claim_try(until, now))
+    }
+
+    /// True for one of those who find that it may be tried again.
+    fn claim_try(&self, until: u64, now: u64) -> bool {
+        let next = now.saturating_add(UNLIKE_NANOS);
+        let claimed =
+            self.unlike_until
+                .compare_exchange(until, next, Ordering::Relaxed, Ordering::Relaxed);
+        claimed.is_ok()
+    }
+
+    /// Notes whether an answer was of the common shape.
+    pub(crate) fn answered_like_most(&self, is_so: bool, now: u64) {
+        let until = match is_so {
+            true => 0,
+            false => now.saturating_add(UNLIKE_NANOS),
+        };
+        if self.unlike_until.load(Ordering::Relaxed) != until {
+            self.unlike_until.store(until, Ordering::Relaxed);
+        }
+    }
+
     fn from_wire(mut wire: wire::Route, base_cost: i64) -> anyhow::Result<Self> {
         let cost = wire.cost.unwrap_or(base_cost);
         Ok(Self {
@@ -222,6 +257,7 @@ impl Route {
             timeout: millis(wire.timeout_ms)?,
             idle_timeout: millis(wire.idle_timeout_ms)?,
             total_timeout: millis(wire.total_timeout_ms)?,
+            unlike_until: AtomicU64::new(0),
         })
     }
 }

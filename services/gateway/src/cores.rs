@@ -305,10 +305,10 @@ impl Life {
         self.desk.give_back(lease)
     }
 
-    /// Gives back what is idle, but one call's worth, or a part so small where that is more.
-    pub fn give_back_idle(&mut self, payer: Payer, small_part: i64) {
+    /// Gives back what is idle, but `kept`.
+    pub fn give_back_idle(&mut self, payer: Payer, kept: i64) {
         let account = self.account(payer);
-        account.may_keep(small_part);
+        account.may_keep(kept);
         account.give_back_idle();
     }
 

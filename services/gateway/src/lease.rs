@@ -78,8 +78,8 @@ pub(crate) struct Account {
     idle_ticks: AtomicU64,
     /// What the last call held.
     per_call: AtomicI64,
-    /// Credits that are too few to matter elsewhere, as the wallet last stood.
-    small_part: AtomicI64,
+    /// Credits that stay here without a call, as the wallet last stood.
+    kept: AtomicI64,
 }
 
 impl Account {
@@ -96,7 +96,7 @@ impl Account {
             rate: AtomicI64::new(0),
             idle_ticks: AtomicU64::new(0),
             per_call: AtomicI64::new(0),
-            small_part: AtomicI64::new(0),
+            kept: AtomicI64::new(0),
         }
     }
 
@@ -148,22 +148,21 @@ impl Account {
         self.per_call.load(Ordering::Relaxed)
     }
 
-    /// Notes how many credits are too few to matter elsewhere.
-    pub(crate) fn may_keep(&self, small_part: i64) {
-        self.small_part.store(small_part, Ordering::Relaxed);
+    /// Notes how many credits may stay here without a call.
+    pub(crate) fn may_keep(&self, credits: i64) {
+        self.kept.store(credits, Ordering::Relaxed);
     }
 
-    pub(crate) fn small_part(&self) -> i64 {
-        self.small_part.load(Ordering::Relaxed)
+    pub(crate) fn kept(&self) -> i64 {
+        self.kept.load(Ordering::Relaxed)
     }
 
     /// No call has come for a while: gives back what others may need. The next call finds what it
     /// needs in hand all the same, so a key that is called now and then waits for no wallet; a
     /// recall brings the rest back before anybody is refused for want of it.
     pub(crate) fn give_back_idle(&self) {
-        let small_part = self.small_part();
         if let Some(lease) = self.lease.load().as_ref() {
-            lease.give_back(small_part.max(self.per_call()));
+            lease.give_back(self.kept());
         }
     }
 

@@ -21,7 +21,7 @@ use proto::{
 use runtime::{Host, Stop, crash_point};
 use tokio::sync::mpsc;
 use tonic::{Code as Grpc, Status};
-use types::{JournalId, LeaseId, QuotaKind, Refusal};
+use types::{JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, QuotaKind, Refusal};
 
 use self::desk::{Desk, Grant, News};
 use crate::{
@@ -38,11 +38,9 @@ const ATTEMPTS_MAX: u32 = 3;
 const LEASE_SECONDS: i64 = 4;
 /// Calls that a first lease covers, before any rate is known.
 const FIRST_CALLS: i64 = 32;
-/// So small a part of what a wallet has available, shared by the live gateways, is too little for
-/// anybody to miss: it stays with a gateway that is idle.
-const SMALL_PARTS: i64 = 64;
-/// And covers so many of a lease that is as small a part.
-const CALLS_MIN: i64 = 1_024;
+/// One call's worth stays with an idle gateway where it is no more than one of so many parts of what
+/// is available, shared by the live ones.
+const CALL_PARTS: i64 = 8;
 /// No lease asks for more.
 const WANT_MAX: i64 = 10_000_000;
 /// Accounts that wait for renewal at most; more renew when they run dry.
@@ -200,7 +198,7 @@ impl Lender {
         }
         let minimum = credits.max(1);
         let per_call = minimum.max(account.per_call());
-        let little = per_call.saturating_mul(CALLS_MIN).min(account.small_part());
+        let little = per_call.saturating_mul(LEASE_CALLS_MIN).min(account.kept());
         // The rate is known once a second. What is gone in less was a fraction of what is needed.
         let a_second_ago = self.monotonic_micros().saturating_sub(1_000_000);
         let lease = account.lease();
@@ -228,15 +226,22 @@ impl Lender {
         })?;
         crash_point!("gateway.lease_reply_received");
         self.unanswered.pin().remove(&account.owner);
-        account.may_keep(self.small_part(answer.available));
+        account.may_keep(self.kept(answer.available, per_call));
         answer.lease.ok_or(account.owner.exhausted())
     }
 
-    /// How much of what a wallet has left may stay here idle.
-    fn small_part(&self, available: i64) -> i64 {
+    /// How much of a lease stays here without a call, when the wallet has so much left.
+    fn kept(&self, available: i64, per_call: i64) -> i64 {
         let gateways = i64::from(self.live_gateways.load(Ordering::Relaxed).max(1));
-        let parts = SMALL_PARTS.saturating_mul(gateways);
-        available.checked_div(parts).unwrap_or(0)
+        let part = |parts: i64| {
+            let parts = parts.saturating_mul(gateways);
+            available.checked_div(parts).unwrap_or(0)
+        };
+        // Where even one call is much, all goes back: else it were gone if this process died.
+        match per_call <= part(CALL_PARTS) {
+            true => per_call.max(part(LEASE_SMALL_PARTS)),
+            false => part(LEASE_SMALL_PARTS),
+        }
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.

@@ -4,7 +4,7 @@
 //! with the shared secret over everything before `; sig=`.
 
 use hmac::{Hmac, KeyInit, Mac};
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
 use types::{Environment, RequestId};
@@ -13,9 +13,6 @@ use crate::keyring::Entry;
 
 /// Name of the header.
 pub(crate) const PRINCIPAL: HeaderName = HeaderName::from_static("tollgate-principal");
-
-/// Room for the header of a key with a few scopes.
-const HEADER_BYTES: usize = 320;
 
 /// Signs principals.
 #[derive(Clone)]
@@ -26,18 +23,6 @@ impl Signer {
         Ok(Self(Hmac::new_from_slice(
             secret.expose_secret().as_bytes(),
         )?))
-    }
-
-    /// The header's value.
-    pub(crate) fn header(
-        &self,
-        entry: &Entry,
-        request: RequestId,
-        unix_seconds: i64,
-    ) -> Option<HeaderValue> {
-        let mut text = String::with_capacity(HEADER_BYTES);
-        self.write(&mut text, entry, request, unix_seconds);
-        HeaderValue::try_from(text).ok()
     }
 
     /// Appends the header's value.

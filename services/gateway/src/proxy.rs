@@ -31,8 +31,11 @@ use crate::{
     upload::{Upload, Uploaded},
 };
 
-pub(crate) const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-pub(crate) const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const TRACE: HeaderName = HeaderName::from_static(TRACEPARENT);
+/// Room for a principal of a key with a few scopes.
+const PRINCIPAL_BYTES: usize = 320;
 
 /// Room for a path and query as they mostly are.
 const TARGET_BYTES: usize = 128;
@@ -218,15 +221,12 @@ fn outgoing(
         .cloned()
         .or_else(|| HeaderValue::try_from(parts.uri.authority()?.as_str()).ok());
     parts.uri = Uri::try_from(target).ok()?;
-    let came_by = HeaderValue::from_static(match parts.version {
+    let came_by = match parts.version {
         Version::HTTP_2 => "2 tollgate",
         Version::HTTP_10 => "1.0 tollgate",
         _ => "1.1 tollgate",
-    });
+    };
     parts.version = Version::HTTP_11;
-    let facts = ticket.facts();
-    // A target may name a scheme; what counts is how it came.
-    let scheme = if facts.is_secure { "https" } else { "http" };
     let headers = &mut parts.headers;
     headers::strip_request(headers);
     if matches!(parts.method, Method::GET | Method::HEAD) && body.size_hint().exact().is_none() {
@@ -241,29 +241,66 @@ fn outgoing(
         // What is compressed cannot be looked into.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     }
-    headers.insert(HOST, service.authority.clone());
-    headers.append(VIA, came_by);
-    headers.insert(X_FORWARDED_FOR, address::value(facts.client)?);
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
-    if let Some(host) = host {
-        headers.insert(X_FORWARDED_HOST, host);
-    }
-    headers.insert(REQUEST_ID, facts.request_text.clone());
-    let carried = if span.is_some() {
-        span.traceparent()
-    } else {
-        String::new()
+    let mut is_sound = true;
+    let ours = Ours {
+        ticket,
+        service,
+        span,
+        came_by,
+        host: host.as_ref().map(HeaderValue::as_bytes),
     };
-    if !carried.is_empty() && worker.edge.tracer.propagates() {
-        headers.insert(TRACEPARENT, HeaderValue::try_from(carried).ok()?);
+    ours.say(worker, |name, value| match HeaderValue::from_bytes(value) {
+        // Others have come by as well.
+        Ok(value) if *name == VIA => {
+            headers.append(name, value);
+        }
+        Ok(value) => {
+            headers.insert(name, value);
+        }
+        Err(_) => is_sound = false,
+    });
+    is_sound.then(|| Request::from_parts(parts, body))
+}
+
+/// What an upstream is told of a request beside what its client says.
+pub(crate) struct Ours<'a> {
+    pub(crate) ticket: &'a Ticket,
+    pub(crate) service: &'a Service,
+    pub(crate) span: &'a Span,
+    /// The version it came by, and we.
+    pub(crate) came_by: &'static str,
+    /// Whom the client asked.
+    pub(crate) host: Option<&'a [u8]>,
+}
+
+impl Ours<'_> {
+    /// Says each field.
+    pub(crate) fn say(&self, worker: &Worker, mut put: impl FnMut(&HeaderName, &[u8])) {
+        let (edge, facts) = (&worker.edge, self.ticket.facts());
+        let mut text = String::with_capacity(PRINCIPAL_BYTES);
+        put(&HOST, self.service.authority.as_bytes());
+        put(&VIA, self.came_by.as_bytes());
+        address::write(&mut text, facts.client);
+        put(&X_FORWARDED_FOR, text.as_bytes());
+        // A target may name a scheme; what counts is how it came.
+        let scheme = if facts.is_secure { "https" } else { "http" };
+        put(&X_FORWARDED_PROTO, scheme.as_bytes());
+        if let Some(host) = self.host {
+            put(&X_FORWARDED_HOST, host);
+        }
+        put(&REQUEST_ID, facts.request_text.as_bytes());
+        if self.span.is_some() && edge.tracer.propagates() {
+            let carried = self.span.traceparent();
+            if !carried.is_empty() {
+                put(&TRACE, carried.as_bytes());
+            }
+        }
+        text.clear();
+        let at = facts.at.as_second();
+        edge.signer
+            .write(&mut text, self.ticket.entry(), facts.request, at);
+        put(&PRINCIPAL, text.as_bytes());
     }
-    let principal =
-        worker
-            .edge
-            .signer
-            .header(ticket.entry(), facts.request, facts.at.as_second())?;
-    headers.insert(PRINCIPAL, principal);
-    Some(Request::from_parts(parts, body))
 }
 
 /// The answer as the client gets it.

@@ -112,7 +112,8 @@ fn broken(worker: &Worker, service: &Service, lent: &Lent, error: &hyper::Error)
     Refusal::UpstreamUnreachable.into()
 }
 
-fn refused(service: &Service, unlent: Unlent) -> Refused {
+/// Why there is no connection.
+pub(crate) fn refused(service: &Service, unlent: Unlent) -> Refused {
     match unlent {
         Unlent::Unreachable(error) => {
             tracing::debug!(service = service.name, %error, "no connection");

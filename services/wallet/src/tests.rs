@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
-use types::{Credits, Id, JournalId, LeaseId, QuotaKind};
+use types::{Credits, Id, JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, QuotaKind};
 use uuid::Uuid;
 
 use self::{
@@ -102,7 +102,8 @@ proptest! {
         let size = size(credits(want), credits(minimum), credits(available), gateways);
         prop_assert_eq!(size.is_some(), minimum <= available, "the last credit can be lent");
         if let Some(size) = size.map(Credits::get) {
-            let block = (minimum * 1_024).min(available / (64 * i64::from(gateways.max(1))));
+            let parts = LEASE_SMALL_PARTS * i64::from(gateways.max(1));
+            let block = (minimum * LEASE_CALLS_MIN).min(available / parts);
             prop_assert!(minimum <= size && size <= want.max(block) && size <= available);
             prop_assert!(size >= block, "a few calls' worth of much");
             let share = available / (2 * i64::from(gateways.max(1)));

@@ -24,9 +24,13 @@ use self::{exchange::Exchanged, front::Front, request::Request};
 use super::{
     Hall,
     door::Peer,
+    limits::READ_BYTES,
     roll::{Phase, Seat},
     wire::Stream,
 };
+
+/// Most that is held of what a client sends: a read that ends in an incomplete request, and another.
+const INPUT_BYTES_MAX: usize = 2 * READ_BYTES;
 
 /// What follows on a connection.
 pub(super) enum Next {
@@ -54,7 +58,7 @@ pub(super) async fn serve(
 ) -> Next {
     let mut front = Front::new(hall, seat, stream);
     loop {
-        if input.is_empty() {
+        if input.is_empty() && !front.take_ahead(&mut input) {
             hall.spare(input);
             if front.is_ending {
                 return Next::End;
@@ -66,16 +70,19 @@ pub(super) async fn serve(
             };
         }
         seat.set_phase(Phase::Express);
-        let mut fields = request::no_fields();
-        let Some(request) = Request::parse(&input, &mut fields) else {
-            return for_hyper(input, &mut front, None, true);
-        };
-        let bytes = request.bytes;
-        match exchange::exchange(hall, peer, &mut front, &request).await {
+        debug_assert!(
+            input.len() <= INPUT_BYTES_MAX,
+            "one incomplete request and one read"
+        );
+        // Boxed, so that a connection that rests has not the size of one that works.
+        let (exchanged, bytes) = Box::pin(one(hall, peer, &mut front, &input)).await;
+        match exchanged {
             Exchanged::Answered => {
                 #[cfg(test)]
                 hall.expressed.set(hall.expressed.get().strict_add(1));
             }
+            // The rest of it may be there.
+            Exchanged::Unfit if front.take_ahead(&mut input) => continue,
             Exchanged::Unfit => return for_hyper(input, &mut front, None, true),
             Exchanged::Cold => return for_hyper(input, &mut front, None, false),
             Exchanged::Begun(resume) => {
@@ -85,7 +92,18 @@ pub(super) async fn serve(
             Exchanged::Gone => return Next::Gone,
         }
         input.drain(..bytes);
-        front.take_ahead(&mut input);
+    }
+}
+
+/// Carries the first call of these bytes, if it is of the common shape. Returns how long it was.
+async fn one(hall: &Hall, peer: Peer, front: &mut Front<'_>, input: &[u8]) -> (Exchanged, usize) {
+    let mut fields = request::no_fields();
+    match Request::parse(input, &mut fields) {
+        Some(request) => {
+            let exchanged = exchange::exchange(hall, peer, front, &request).await;
+            (exchanged, request.bytes)
+        }
+        None => (Exchanged::Unfit, 0),
     }
 }
 
@@ -96,6 +114,7 @@ fn for_hyper(
     is_for_long: bool,
 ) -> Next {
     front.take_ahead(&mut input);
+    front.pass_order_on();
     Next::Hyper {
         read: input.into(),
         resume,

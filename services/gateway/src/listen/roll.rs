@@ -184,7 +184,7 @@ impl Seat {
     }
 
     /// The order that counts is the last one, but nothing stays a cut.
-    fn tell(&self, order: Order) {
+    pub(super) fn tell(&self, order: Order) {
         if self.order.get() != Some(Order::Cut) {
             self.order.set(Some(order));
         }

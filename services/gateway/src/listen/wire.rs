@@ -79,11 +79,10 @@ impl Wire {
             breach: Breached::No,
             life,
         };
-        // Too few to be a flood.
-        let sound = wire.look_at(frames).unwrap_or(0);
-        wire.first = [preface, frames.get(..sound).unwrap_or_default()]
-            .concat()
-            .into();
+        match wire.look_at(frames) {
+            Ok(_) => wire.first = [preface, frames].concat().into(),
+            Err(_flood) => wire.breach = Breached::InBody,
+        }
         wire
     }
 
@@ -134,7 +133,7 @@ impl Wire {
             // The refusal is given between two calls, by who holds the connection.
             Breached::InHead => Some(Poll::Pending),
             Breached::InBody => {
-                let why = "the body is not framed as it should be";
+                let why = "what follows is not framed as it should be";
                 Some(Poll::Ready(Err(io::Error::new(
                     ErrorKind::InvalidData,
                     why,
@@ -241,6 +240,8 @@ impl AsyncWrite for Wire {
         let flushed = Pin::new(&mut this.stream).poll_flush(task);
         // hyper asks when its own buffer is empty.
         this.life.is_unflushed.set(flushed.is_pending());
+        // TLS takes more than the socket: its client is waited for here.
+        this.life.write_waits.set(flushed.is_pending());
         flushed
     }
 

@@ -8,6 +8,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use tokio::{
 };
 
 use super::{
-    Lent, Pool,
+    Lent, Pool, Unlent,
     connect::one,
     site::{Site, Slot},
     targets::{Chosen, Target, Trial},
@@ -37,15 +38,6 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
-    /// For another call.
-    pub(super) fn waiting(self) -> Self {
-        Self {
-            reused: true,
-            trial: None,
-            ..self
-        }
-    }
-
     /// Whether the upstream has neither closed it nor said anything unasked. No system call unless
     /// there is news.
     pub(super) fn is_silent(&self) -> bool {
@@ -65,7 +57,8 @@ impl Direct {
     }
 
     /// Puts the connection back: its answer was read to its end.
-    pub(crate) fn give_back(self) {
+    pub(crate) fn give_back(mut self) {
+        self.reused = true;
         let site = Rc::clone(self.slot.site());
         site.put_direct(self);
     }
@@ -104,18 +97,31 @@ impl Direct {
 
 impl Pool {
     /// A connection without hyper: one that is there, or where another one may be opened, that.
-    /// None: whoever wants one has to wait, or to be told why there is none.
-    pub(crate) async fn direct(&self, upstream: &Upstream) -> Option<Direct> {
+    /// `Ok(None)`: whoever wants one has to wait.
+    ///
+    /// # Errors
+    /// Nobody takes one; `None`: not within `timeout`.
+    pub(crate) async fn direct(
+        &self,
+        upstream: &Upstream,
+        timeout: Duration,
+    ) -> Result<Option<Direct>, Option<Unlent>> {
         let site = self.site(upstream);
-        match site.take_direct() {
-            Some(direct) => Some(direct),
-            None => Box::pin(self.open_direct(site)).await,
+        if let Some(direct) = site.take_direct() {
+            return Ok(Some(direct));
+        }
+        let opened = Box::pin(self.open_direct(site));
+        match tokio::time::timeout(timeout, opened).await {
+            Ok(opened) => opened.map_err(Some),
+            Err(_elapsed) => Err(None),
         }
     }
 
-    async fn open_direct(&self, site: Rc<Site>) -> Option<Direct> {
+    async fn open_direct(&self, site: Rc<Site>) -> Result<Option<Direct>, Unlent> {
         site.touch();
-        let mut slot = site.reserve(false)?;
+        let Some(mut slot) = site.reserve(false) else {
+            return Ok(None);
+        };
         let opening = site.opening();
         let connected = self
             .open_by(&site, &mut slot, async |target| {
@@ -123,14 +129,14 @@ impl Pool {
             })
             .await;
         drop(opening);
-        let (stream, Chosen { target, trial }) = connected.ok()?;
-        Some(Direct {
+        let (stream, Chosen { target, trial }) = connected?;
+        Ok(Some(Direct {
             stream,
             reused: false,
             slot,
             target,
             trial,
-        })
+        }))
     }
 }
 

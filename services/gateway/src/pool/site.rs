@@ -164,7 +164,7 @@ impl Site {
         let is_wanted = direct.target.is_used() && self.queue.borrow().is_empty();
         if is_wanted && self.direct.borrow().len() < IDLE_MAX {
             // As of the last tidying: so they are closed a little too early, never too late.
-            let waiting = (direct.waiting(), self.used.get());
+            let waiting = (direct, self.used.get());
             self.direct.borrow_mut().push_back(waiting);
         }
     }

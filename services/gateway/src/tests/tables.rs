@@ -325,10 +325,10 @@ fn a_principal_can_be_verified() {
     let signer = Signer::new(&SecretString::from(secret)).expect("a key");
     let entry = entry(&["pdf:read", "pdf:write"]);
     let request = RequestId::new(Uuid::from_u128(5));
-    let header = signer
-        .header(&entry, request, 1_700_000_000)
-        .expect("a value");
-    let text = header.to_str().expect("ASCII");
+    // Behind something else, which is not signed.
+    let mut text = "before".to_owned();
+    signer.write(&mut text, &entry, request, 1_700_000_000);
+    let text = text.strip_prefix("before").expect("it stays");
     let (signed, signature) = text.split_once("; sig=").expect("a signature");
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("a key");
     mac.update(signed.as_bytes());

@@ -1,7 +1,7 @@
 //! How much is lent, and what comes back.
 
 use jiff::{SignedDuration, Timestamp};
-use types::{Credits, JournalId, LeaseId};
+use types::{Credits, JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId};
 
 use super::{Account, Book, Breach, Lease, LeaseState, minus, plus};
 
@@ -32,12 +32,6 @@ pub(crate) struct Report {
     pub(crate) returned_cum: Credits,
 }
 
-/// At least so many calls' worth is lent where that is a small part of the wallet: it lasts until
-/// a gateway has measured how often its owner calls, or for days of now and then.
-const CALLS_MIN: i64 = 1_024;
-/// A small part: one of so many, shared by the live gateways.
-const SMALL_PARTS: i64 = 64;
-
 /// Credits to lend: what is wanted or a few calls' worth, no less than needed, and no more than a
 /// fair share, so that the last credits of a wallet are not all with one of several gateways.
 /// `None`: the wallet cannot lend what is needed.
@@ -59,7 +53,8 @@ pub(crate) fn size(
         let parts = gateways.saturating_mul(parts);
         Credits::new(available.get().checked_div(parts).unwrap_or(0))
     };
-    let block = Credits::new(minimum.get().saturating_mul(CALLS_MIN)).min(part(SMALL_PARTS));
+    let block =
+        Credits::new(minimum.get().saturating_mul(LEASE_CALLS_MIN)).min(part(LEASE_SMALL_PARTS));
     Some(want.max(block).min(part(2).max(minimum)))
 }
 

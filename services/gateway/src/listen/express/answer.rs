@@ -22,14 +22,28 @@ pub(super) struct Answer<'a> {
     pub(super) bytes: usize,
 }
 
+/// Why a head is for hyper.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uncommon {
+    /// It has not come whole.
+    Partial,
+    /// It has another shape.
+    Shape,
+}
+
 impl<'a> Answer<'a> {
-    /// Reads the head of an answer. None: it has not come whole, or has another shape.
-    pub(super) fn parse(read: &'a [u8], fields: &'a mut [Header<'a>]) -> Option<Self> {
+    /// Reads the head of an answer.
+    pub(super) fn parse(read: &'a [u8], fields: &'a mut [Header<'a>]) -> Result<Self, Uncommon> {
         let mut answer = httparse::Response::new(fields);
-        let parsed = ParserConfig::default().parse_response(&mut answer, read);
-        let Ok(Status::Complete(bytes)) = parsed else {
-            return None;
-        };
+        match ParserConfig::default().parse_response(&mut answer, read) {
+            Ok(Status::Complete(bytes)) => Self::of(answer, bytes).ok_or(Uncommon::Shape),
+            Ok(Status::Partial) => Err(Uncommon::Partial),
+            Err(_) => Err(Uncommon::Shape),
+        }
+    }
+
+    /// None: it has another shape.
+    fn of(answer: httparse::Response<'a, 'a>, bytes: usize) -> Option<Self> {
         let status = answer.code.filter(|code| has_body(*code))?;
         if answer.version != Some(1) {
             return None;

@@ -60,7 +60,7 @@ pub(super) async fn ask(
                 Poll::Pending if pauses.pause(task) => {
                     return Poll::Ready(Err(NoAnswer::Timeout));
                 }
-                Poll::Pending if front.is_lost(task) => return Poll::Ready(Err(NoAnswer::Lost)),
+                Poll::Pending if front.poll_lost(task) => return Poll::Ready(Err(NoAnswer::Lost)),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -81,12 +81,14 @@ pub(super) async fn receive(
     direct: &mut Direct,
     pauses: &mut Pauses,
 ) -> Result<Vec<u8>, NoAnswer> {
-    std::future::poll_fn(|task| match front.poll_other(&mut direct.stream, task) {
-        Poll::Ready(Some(read)) => Poll::Ready(Ok(read)),
-        Poll::Ready(None) => Poll::Ready(Err(NoAnswer::Broken(0))),
-        Poll::Pending if pauses.pause(task) => Poll::Ready(Err(NoAnswer::Timeout)),
-        Poll::Pending if front.is_lost(task) => Poll::Ready(Err(NoAnswer::Lost)),
-        Poll::Pending => Poll::Pending,
-    })
+    std::future::poll_fn(
+        |task| match front.hall.poll_read(&mut direct.stream, task) {
+            Poll::Ready(Some(read)) => Poll::Ready(Ok(read)),
+            Poll::Ready(None) => Poll::Ready(Err(NoAnswer::Broken(0))),
+            Poll::Pending if pauses.pause(task) => Poll::Ready(Err(NoAnswer::Timeout)),
+            Poll::Pending if front.poll_lost(task) => Poll::Ready(Err(NoAnswer::Lost)),
+            Poll::Pending => Poll::Pending,
+        },
+    )
     .await
 }

@@ -5,11 +5,12 @@ use std::sync::{Arc, atomic::Ordering};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header::CONNECTION};
 use proto::events::v1::Disposition;
+use runtime::crash_point;
 use types::Refusal;
 
 use super::{
     super::{Hall, answer as own, door::Peer},
-    answer::{self, Answer},
+    answer::{self, Answer, Uncommon},
     ask::{NoAnswer, ask, receive},
     front::{Front, Lost},
     request::Request,
@@ -28,6 +29,8 @@ use crate::{
     path,
     pool::Direct,
     proxy,
+    refuse::Refused,
+    send,
     upload::Upload,
 };
 
@@ -79,8 +82,12 @@ fn look_up<'a>(worker: &Worker, request: &Request<'a>) -> Result<Known<'a>, Exch
     let is_common = catalogue.service(service).is_some_and(|service| {
         let route = service.route(&request.method, rest);
         let bytes = u64::try_from(request.body.len()).unwrap_or(u64::MAX);
-        let is_free = |route: &Route| route.terms.price.is_none() && bytes <= route.body_bytes_max;
-        service.is_plain() && route.is_some_and(is_free)
+        let is_common = |route: &Route| {
+            route.terms.price.is_none()
+                && bytes <= route.body_bytes_max
+                && route.is_like_most(started)
+        };
+        service.is_plain() && route.is_some_and(is_common)
     });
     match is_common {
         true => Ok(Known {
@@ -178,9 +185,13 @@ impl Call<'_> {
         request: &Request<'_>,
     ) -> Result<Exchanged, Exchanged> {
         let worker = &self.hall.worker;
-        let direct = front.during(worker.pool.direct(&self.service.upstream));
-        let Some(mut direct) = direct.await? else {
-            return Ok(self.resumed(None));
+        let mut direct = match front.during(self.connect()).await? {
+            Ok(Some(direct)) => direct,
+            Ok(None) => return Ok(self.resumed(None)),
+            Err(refused) => {
+                let failed = Disposition::UpstreamFailed;
+                return self.refuse(front, refused, failed).await;
+            }
         };
         let span = proxy::upstream_span(worker, &self.ticket, self.service);
         let mut head = write::request(
@@ -193,7 +204,8 @@ impl Call<'_> {
         );
         let upload = Upload::of(request.body);
         if let Err(refusal) = self.ticket.forwarding(upload) {
-            return self.refuse(front, refusal, Disposition::Refused).await;
+            let disposition = Disposition::Refused;
+            return self.refuse(front, refusal.into(), disposition).await;
         }
         let timeout = self.route.timeout;
         let mut pauses = worker.patience.pauses(timeout, timeout);
@@ -213,13 +225,21 @@ impl Call<'_> {
                 }
                 span.fail(why.refusal().as_str());
                 let failed = Disposition::UpstreamFailed;
-                return self.refuse(front, why.refusal(), failed).await;
+                return self.refuse(front, why.refusal().into(), failed).await;
             }
         };
         let mut fields = answer::no_fields();
-        let Some(answer) = Answer::parse(&read, &mut fields) else {
-            return Ok(self.resumed(Some((direct, read.into()))));
+        let answer = match Answer::parse(&read, &mut fields) {
+            Ok(answer) => answer,
+            Err(why) => {
+                if why == Uncommon::Shape {
+                    let now = worker.edge.clock.monotonic_nanos();
+                    self.route.answered_like_most(false, now);
+                }
+                return Ok(self.resumed(Some((direct, read.into()))));
+            }
         };
+        self.route.answered_like_most(true, 0);
         direct.answered();
         span.set("http.response.status_code", i64::from(answer.status));
         drop(span);
@@ -229,6 +249,16 @@ impl Call<'_> {
         self.pass(front, direct, head, (read, begun), length)
             .await?;
         Ok(front.end(is_last))
+    }
+
+    /// A connection to the upstream. `Ok(None)`: hyper has to wait for one.
+    async fn connect(&self) -> Result<Option<Direct>, Refused> {
+        let (pool, upstream) = (&self.hall.worker.pool, &self.service.upstream);
+        let direct = pool.direct(upstream, self.route.timeout).await;
+        direct.map_err(|unlent| match unlent {
+            Some(unlent) => send::refused(self.service, unlent),
+            None => Refusal::UpstreamTimeout.into(),
+        })
     }
 
     /// hyper goes on.
@@ -248,11 +278,11 @@ impl Call<'_> {
     async fn refuse(
         self,
         front: &mut Front<'_>,
-        refusal: Refusal,
+        refused: Refused,
         disposition: Disposition,
     ) -> Result<Exchanged, Exchanged> {
-        self.ticket.refuse(refusal, disposition);
-        let denied = Denied::counted(refusal.into(), self.limits);
+        self.ticket.refuse(refused.refusal, disposition);
+        let denied = Denied::counted(refused, self.limits);
         refuse(self.hall, front, self.id, denied).await
     }
 
@@ -262,15 +292,7 @@ impl Call<'_> {
         // It has no field that would matter to the call's cost.
         self.ticket.answered(status, &HeaderMap::new());
         let cost = self.ticket.announce(false);
-        let now = self.ticket.facts().at;
-        write::answer(
-            self.hall,
-            answer,
-            &self.id,
-            cost,
-            self.limits,
-            (now, is_last),
-        )
+        write::answer(self.hall, answer, &self.id, cost, self.limits, is_last)
     }
 
     /// Passes the body, of which some was read with the head. Its end leaves when the call is
@@ -310,6 +332,7 @@ impl Call<'_> {
                     return Err(Exchanged::Gone);
                 }
                 front.write(&mut head, piece).await?;
+                crash_point!("gateway.last_byte_sent");
                 hall.spare(head);
                 hall.spare(read);
                 return Ok(());

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{io::AsyncWrite, net::TcpStream};
+use tokio::io::AsyncWrite;
 
 use super::{
     super::{
@@ -20,7 +20,7 @@ use super::{
 
 /// A client's connection.
 pub(super) struct Front<'a> {
-    hall: &'a Hall,
+    pub(super) hall: &'a Hall,
     pub(super) seat: &'a Seat,
     stream: &'a mut Stream,
     /// What came during a call.
@@ -48,21 +48,15 @@ impl<'a> Front<'a> {
         let Self {
             hall, seat, stream, ..
         } = self;
-        match seat.unless_ordered(hall.read(stream, seat)).await {
-            Ok(Some(read)) => Ok(read),
-            Ok(None) => Err(Next::Gone),
-            Err(Order::Cut) => Err(Next::Gone),
-            Err(_) => Err(Next::End),
+        loop {
+            match seat.unless_ordered(hall.read(stream, seat)).await {
+                Ok(Some(read)) => return Ok(read),
+                Ok(None) | Err(Order::Cut) => return Err(Next::Gone),
+                Err(Order::End) => return Err(Next::End),
+                // Said of a call that has ended meanwhile.
+                Err(_) => {}
+            }
         }
-    }
-
-    /// Reads from an upstream. None: its end.
-    pub(super) fn poll_other(
-        &self,
-        stream: &mut TcpStream,
-        task: &mut Context<'_>,
-    ) -> Poll<Option<Vec<u8>>> {
-        self.hall.poll_read(stream, task)
     }
 
     /// What follows an answer.
@@ -73,10 +67,27 @@ impl<'a> Front<'a> {
         }
     }
 
-    /// Appends what came during a call.
-    pub(super) fn take_ahead(&mut self, input: &mut Vec<u8>) {
-        if !self.ahead.is_empty() {
-            input.append(&mut self.ahead);
+    /// Appends what came during a call. False: nothing did.
+    pub(super) fn take_ahead(&mut self, input: &mut Vec<u8>) -> bool {
+        let ahead = std::mem::take(&mut self.ahead);
+        if ahead.is_empty() {
+            return false;
+        }
+        let spare = match input.is_empty() {
+            true => std::mem::replace(input, ahead),
+            false => {
+                input.extend_from_slice(&ahead);
+                ahead
+            }
+        };
+        self.hall.spare(spare);
+        true
+    }
+
+    /// hyper goes on: what was ordered meanwhile is for it.
+    pub(super) fn pass_order_on(&self) {
+        if self.is_ending {
+            self.seat.tell(Order::End);
         }
     }
 
@@ -85,18 +96,19 @@ impl<'a> Front<'a> {
         let mut awaited = std::pin::pin!(awaited);
         std::future::poll_fn(|task| match awaited.as_mut().poll(task) {
             Poll::Ready(done) => Poll::Ready(Ok(done)),
-            Poll::Pending if self.is_lost(task) => Poll::Ready(Err(Lost)),
+            Poll::Pending if self.poll_lost(task) => Poll::Ready(Err(Lost)),
             Poll::Pending => Poll::Pending,
         })
         .await
     }
 
-    /// Looks after the connection while something is awaited. Woken when there is news.
-    pub(super) fn is_lost(&mut self, task: &mut Context<'_>) -> bool {
-        if self.is_cut(task) {
+    /// Looks after the connection while something is awaited: takes orders, and reads what comes.
+    /// True when it is lost; else the task is woken when there is news.
+    pub(super) fn poll_lost(&mut self, task: &mut Context<'_>) -> bool {
+        if self.take_order(task) {
             return true;
         }
-        // Who sends the next request meanwhile is read once; then he waits.
+        // Who sends on is read once; then he waits until all before it is answered.
         if !self.ahead.is_empty() {
             return false;
         }
@@ -111,8 +123,8 @@ impl<'a> Front<'a> {
         }
     }
 
-    /// Takes an order.
-    fn is_cut(&mut self, task: &Context<'_>) -> bool {
+    /// Takes an order. True: the connection is cut.
+    fn take_order(&mut self, task: &Context<'_>) -> bool {
         let order = self.seat.heed(task);
         self.is_ending |= order == Some(Order::End);
         order == Some(Order::Cut)
@@ -132,16 +144,23 @@ impl<'a> Front<'a> {
                 match written {
                     Poll::Ready(Ok(bytes)) => life.written.add(bytes),
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Lost)),
-                    Poll::Pending if self.is_cut(task) => return Poll::Ready(Err(Lost)),
+                    Poll::Pending if self.take_order(task) => return Poll::Ready(Err(Lost)),
                     Poll::Pending => return Poll::Pending,
                 }
             }
         })
         .await?;
-        // What TLS still holds.
-        std::future::poll_fn(|task| Pin::new(&mut *self.stream).poll_flush(task))
-            .await
-            .map_err(|_broken| Lost)
+        // TLS takes all and holds it: here is where its client is waited for.
+        std::future::poll_fn(|task| {
+            let flushed = Pin::new(&mut *self.stream).poll_flush(task);
+            self.seat.life.write_waits.set(flushed.is_pending());
+            match flushed {
+                Poll::Ready(flushed) => Poll::Ready(flushed.map_err(|_broken| Lost)),
+                Poll::Pending if self.take_order(task) => Poll::Ready(Err(Lost)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
     }
 }
 

@@ -82,12 +82,15 @@ async fn relay(
     ticket: Ticket,
     (direct, read): (Direct, Bytes),
 ) -> Result<Response<EdgeBody>, Refused> {
-    let target = Rc::clone(direct.target());
+    let (target, reused) = (Rc::clone(direct.target()), direct.reused);
     let head = direct.into_answer(method, read);
     let (lent, response) = match tokio::time::timeout(route.timeout, head).await {
         Ok(Ok(answered)) => answered,
         Ok(Err(error)) => {
             tracing::debug!(%error, "no answer");
+            if !reused {
+                worker.pool.failed(&target);
+            }
             return Err(failed(ticket, Refusal::UpstreamUnreachable));
         }
         Err(_) => {

@@ -1,19 +1,16 @@
 //! The heads that go to the upstream and to the client: the same fields as on the other way.
 
 use http::StatusCode;
-use jiff::Timestamp;
-use runtime::trace::{Span, TRACEPARENT};
+use runtime::trace::Span;
 
 use super::{super::Hall, answer::Answer, request::Request};
 use crate::{
-    address,
     catalogue::Service,
-    edge::{COST, CallId, REQUEST_ID, Worker, X_FORWARDED_FOR},
+    edge::{COST, CallId, REQUEST_ID, Worker},
     headers,
     limits::Limits,
     meter::Ticket,
-    principal::PRINCIPAL,
-    proxy::{X_FORWARDED_HOST, X_FORWARDED_PROTO},
+    proxy::Ours,
 };
 
 /// Room for a head as it mostly is.
@@ -53,7 +50,6 @@ pub(super) fn request(
     rest: &str,
     span: &Span,
 ) -> Vec<u8> {
-    let facts = ticket.facts();
     let mut head = Vec::with_capacity(HEAD_BYTES);
     let path = match (rest, service.base_path.as_str()) {
         ("", "") => "/",
@@ -73,31 +69,14 @@ pub(super) fn request(
             head.field(field.name, field.value);
         }
     }
-    head.field("host", service.authority.as_bytes());
-    head.field("via", b"1.1 tollgate");
-    let scheme: &[u8] = if facts.is_secure { b"https" } else { b"http" };
-    head.field(X_FORWARDED_PROTO.as_str(), scheme);
-    head.field(X_FORWARDED_HOST.as_str(), request.host.as_bytes());
-    head.field(REQUEST_ID.as_str(), facts.request_text.as_bytes());
-    if span.is_some() && worker.edge.tracer.propagates() {
-        let carried = span.traceparent();
-        if !carried.is_empty() {
-            head.field(TRACEPARENT, carried.as_bytes());
-        }
-    }
-    // What is text already is appended to: its end is the head's.
-    let mut text = String::with_capacity(HEAD_BYTES);
-    address::write(&mut text, facts.client);
-    head.field(X_FORWARDED_FOR.as_str(), text.as_bytes());
-    text.clear();
-    let signer = &worker.edge.signer;
-    signer.write(
-        &mut text,
-        ticket.entry(),
-        facts.request,
-        facts.at.as_second(),
-    );
-    head.field(PRINCIPAL.as_str(), text.as_bytes());
+    let ours = Ours {
+        ticket,
+        service,
+        span,
+        came_by: "1.1 tollgate",
+        host: Some(request.host.as_bytes()),
+    };
+    ours.say(worker, |name, value| head.field(name.as_str(), value));
     head.piece(b"\r\n");
     head
 }
@@ -109,7 +88,7 @@ pub(super) fn answer(
     id: &CallId,
     cost: Option<i64>,
     limits: Limits,
-    (now, is_last): (Timestamp, bool),
+    is_last: bool,
 ) -> Vec<u8> {
     let mut head = hall.buffer();
     head.piece(b"HTTP/1.1 ");
@@ -138,7 +117,7 @@ pub(super) fn answer(
         }
     }
     if !answer.has_date {
-        head.field("date", hall.date(now).as_bytes());
+        head.field("date", hall.date(hall.clock.now()).as_bytes());
     }
     if is_last {
         head.field("connection", b"close");

@@ -129,3 +129,29 @@ fn the_listener_speaks_tls_and_takes_a_new_certificate_while_it_runs() {
         front.call(&mut new).await;
     });
 }
+
+#[test]
+fn who_does_not_read_over_tls_is_cut_and_frees_the_upstream() {
+    let dir = tempfile::tempdir().expect("a folder");
+    put(dir.path(), FIRST);
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (chain, key) = (path("chain.pem"), path("key.pem"));
+    let variables = [
+        ("TOLLGATE_GATEWAY_TLS_CERTIFICATE_FILE", chain.as_str()),
+        ("TOLLGATE_GATEWAY_TLS_KEY_FILE", key.as_str()),
+        ("TOLLGATE_GATEWAY_STALL_SECONDS", "1"),
+        ("TOLLGATE_GATEWAY_CLIENT_BYTES_PER_SECOND_MIN", "1000"),
+    ];
+    with_front(&variables, async |front| {
+        let mut client = front.secure(&[], FIRST).await.expect("TLS");
+        client
+            .send(front.request("GET /api/v1/echo/big", "").as_bytes())
+            .await;
+        front.upstream.until(|upstream| upstream.count() == 1).await;
+        front
+            .upstream
+            .until(|upstream| upstream.connections() == 0)
+            .await;
+        front.until(|front| front.rig.records().len() == 1).await;
+    });
+}

@@ -27,6 +27,7 @@ struct Shared {
     /// What came behind the last whole request of a connection that has ended.
     left: RefCell<Vec<String>>,
     connections: Cell<usize>,
+    opened: Cell<usize>,
     changed: Notify,
     /// Lets streams end.
     finish: Notify,
@@ -56,6 +57,7 @@ impl Upstream {
                 tokio::task::spawn_local(async move {
                     let shared = &own.0;
                     shared.connections.set(shared.connections.get() + 1);
+                    shared.opened.set(shared.opened.get() + 1);
                     let left = own.serve(stream).await;
                     shared.connections.set(shared.connections.get() - 1);
                     if !left.is_empty() {
@@ -72,6 +74,11 @@ impl Upstream {
     /// The requests so far; they are forgotten.
     pub(super) fn take(&self) -> Vec<Got> {
         std::mem::take(&mut self.0.got.borrow_mut())
+    }
+
+    /// Connections, with those that have ended.
+    pub(super) fn opened(&self) -> usize {
+        self.0.opened.get()
     }
 
     pub(super) fn connections(&self) -> usize {

@@ -365,9 +365,9 @@ impl World {
     fn give_back(&mut self, index: usize) {
         let payers: Vec<Payer> = payers().map(|(payer, _, _)| payer).collect();
         let payer = payers[self.dice.below(payers.len())];
-        let small_part = i64::try_from(self.dice.below(4)).unwrap();
+        let kept = i64::try_from(self.dice.below(4)).unwrap();
         if let Some(running) = &mut self.slots[index].running {
-            running.life.give_back_idle(payer, small_part);
+            running.life.give_back_idle(payer, kept);
         }
     }
 
