@@ -38,8 +38,8 @@ const ATTEMPTS_MAX: u32 = 3;
 const LEASE_SECONDS: i64 = 4;
 /// Calls that a first lease covers, before any rate is known.
 const FIRST_CALLS: i64 = 32;
-/// One call's worth stays with an idle gateway where it is no more than one of so many parts of what
-/// is available, shared by the live ones.
+/// One call's worth stays with an idle gateway where it is no more than one of so many parts of
+/// what is available, shared by the live ones.
 const CALL_PARTS: i64 = 8;
 /// No lease asks for more.
 const WANT_MAX: i64 = 10_000_000;

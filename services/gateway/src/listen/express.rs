@@ -29,7 +29,8 @@ use super::{
     wire::Stream,
 };
 
-/// Most that is held of what a client sends: a read that ends in an incomplete request, and another.
+/// Most that is held of what a client sends: a read that ends in an incomplete request, and one
+/// more.
 const INPUT_BYTES_MAX: usize = 2 * READ_BYTES;
 
 /// What follows on a connection.

@@ -74,10 +74,10 @@ impl SimDisk {
         (state.doom, state.is_dead) = (None, false);
     }
 
-    /// Damages a byte of a file for good.
+    /// Damages a byte of a file for good: hit again, it does not become what it was.
     pub(super) fn flip(&self, path: &Path, at: usize) {
         let mut bytes = fs::read(path).expect("it is there");
-        bytes[at] ^= 0x40;
+        bytes[at] = bytes[at].wrapping_add(0x41);
         fs::write(path, &bytes).expect("writable");
         if let Some(durable) = self.0.lock().durable.get_mut(path) {
             durable[at] = bytes[at];
