@@ -25,8 +25,9 @@ use crate::{catalogue::Upstream, upload::Uploaded};
 #[cfg(test)]
 mod tests;
 
-/// Idle connections kept per upstream and thread.
-const IDLE_MAX: usize = 256;
+/// Idle connections kept per upstream and thread. With fewer than there are calls at once, the rest
+/// is opened anew by each wave of calls, and a queue of accepts that overflows costs a second.
+const IDLE_MAX: usize = 1_024;
 
 /// A connection that waits for a call.
 struct Idle {
