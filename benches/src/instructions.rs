@@ -59,7 +59,7 @@ const PARTS: [(&str, &str); 7] = [
         "gateway::listen::express::write::request",
     ),
     ("principal", "gateway::principal::Signer::write"),
-    ("record", "gateway::meter::Ticket::record"),
+    ("record", "gateway::meter::Ticket>::record"),
     (
         "journal append",
         "gateway::journal::log::Reservation::append",

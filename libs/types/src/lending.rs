@@ -6,3 +6,9 @@ pub const LEASE_CALLS_MIN: i64 = 1_024;
 
 /// A small part is one of so many, shared by the live gateways: too little for anybody to miss.
 pub const LEASE_SMALL_PARTS: i64 = 64;
+
+/// One of so many parts of what is available, shared by the live gateways.
+pub fn lease_part(available: i64, parts: i64, live_gateways: u32) -> i64 {
+    let parts = i64::from(live_gateways.max(1)).saturating_mul(parts);
+    available.checked_div(parts).unwrap_or(0)
+}

@@ -43,7 +43,7 @@ pub use key::{
     KEY_BODY_CHARS, KEY_RANDOM_BYTES, KeyDigest, KeyError, KeyHash, NewKey, Pepper, PepperError,
     PresentedKey,
 };
-pub use lending::{LEASE_CALLS_MIN, LEASE_SMALL_PARTS};
+pub use lending::{LEASE_CALLS_MIN, LEASE_SMALL_PARTS, lease_part};
 pub use limit::{Gcra, Rate, Share};
 pub use names::{
     Environment, NameError, Role, Scope, ServiceName, Slug, parse_email, parse_key_name,

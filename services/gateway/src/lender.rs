@@ -21,7 +21,9 @@ use proto::{
 use runtime::{Host, Stop, crash_point};
 use tokio::sync::mpsc;
 use tonic::{Code as Grpc, Status};
-use types::{JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, QuotaKind, Refusal};
+use types::{
+    JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, QuotaKind, Refusal, lease_part,
+};
 
 use self::desk::{Desk, Grant, News};
 use crate::{
@@ -232,11 +234,8 @@ impl Lender {
 
     /// How much of a lease stays here without a call, when the wallet has so much left.
     fn kept(&self, available: i64, per_call: i64) -> i64 {
-        let gateways = i64::from(self.live_gateways.load(Ordering::Relaxed).max(1));
-        let part = |parts: i64| {
-            let parts = parts.saturating_mul(gateways);
-            available.checked_div(parts).unwrap_or(0)
-        };
+        let gateways = self.live_gateways.load(Ordering::Relaxed);
+        let part = |parts| lease_part(available, parts, gateways);
         // Where even one call is much, all goes back: else it were gone if this process died.
         match per_call <= part(CALL_PARTS) {
             true => per_call.max(part(LEASE_SMALL_PARTS)),

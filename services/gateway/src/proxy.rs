@@ -99,13 +99,9 @@ pub(crate) async fn forward(
         i64::from(response.status().as_u16()),
     );
     drop(span);
-    if response.status().is_informational() {
-        if let Some(switch) = switch.filter(|switch| switch.is_meant(response.headers())) {
-            return switch.begin(worker, response, ticket, (lent, upload)).await;
-        }
-        // A switch of protocols that nobody asked for: what follows is not HTTP.
-        ticket.refuse(Refusal::UpstreamUnreachable, Disposition::UpstreamFailed);
-        return Err(Refusal::UpstreamUnreachable.into());
+    let is_switch = response.status().is_informational();
+    if let Some(switch) = switch.filter(|it| is_switch && it.is_meant(response.headers())) {
+        return switch.begin(worker, response, ticket, (lent, upload)).await;
     }
     answered(worker, route, ticket, (lent, response), client).await
 }
@@ -118,6 +114,11 @@ pub(crate) async fn answered(
     (lent, response): (Lent, Response<Incoming>),
     client: Client,
 ) -> Result<Response<EdgeBody>, Refused> {
+    if response.status().is_informational() {
+        // A switch of protocols that nobody asked for: what follows is not HTTP.
+        ticket.refuse(Refusal::UpstreamUnreachable, Disposition::UpstreamFailed);
+        return Err(Refusal::UpstreamUnreachable.into());
+    }
     ticket.answered(response.status(), response.headers());
     let pauses = worker
         .patience

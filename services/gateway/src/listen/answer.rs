@@ -35,6 +35,18 @@ pub(super) fn date(now: Timestamp) -> impl Display {
     now.strftime("%a, %d %b %Y %H:%M:%S GMT")
 }
 
+/// Appends a field to a head; its name in small letters.
+pub(super) fn field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let begin = head.len();
+    head.extend_from_slice(name.as_bytes());
+    if let Some(name) = head.get_mut(begin..) {
+        name.make_ascii_lowercase();
+    }
+    for piece in [b": ", value, b"\r\n"] {
+        head.extend_from_slice(piece);
+    }
+}
+
 /// An answer of our own as bytes of HTTP/1.1.
 pub(super) fn write(edge: &Edge, response: Response<EdgeBody>) -> Vec<u8> {
     let (parts, body) = response.into_parts();
@@ -46,9 +58,7 @@ pub(super) fn write(edge: &Edge, response: Response<EdgeBody>) -> Vec<u8> {
     )
     .into_bytes();
     for (name, value) in &parts.headers {
-        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            bytes.extend_from_slice(piece);
-        }
+        field(&mut bytes, name.as_str(), value.as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
     if let EdgeBody::Full(Some(text)) = body {

@@ -357,7 +357,7 @@ fn value<'a>(text: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>, Refusal> {
 }
 
 /// A length as everybody reads it: digits, and no zero before others.
-fn read_length(value: &[u8]) -> Option<u64> {
+pub(super) fn read_length(value: &[u8]) -> Option<u64> {
     let is_plain = value.len() <= LENGTH_DIGITS_MAX
         && value.iter().all(u8::is_ascii_digit)
         && (value.len() == 1 || value.first() != Some(&b'0'));

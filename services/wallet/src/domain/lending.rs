@@ -1,7 +1,7 @@
 //! How much is lent, and what comes back.
 
 use jiff::{SignedDuration, Timestamp};
-use types::{Credits, JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId};
+use types::{Credits, JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, lease_part};
 
 use super::{Account, Book, Breach, Lease, LeaseState, minus, plus};
 
@@ -48,11 +48,7 @@ pub(crate) fn size(
     if available < minimum {
         return None;
     }
-    let gateways = i64::from(live_gateways.max(1));
-    let part = |parts: i64| {
-        let parts = gateways.saturating_mul(parts);
-        Credits::new(available.get().checked_div(parts).unwrap_or(0))
-    };
+    let part = |parts| Credits::new(lease_part(available.get(), parts, live_gateways));
     let block =
         Credits::new(minimum.get().saturating_mul(LEASE_CALLS_MIN)).min(part(LEASE_SMALL_PARTS));
     Some(want.max(block).min(part(2).max(minimum)))

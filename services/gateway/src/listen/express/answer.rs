@@ -2,6 +2,7 @@
 
 use httparse::{EMPTY_HEADER, Header, ParserConfig, Status};
 
+use super::super::framing::read_length;
 use crate::units;
 
 /// Fields of an answer; more are for hyper.
@@ -59,13 +60,8 @@ impl<'a> Answer<'a> {
                     return None;
                 }
                 // More than one length, or one that is no plain number.
-                14 if is("content-length") => {
-                    let digits = str::from_utf8(value).ok()?;
-                    let is_plain = digits.bytes().all(|byte| byte.is_ascii_digit());
-                    let read = digits.parse().ok().filter(|_| is_plain);
-                    if read.is_none() || length.replace(read?).is_some() {
-                        return None;
-                    }
+                14 if is("content-length") && length.replace(read_length(value)?).is_some() => {
+                    return None;
                 }
                 14 if is(units::USAGE) => return None,
                 17 if is("transfer-encoding") => return None,

@@ -3,7 +3,7 @@
 use http::Method;
 use httparse::{EMPTY_HEADER, Header, Status};
 
-use super::super::framing::Framing;
+use super::super::framing::{Framing, read_length};
 
 /// Fields of a request; more are for hyper.
 const FIELDS_MAX: usize = 48;
@@ -96,7 +96,7 @@ impl<'a> Request<'a> {
                 12 if is("x-request-id") => self.request_id.replace(value).is_none(),
                 13 if is("authorization") => self.authorization.replace(value).is_none(),
                 14 if is("content-length") => {
-                    length = value.parse().ok()?;
+                    length = usize::try_from(read_length(value.as_bytes())?).ok()?;
                     true
                 }
                 15 if is("idempotency-key") => return None,
@@ -139,27 +139,6 @@ fn is_one_request(bytes: &[u8]) -> bool {
 }
 
 /// What stands in targets mostly. hyper knows what else may.
-const fn is_of_target(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric()
-        || matches!(
-            byte,
-            b'/' | b'-'
-                | b'.'
-                | b'_'
-                | b'~'
-                | b'%'
-                | b'?'
-                | b'='
-                | b'&'
-                | b','
-                | b':'
-                | b'@'
-                | b'+'
-                | b'!'
-                | b'$'
-                | b'('
-                | b')'
-                | b'*'
-                | b'\''
-        )
+fn is_of_target(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/-._~%?=&,:@+!$()*'".contains(&byte)
 }

@@ -98,10 +98,6 @@ async fn relay(
             return Err(failed(ticket, Refusal::UpstreamTimeout));
         }
     };
-    if response.status().is_informational() {
-        // A switch of protocols that nobody asked for: what follows is not HTTP.
-        return Err(failed(ticket, Refusal::UpstreamUnreachable));
-    }
     let client = proxy::Client {
         version: Version::HTTP_11,
         takes_trailers: false,

@@ -1,9 +1,14 @@
 //! The heads that go to the upstream and to the client: the same fields as on the other way.
 
 use http::StatusCode;
+use httparse::Header;
 use runtime::trace::Span;
 
-use super::{super::Hall, answer::Answer, request::Request};
+use super::{
+    super::{Hall, answer::field},
+    answer::Answer,
+    request::Request,
+};
 use crate::{
     catalogue::Service,
     edge::{COST, CallId, REQUEST_ID, Worker},
@@ -15,31 +20,6 @@ use crate::{
 
 /// Room for a head as it mostly is.
 const HEAD_BYTES: usize = 1024;
-
-/// A head that grows.
-trait Head {
-    fn piece(&mut self, piece: &[u8]);
-
-    /// A field whose name is put in small letters.
-    fn field(&mut self, name: &str, value: &[u8]);
-}
-
-impl Head for Vec<u8> {
-    fn piece(&mut self, piece: &[u8]) {
-        self.extend_from_slice(piece);
-    }
-
-    fn field(&mut self, name: &str, value: &[u8]) {
-        let begin = self.len();
-        self.extend_from_slice(name.as_bytes());
-        if let Some(name) = self.get_mut(begin..) {
-            name.make_ascii_lowercase();
-        }
-        for piece in [b": ", value, b"\r\n"] {
-            self.extend_from_slice(piece);
-        }
-    }
-}
 
 /// The head of a request as the upstream gets it.
 pub(super) fn request(
@@ -56,17 +36,16 @@ pub(super) fn request(
         _ => rest,
     };
     for piece in [request.method.as_str(), " ", &service.base_path, path] {
-        head.piece(piece.as_bytes());
+        head.extend_from_slice(piece.as_bytes());
     }
     if let Some(query) = request.query {
-        head.piece(b"?");
-        head.piece(query.as_bytes());
+        head.extend_from_slice(b"?");
+        head.extend_from_slice(query.as_bytes());
     }
-    head.piece(b" HTTP/1.1\r\n");
-    for field in request.fields {
-        let is_host = field.name.eq_ignore_ascii_case("host");
-        if !is_host && !headers::is_not_for_upstreams(field.name) {
-            head.field(field.name, field.value);
+    head.extend_from_slice(b" HTTP/1.1\r\n");
+    for Header { name, value } in request.fields {
+        if !name.eq_ignore_ascii_case("host") && !headers::is_not_for_upstreams(name) {
+            field(&mut head, name, value);
         }
     }
     let ours = Ours {
@@ -76,8 +55,8 @@ pub(super) fn request(
         came_by: "1.1 tollgate",
         host: Some(request.host.as_bytes()),
     };
-    ours.say(worker, |name, value| head.field(name.as_str(), value));
-    head.piece(b"\r\n");
+    ours.say(worker, |name, value| field(&mut head, name.as_str(), value));
+    head.extend_from_slice(b"\r\n");
     head
 }
 
@@ -91,37 +70,37 @@ pub(super) fn answer(
     is_last: bool,
 ) -> Vec<u8> {
     let mut head = hall.buffer();
-    head.piece(b"HTTP/1.1 ");
+    head.extend_from_slice(b"HTTP/1.1 ");
     let mut digits = itoa::Buffer::new();
-    head.piece(digits.format(answer.status).as_bytes());
-    head.piece(b" ");
+    head.extend_from_slice(digits.format(answer.status).as_bytes());
+    head.extend_from_slice(b" ");
     let status = StatusCode::from_u16(answer.status).ok();
     let reason = status.and_then(|status| status.canonical_reason());
-    head.piece(reason.unwrap_or_default().as_bytes());
-    head.piece(b"\r\n");
-    for field in answer.fields {
-        if !headers::is_not_for_clients(field.name) {
-            head.field(field.name, field.value);
+    head.extend_from_slice(reason.unwrap_or_default().as_bytes());
+    head.extend_from_slice(b"\r\n");
+    for Header { name, value } in answer.fields {
+        if !headers::is_not_for_clients(name) {
+            field(&mut head, name, value);
         }
     }
-    head.field("via", b"1.1 tollgate");
+    field(&mut head, "via", b"1.1 tollgate");
     if let Some(cost) = cost {
-        head.field(COST.as_str(), digits.format(cost).as_bytes());
+        field(&mut head, COST.as_str(), digits.format(cost).as_bytes());
     }
-    head.field(REQUEST_ID.as_str(), id.text.as_bytes());
+    field(&mut head, REQUEST_ID.as_str(), id.text.as_bytes());
     if limits != Limits::default() {
         let mut named = http::HeaderMap::new();
         limits.put(&mut named);
         for (name, value) in &named {
-            head.field(name.as_str(), value.as_bytes());
+            field(&mut head, name.as_str(), value.as_bytes());
         }
     }
     if !answer.has_date {
-        head.field("date", hall.date(hall.clock.now()).as_bytes());
+        field(&mut head, "date", hall.date(hall.clock.now()).as_bytes());
     }
     if is_last {
-        head.field("connection", b"close");
+        field(&mut head, "connection", b"close");
     }
-    head.piece(b"\r\n");
+    head.extend_from_slice(b"\r\n");
     head
 }

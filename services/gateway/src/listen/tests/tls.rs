@@ -27,6 +27,20 @@ fn put(dir: &Path, [chain, key]: [&str; 2]) {
     std::fs::write(dir.join("key.pem"), key).expect("written");
 }
 
+/// Runs a test with a front that shows the first certificate, from files in a folder.
+fn with_tls(variables: &[(&str, &str)], test: impl AsyncFn(Front, &Path)) {
+    let dir = tempfile::tempdir().expect("a folder");
+    put(dir.path(), FIRST);
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let (chain, key) = (path("chain.pem"), path("key.pem"));
+    let files = [
+        ("TOLLGATE_GATEWAY_TLS_CERTIFICATE_FILE", chain.as_str()),
+        ("TOLLGATE_GATEWAY_TLS_KEY_FILE", key.as_str()),
+    ];
+    let variables = [&files, variables].concat();
+    with_front(&variables, async |front| test(front, dir.path()).await);
+}
+
 impl Front {
     /// A connection with these protocols on offer, to a listener that shows this certificate.
     async fn secure(
@@ -72,15 +86,8 @@ impl Front {
 
 #[test]
 fn the_listener_speaks_tls_and_takes_a_new_certificate_while_it_runs() {
-    let dir = tempfile::tempdir().expect("a folder");
-    put(dir.path(), FIRST);
-    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-    let (chain, key) = (path("chain.pem"), path("key.pem"));
-    let variables = [
-        ("TOLLGATE_GATEWAY_TLS_CERTIFICATE_FILE", chain.as_str()),
-        ("TOLLGATE_GATEWAY_TLS_KEY_FILE", key.as_str()),
-    ];
-    with_front(&variables, async |front| {
+    with_tls(&[], async |front, dir| {
+        let chain = dir.join("chain.pem");
         let mut old = front.secure(&[b"http/1.1"], FIRST).await.expect("TLS");
         front.call(&mut old).await;
         let mut plain = front.secure(&[], FIRST).await.expect("TLS without ALPN");
@@ -108,7 +115,7 @@ fn the_listener_speaks_tls_and_takes_a_new_certificate_while_it_runs() {
         // Between the two files they do not belong together: the pair before goes on.
         std::fs::write(&chain, SECOND[0]).expect("written");
         assert!(front.secure(&[b"h2"], SECOND).await.is_err());
-        put(dir.path(), SECOND);
+        put(dir, SECOND);
         while front.secure(&[b"h2"], SECOND).await.is_err() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
@@ -132,17 +139,11 @@ fn the_listener_speaks_tls_and_takes_a_new_certificate_while_it_runs() {
 
 #[test]
 fn who_does_not_read_over_tls_is_cut_and_frees_the_upstream() {
-    let dir = tempfile::tempdir().expect("a folder");
-    put(dir.path(), FIRST);
-    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
-    let (chain, key) = (path("chain.pem"), path("key.pem"));
     let variables = [
-        ("TOLLGATE_GATEWAY_TLS_CERTIFICATE_FILE", chain.as_str()),
-        ("TOLLGATE_GATEWAY_TLS_KEY_FILE", key.as_str()),
         ("TOLLGATE_GATEWAY_STALL_SECONDS", "1"),
         ("TOLLGATE_GATEWAY_CLIENT_BYTES_PER_SECOND_MIN", "1000"),
     ];
-    with_front(&variables, async |front| {
+    with_tls(&variables, async |front, _| {
         let mut client = front.secure(&[], FIRST).await.expect("TLS");
         client
             .send(front.request("GET /api/v1/echo/big", "").as_bytes())

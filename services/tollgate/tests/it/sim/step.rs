@@ -365,7 +365,7 @@ impl World {
     fn give_back(&mut self, index: usize) {
         let payers: Vec<Payer> = payers().map(|(payer, _, _)| payer).collect();
         let payer = payers[self.dice.below(payers.len())];
-        let kept = i64::try_from(self.dice.below(4)).unwrap();
+        let kept = i64::try_from(self.dice.below(4)).expect("below 4");
         if let Some(running) = &mut self.slots[index].running {
             running.life.give_back_idle(payer, kept);
         }
