@@ -4,7 +4,8 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Instant};
 
 use anyhow::Context as _;
 use rustix::{
-    process::{Pid, setpriority_process},
+    io::Errno,
+    process::{Pid, getsid, setpriority_process},
     thread::{CpuSet, sched_setaffinity},
 };
 
@@ -92,7 +93,23 @@ impl Thread {
     /// Lets others go first.
     pub(crate) fn step_back(&self, nice: i32) -> anyhow::Result<()> {
         let set = setpriority_process(Pid::from_raw(self.id), nice);
+        if set == Err(Errno::SRCH) {
+            return Ok(()); // it has ended
+        }
         set.with_context(|| format!("cannot make {} wait", self.name))
+    }
+
+    /// The same for its session, where the kernel shares cores among sessions before it looks at
+    /// threads: each process of PostgreSQL has one of its own. One that is also ours stays.
+    pub(crate) fn session_steps_back(&self, nice: i32) -> anyhow::Result<()> {
+        let group = PathBuf::from(format!("/proc/{}/autogroup", self.process));
+        // The process may have ended.
+        let session = getsid(Pid::from_raw(self.process));
+        if !group.exists() || session.is_err() || session == getsid(None) {
+            return Ok(());
+        }
+        let set = fs::write(&group, nice.to_string());
+        set.with_context(|| format!("cannot make the session of {} wait", self.name))
     }
 
     fn usage(&self) -> Usage {

@@ -22,7 +22,7 @@ const KEYS: usize = 100;
 /// A number between that and all.
 const SOME_KEYS: usize = 1_000;
 /// A flood's valid calls, of what the gateway can carry.
-const VALID_SHARE: f64 = 0.1;
+const VALID_SHARE: f64 = 0.05;
 /// For each of them so many invalid ones.
 const FLOOD: f64 = 10.0;
 /// What everybody is compared with.
@@ -65,7 +65,8 @@ pub(super) fn all(
 }
 
 /// Measures lanes in turn, as it is asked for.
-fn measure(lanes: &mut [Lane], arguments: &Arguments) -> anyhow::Result<()> {
+fn measure(setting: &Setting, lanes: &mut [Lane], arguments: &Arguments) -> anyhow::Result<()> {
+    setting.step_back()?;
     let slice = arguments.slice();
     lanes::interleave(lanes, arguments.rounds, slice, arguments.other_core)
 }
@@ -85,7 +86,7 @@ fn closed(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> any
         for contender in &setting.contenders {
             lanes.push(setting.lane(contender, connections, &requests, Pace::Closed)?);
         }
-        measure(&mut lanes, arguments)?;
+        measure(setting, &mut lanes, arguments)?;
         let title = format!("{what}, {connections} connections");
         found.section.say(&format!("**Closed loop, {title}**"));
         table(&lanes, &title, found);
@@ -167,7 +168,7 @@ fn keys(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> anyho
             lanes.push(lane);
         }
     }
-    measure(&mut lanes, arguments)?;
+    measure(setting, &mut lanes, arguments)?;
     found.section.say("**More keys, 300 B, 64 connections**");
     let columns = [
         "proxy",
@@ -205,7 +206,7 @@ fn two(setting: &Setting) -> impl Iterator<Item = &Contender> {
 fn saturation(setting: &Setting, arguments: &Arguments) -> anyhow::Result<f64> {
     let requests = requests::with_keys(Ask::Small, setting.some_keys(KEYS));
     let mut lanes = vec![setting.lane(setting.tollgate(), FEW, &requests, Pace::Closed)?];
-    measure(&mut lanes, arguments)?;
+    measure(setting, &mut lanes, arguments)?;
     Ok(lanes[0].middle(|it| it.rate))
 }
 
@@ -319,7 +320,7 @@ fn flood(
     ];
     lanes[0].name = "valid calls alone".to_owned();
     lanes[1].name = "the same in a flood".to_owned();
-    measure(&mut lanes, arguments)?;
+    measure(setting, &mut lanes, arguments)?;
     let columns = [
         "load",
         "answered 200/s",

@@ -52,7 +52,7 @@ const LATER: [&str; 5] = [
     "postgres",
 ];
 /// How far they give way.
-const NICE: i32 = 10;
+const NICE: i32 = 19;
 
 /// What is measured, and where.
 pub(crate) struct Setting {
@@ -60,6 +60,8 @@ pub(crate) struct Setting {
     keys: Vec<String>,
     missing: Vec<String>,
     helpers: Vec<Process>,
+    /// Who works off the records.
+    later: Vec<i32>,
     _folder: Folder,
 }
 
@@ -121,6 +123,10 @@ impl Setting {
             keys,
             missing,
             helpers,
+            later: LATER
+                .iter()
+                .flat_map(|name| system.pids(name).unwrap_or_default())
+                .collect(),
             _folder: folder,
         };
         setting.place(system, arguments)?;
@@ -136,13 +142,7 @@ impl Setting {
                 thread.pin(arguments.other_core)?;
             }
         }
-        for name in LATER {
-            for pid in system.pids(name).unwrap_or_default() {
-                for thread in account::threads(pid)? {
-                    thread.step_back(NICE)?;
-                }
-            }
-        }
+        self.step_back()?;
         for contender in &self.contenders {
             contender.check()?;
             let (calls, others) = split(contender)?;
@@ -159,6 +159,21 @@ impl Setting {
             }
         }
         account::pin_self(arguments.other_core)
+    }
+
+    /// Makes those who work off the records give way, those too that have been started meanwhile.
+    pub(crate) fn step_back(&self) -> anyhow::Result<()> {
+        for pid in &self.later {
+            let mut process = None;
+            for thread in account::threads(*pid)? {
+                thread.step_back(NICE)?;
+                // All threads of a process are of one session.
+                if process.replace(thread.process()) != Some(thread.process()) {
+                    thread.session_steps_back(NICE)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Calls Tollgate with every key until all are known; those for which there is no time are
@@ -256,7 +271,7 @@ impl Setting {
         section.say(&format!(
             "Core {} has the proxy's threads that carry calls, core {} everything else: load, \
              upstream, the gateway's other threads, and the rest of Tollgate (what works off the \
-             records at nice {NICE}). {} rounds of slices of {} ms; medians, ratios round by round \
+             records at nice {NICE}, also as sessions). {} rounds of slices of {} ms; medians, ratios round by round \
              with the middle half in brackets. {} keys of {} organisations, each with a daily \
              quota; 100 of them are in use where nothing else is said.",
             arguments.core,

@@ -26,7 +26,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_util::task::TaskTracker;
-use types::{Gcra, PresentedKey, Rate, Refusal, RequestId};
+use types::{Gcra, KeyHash, PresentedKey, Rate, Refusal, RequestId};
 
 use crate::{
     admit::{Asked, admit},
@@ -268,7 +268,7 @@ pub(crate) async fn answer(
         Err(Refusal::InvalidKey) => return Err(malformed(edge, origin()).into()),
         Err(refusal) => return Err(refusal.into()),
     };
-    let entry = find(edge, presented, origin, started).await?;
+    let entry = find(edge, presented, origin(), started).await?;
     // Room for the record first: from here on every way out writes one.
     let Some(reservation) = edge.journal.reserve() else {
         return Err(Refusal::MeteringUnavailable.into());
@@ -304,18 +304,18 @@ pub(crate) async fn answer(
     }
 }
 
-/// The record of a key: from memory without waiting, else by way of the control runtime.
-async fn find(
-    edge: &Arc<Edge>,
-    presented: PresentedKey,
+/// What memory tells of a key. `None`: it has to be looked up.
+///
+/// # Errors
+/// Nobody issued it as far as is known, or its address has asked for too many of these.
+pub(crate) fn recall(
+    edge: &Edge,
+    hash: &KeyHash,
     origin: impl FnOnce() -> Origin,
     started: u64,
-) -> Result<Arc<Entry>, Refused> {
-    let hashing = edge.keyring.hashing();
-    let hash = hashing.hash(&presented);
-    if let Some(entry) = edge.keyring.cached(&hash, started) {
-        edge.verified(Source::Local, started);
-        return Ok(entry);
+) -> Result<Option<Arc<Entry>>, Refused> {
+    if let Some(entry) = edge.keyring.cached(hash, started) {
+        return Ok(Some(entry));
     }
     let origin = origin();
     // A gateway without news looks up again what it has in memory: then keys tell nothing of where
@@ -326,10 +326,26 @@ async fn find(
         edge.note_stranger(origin, Strange::Refused);
         return Err(refused);
     }
-    if edge.keyring.is_unknown(&hash) {
+    if edge.keyring.is_unknown(hash) {
         edge.verified(Source::Negative, started);
         edge.note_stranger(origin, Strange::Unknown);
         return Err(Refusal::InvalidKey.into());
+    }
+    Ok(None)
+}
+
+/// The record of a key: from memory without waiting, else by way of the control runtime.
+async fn find(
+    edge: &Arc<Edge>,
+    presented: PresentedKey,
+    origin: Origin,
+    started: u64,
+) -> Result<Arc<Entry>, Refused> {
+    let hashing = edge.keyring.hashing();
+    let hash = hashing.hash(&presented);
+    if let Some(entry) = recall(edge, &hash, || origin, started)? {
+        edge.verified(Source::Local, started);
+        return Ok(entry);
     }
     let keyring = Arc::clone(&edge.keyring);
     let key = Guard::into_inner(hashing).seek(hash, &presented);
@@ -357,7 +373,7 @@ async fn find(
 }
 
 /// A key that cannot be one: told as any other that nobody issued.
-fn malformed(edge: &Edge, origin: Origin) -> Refused {
+pub(crate) fn malformed(edge: &Edge, origin: Origin) -> Refused {
     let now = edge.clock.monotonic_nanos();
     let refused = edge.strangers.refusal(origin, now);
     edge.note_stranger(origin, Strange::Malformed);

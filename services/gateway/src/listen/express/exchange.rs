@@ -1,6 +1,9 @@
 //! One call: checked, sent, answered and recorded.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, Version, header::CONNECTION};
@@ -21,7 +24,7 @@ use crate::{
     admit::{Admitted, Asked, admit},
     catalogue::{Catalogue, Route, Service},
     credential,
-    edge::{self, CallId, Denied, Told, Worker, seal},
+    edge::{self, CallId, Denied, Edge, Told, Worker, seal},
     keyring::Entry,
     limits::Limits,
     meter::{Facts, Ticket},
@@ -31,6 +34,7 @@ use crate::{
     proxy,
     refuse::Refused,
     send,
+    strangers::Origin,
     upload::Upload,
 };
 
@@ -64,20 +68,42 @@ struct Known<'a> {
     started: u64,
 }
 
+/// Why a request's key does not let it in.
+enum Unknown {
+    /// Nobody issued it, and that is known without asking.
+    Strange(Refused),
+    /// Nothing was done.
+    Elsewhere(Exchanged),
+}
+
+impl From<Exchanged> for Unknown {
+    fn from(exchanged: Exchanged) -> Self {
+        Self::Elsewhere(exchanged)
+    }
+}
+
 /// Looks up what a request needs, from memory. Nothing is done yet.
-fn look_up<'a>(worker: &Worker, request: &Request<'a>) -> Result<Known<'a>, Exchanged> {
+fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Known<'a>, Unknown> {
     let edge = &worker.edge;
     let started = edge.clock.monotonic_nanos();
     let (service, rest) = path::split(request.path).ok_or(Exchanged::Unfit)?;
-    // Whatever is refused is refused by the other way.
+    // Whatever else is refused is refused by the other way: only strange keys come in floods.
     let is_plain = path::check(rest).is_ok() && !request.query.is_some_and(credential::holds_key);
     let presented = match is_plain {
         true => credential::read(request.authorization, request.api_key),
-        false => return Err(Exchanged::Unfit),
+        false => return Err(Exchanged::Unfit.into()),
     };
-    let presented = presented.map_err(|_refusal| Exchanged::Unfit)?;
+    let origin = || Origin::from(client(edge, peer, request));
+    let presented = match presented {
+        Ok(presented) => presented,
+        Err(Refusal::InvalidKey) => {
+            return Err(Unknown::Strange(edge::malformed(edge, origin())));
+        }
+        Err(_) => return Err(Exchanged::Unfit.into()),
+    };
     let hash = edge.keyring.hashing().hash(&presented);
-    let entry = edge.keyring.cached(&hash, started).ok_or(Exchanged::Cold)?;
+    let entry = edge::recall(edge, &hash, origin, started).map_err(Unknown::Strange)?;
+    let entry = entry.ok_or(Exchanged::Cold)?;
     let catalogue = edge.catalogue.load_full();
     let is_common = catalogue.service(service).is_some_and(|service| {
         let route = service.route(&request.method, rest);
@@ -97,8 +123,13 @@ fn look_up<'a>(worker: &Worker, request: &Request<'a>) -> Result<Known<'a>, Exch
             rest,
             started,
         }),
-        false => Err(Exchanged::Unfit),
+        false => Err(Exchanged::Unfit.into()),
     }
+}
+
+/// Where a request comes from, as far as that can be trusted.
+fn client(edge: &Edge, peer: Peer, request: &Request<'_>) -> IpAddr {
+    types::client_address(peer.address, request.forwarded_for(), edge.trusted_hops)
 }
 
 /// Carries one call, if it is of the common shape.
@@ -124,7 +155,14 @@ async fn carry(
     if edge.draining.load(Ordering::Acquire) {
         return Err(Exchanged::Unfit); // the answer says that the connection ends
     }
-    let known = look_up(worker, request)?;
+    let known = match look_up(worker, peer, request) {
+        Ok(known) => known,
+        Err(Unknown::Strange(refused)) => {
+            front.seat.life.heads.add(1);
+            return refuse(hall, front, CallId::new(&edge.ids), refused.into()).await;
+        }
+        Err(Unknown::Elsewhere(exchanged)) => return Err(exchanged),
+    };
     // Room for the record first: from here on every way out writes one.
     let reservation = edge.journal.reserve().ok_or(Exchanged::Cold)?;
     edge.verified(Source::Local, known.started);
@@ -362,20 +400,19 @@ fn facts(
     id: CallId,
 ) -> Facts {
     let edge = &worker.edge;
-    let forwarded = request.forwarded_for();
     let told = Told {
         method: &request.method,
         path: request.path,
         user_agent: request.user_agent,
         traceparent: request.traceparent,
         request_id: request.request_id,
-        client: types::client_address(peer.address, forwarded, edge.trusted_hops),
+        client: client(edge, peer, request),
     };
     let asked = (known.service, known.rest);
     edge::facts(edge, peer, &told, id, known.started, asked)
 }
 
-/// Says why a call is refused. Its record is written.
+/// Says why a call is refused. If its key is known, its record is written.
 async fn refuse(
     hall: &Hall,
     front: &mut Front<'_>,

@@ -1,17 +1,25 @@
 //! Both ways of a call say the same: to the upstream, to the client, in the record.
 
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::atomic::Ordering,
+};
+
 use proto::events::v1::Record;
+use types::{Environment, KEY_RANDOM_BYTES, NewKey};
 
 use super::{Front, upstream::Raw, with_front};
-use crate::listen::roll::Phase;
+use crate::{listen::roll::Phase, strangers::Origin};
+
+/// Status, sorted fields and body that a client got, or what came of them.
+type Answered = (u16, Vec<String>, Vec<u8>);
 
 /// What became of a request.
 #[derive(PartialEq, Debug)]
 struct Seen {
     /// Request lines, sorted fields and bodies that the upstream got.
     asked: Vec<(String, Vec<String>, Vec<u8>)>,
-    /// Status, sorted fields and body that the client got, or what came of them.
-    answered: (u16, Vec<String>, Vec<u8>),
+    answered: Answered,
     records: Vec<Record>,
 }
 
@@ -55,44 +63,13 @@ fn masked(mut record: Record) -> Record {
 /// whether hyper had no part in it.
 async fn call(front: &Front, request: &[u8], is_whole: bool) -> (Seen, bool) {
     let (records, expressed) = (front.rig.records().len(), front.hall.expressed.get());
-    // Whoever called before has gone.
-    let phases = [Phase::Opening, Phase::Resting, Phase::Express, Phase::Http1];
-    front
-        .until(|front| phases.iter().all(|it| front.hall.roll.count(*it) == 0))
-        .await;
-    let mut client = front.connect().await;
-    if is_whole {
-        client.send(request).await;
-    } else {
-        let (first, rest) = request.split_at(20);
-        client.send(first).await;
-        front
-            .until(|front| front.hall.roll.count(Phase::Http1) == 1)
-            .await;
-        client.send(rest).await;
-    }
-    let answered = match client.answer().await {
-        Some(answer) => (answer.status, fields(&answer.head), without_id(answer.body)),
-        None => {
-            let got = String::from_utf8_lossy(client.got()).to_lowercase();
-            let (head, body) = got.split_once("\r\n\r\n").unwrap_or_default();
-            (0, fields(head), body.as_bytes().to_vec())
-        }
-    };
-    drop(client);
+    let answered = answered(front, request, is_whole).await;
     front
         .until(|front| front.rig.records().len() > records)
         .await;
+    let in_flight = &front.rig.worker.edge.in_flight;
     front
-        .until(|front| {
-            front
-                .rig
-                .worker
-                .edge
-                .in_flight
-                .load(std::sync::atomic::Ordering::Acquire)
-                == 0
-        })
+        .until(|_| in_flight.load(Ordering::Acquire) == 0)
         .await;
     let asked = front.upstream.take().into_iter();
     let seen = Seen {
@@ -109,6 +86,34 @@ async fn call(front: &Front, request: &[u8], is_whole: bool) -> (Seen, bool) {
             .collect(),
     };
     (seen, front.hall.expressed.get() > expressed)
+}
+
+/// Status, sorted fields and body of the answer.
+async fn answered(front: &Front, request: &[u8], is_whole: bool) -> Answered {
+    // Whoever called before has gone.
+    let phases = [Phase::Opening, Phase::Resting, Phase::Express, Phase::Http1];
+    front
+        .until(|front| phases.iter().all(|it| front.hall.roll.count(*it) == 0))
+        .await;
+    let mut client = front.connect().await;
+    if is_whole {
+        client.send(request).await;
+    } else {
+        let (first, rest) = request.split_at(20);
+        client.send(first).await;
+        front
+            .until(|front| front.hall.roll.count(Phase::Http1) == 1)
+            .await;
+        client.send(rest).await;
+    }
+    match client.answer().await {
+        Some(answer) => (answer.status, fields(&answer.head), without_id(answer.body)),
+        None => {
+            let got = String::from_utf8_lossy(client.got()).to_lowercase();
+            let (head, body) = got.split_once("\r\n\r\n").unwrap_or_default();
+            (0, fields(head), body.as_bytes().to_vec())
+        }
+    }
 }
 
 /// Calls both ways.
@@ -189,6 +194,38 @@ fn requests_reach_the_upstream_alike() {
         for line in ["GET /api/v1/echo/refused?x=1", "POST /api/v1/echo/a/b"] {
             assert_same(&front, &front.request(line, "accept: a\r\n"), true).await;
         }
+    });
+}
+
+#[test]
+fn strange_keys_are_refused_alike() {
+    with_front(&[], async |front| {
+        let edge = &front.rig.worker.edge;
+        let own = front.rig.key.reveal().to_owned();
+        let request = front.request("POST /api/v1/echo/a", "content-length: 2\r\n") + "ok";
+        let refused = async |key: &str, status: u16| {
+            let expressed = front.hall.expressed.get();
+            let request = request.replace(&own, key);
+            let whole = answered(&front, request.as_bytes(), true).await;
+            assert!(front.hall.expressed.get() > expressed, "{key}");
+            assert_eq!(whole, answered(&front, request.as_bytes(), false).await);
+            assert_eq!(whole.0, status, "{key}");
+        };
+        refused("sk_live_nonsense", 401).await;
+        let strange = NewKey::from_random(Environment::Production, &[9; KEY_RANDOM_BYTES]);
+        let origin = Origin::from(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        // An address that has looked up nothing but strange keys.
+        let is_spent = || {
+            let now = edge.clock.monotonic_nanos();
+            edge.strangers.note_lookup_in_vain(origin, now);
+            edge.strangers.refusal(origin, now).is_some()
+        };
+        assert!((0..1_000).any(|_| is_spent()), "there is a limit");
+        refused(strange.reveal(), 429).await;
+        refused("sk_live_nonsense", 429).await;
+        let (seen, expressed) = call(&front, request.as_bytes(), true).await;
+        assert!(expressed && seen.answered.0 == 200, "{:?}", seen.answered);
+        assert_eq!(front.rig.records().len(), 1, "a strange key leaves none");
     });
 }
 
