@@ -27,6 +27,8 @@ use crate::{
 
 /// An upstream that lets us wait.
 const PAUSED: &str = "the answer paused for too long";
+/// An answer without end.
+const TOO_LONG: &str = "the answer took too long";
 
 /// An error inside a body.
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
@@ -133,8 +135,10 @@ pub(crate) async fn gather(
             Poll::Ready(frame) => Poll::Ready(frame.map(|it| it.map_err(BodyError::from))),
         });
         let frame = polled.await;
-        pauses.go_on();
-        frame
+        match pauses.go_on() {
+            true => Some(Err(TOO_LONG.into())),
+            false => frame,
+        }
     };
     while let Some(frame) = next().await {
         let frame = frame?;
@@ -258,7 +262,11 @@ impl Metered {
                 }
                 Poll::Ready(Some(Ok(frame))) => frame,
             };
-            self.pauses.go_on();
+            // What the head says is no longer to come is there.
+            if self.left != Some(0) && self.pauses.go_on() {
+                self.break_off();
+                return Poll::Ready(Some(Err(TOO_LONG.into())));
+            }
             if let Some(data) = frame.data_ref() {
                 self.count(data);
             }

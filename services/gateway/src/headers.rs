@@ -5,7 +5,7 @@
 //! - `Connection` governs what arrived, never what the gateway adds: strip first, then add.
 //! - The caller's key stays here.
 
-use http::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING};
+use http::header::{CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING};
 
 #[cfg(test)]
 mod tests;
@@ -62,6 +62,20 @@ pub(crate) fn strip_request(headers: &mut HeaderMap) {
     remove_nominated(headers);
     keep_only_trailers_of_te(headers);
     remove(headers, |name| is_not_for_upstreams(name.as_str()));
+}
+
+/// One `cookie` again of the crumbs that HTTP/2 allows (RFC 9113, 8.2.3).
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(HeaderValue::as_bytes)
+        .collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 /// Whether no field of this name passes from a client to an upstream. `te` and

@@ -12,10 +12,20 @@ pub(crate) mod patience;
 mod site;
 mod targets;
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use foldhash::fast::RandomState;
-use http::{Request, Response};
+use futures_util::future::join_all;
+use http::{Request, Response, StatusCode};
 use hyper::{
     body::Incoming,
     client::conn::{TrySendError, http1},
@@ -23,11 +33,11 @@ use hyper::{
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use self::{connect::Connector, direct::Direct, targets::Target};
+pub(crate) use self::{connect::Connector, direct::Direct, health::Fault, targets::Target};
 use self::{
     line::Stream,
     site::{Handed, Site, Slot},
-    targets::{Chosen, Trial},
+    targets::{Chosen, LOOKUP_PERIOD, STALE_MAX, Trial},
 };
 use crate::{
     catalogue::{Protocol, Upstream},
@@ -69,6 +79,18 @@ pub(crate) struct Lent {
     target: Rc<Target>,
     trial: Option<Trial>,
     site: Rc<Site>,
+    /// Of HTTP/1.1.
+    held: Option<Rc<Held>>,
+    /// Bytes of an answer came, if only some.
+    pub(crate) was_heard: bool,
+}
+
+/// What a connection of HTTP/1.1 has for as long as hyper or a tunnel has it.
+pub(super) struct Held {
+    /// Its place.
+    _slot: Slot,
+    /// Bytes that were read from it.
+    heard: Arc<AtomicU64>,
 }
 
 /// What is spoken on it.
@@ -103,10 +125,18 @@ impl Lent {
         &mut self,
         request: Request<Uploaded>,
     ) -> Result<Response<Incoming>, TrySendError<Request<Uploaded>>> {
-        match &mut self.wire {
+        let before = self.heard();
+        let sent = match &mut self.wire {
             Wire::One(sender) => sender.try_send_request(request).await,
             Wire::Two(stream) => stream.sender.try_send_request(request).await,
-        }
+        };
+        self.was_heard = self.heard() != before;
+        sent
+    }
+
+    fn heard(&self) -> u64 {
+        let held = self.held.as_ref();
+        held.map_or(0, |held| held.heard.load(Ordering::Relaxed))
     }
 
     /// Where it leads, to say later how that went.
@@ -115,27 +145,30 @@ impl Lent {
     }
 
     /// The upstream has answered.
-    pub(crate) fn answered(&mut self) {
-        self.target.answered();
-        self.trial = None;
+    pub(crate) fn answered(&mut self, pool: &Pool, status: StatusCode) {
+        pool.answered(&self.target, &mut self.trial, status.as_u16());
     }
 
     /// Puts the connection back as soon as it is ready for another request.
     pub(crate) fn give_back(self) {
         let Self {
-            wire, target, site, ..
+            wire,
+            target,
+            site,
+            held,
+            ..
         } = self;
-        let Wire::One(mut sender) = wire else {
+        let (Wire::One(mut sender), Some(held)) = (wire, held) else {
             return; // a stream's place is free again
         };
         if sender.is_ready() {
-            site.put(sender, target);
+            site.put(sender, target, held);
             return;
         }
         // The connection's own task has still to see the end of the answer.
         tokio::task::spawn_local(async move {
             if sender.ready().await.is_ok() {
-                site.put(sender, target);
+                site.put(sender, target, held);
             }
         });
     }
@@ -186,6 +219,10 @@ impl Pool {
             Some(slot) => slot,
             None => match self.wait(&site).await? {
                 Handed::Lent(lent) => return Ok(lent),
+                Handed::Direct(direct) => {
+                    let lent = direct.into_lent().await;
+                    return lent.map_err(|error| Unlent::Unreachable(error.into()));
+                }
                 Handed::Slot(slot) => slot,
             },
         };
@@ -235,7 +272,7 @@ impl Pool {
     ) -> Result<(T, Chosen), Unlent> {
         let mut tried = Vec::new();
         let mut failed = None;
-        if let Err(error) = self.connector.refresh(site).await {
+        if let Err(error) = self.connector.refresh(site, STALE_MAX).await {
             return Err(Unlent::Unreachable(error));
         }
         while tried.len() < CONNECTS_MAX {
@@ -245,9 +282,12 @@ impl Pool {
             };
             slot.goes_to(&chosen.target);
             match connect(&chosen.target).await {
-                Ok(opened) => return Ok((opened, chosen)),
+                Ok(opened) => {
+                    chosen.target.connected();
+                    return Ok((opened, chosen));
+                }
                 Err(error) => {
-                    self.failed(&chosen.target);
+                    self.failed(&chosen.target, Fault::Connect);
                     failed = Some(error);
                 }
             }
@@ -256,9 +296,18 @@ impl Pool {
         Err(none(failed, None))
     }
 
+    /// The upstream has answered. One that says itself that it cannot has failed.
+    pub(crate) fn answered(&self, target: &Target, trial: &mut Option<Trial>, status: u16) {
+        match status {
+            502..=504 => self.failed(target, Fault::Call),
+            _ => target.answered(),
+        }
+        *trial = None;
+    }
+
     /// A failure that is the address's: enough of them in a row, and it is left alone.
-    pub(crate) fn failed(&self, target: &Target) {
-        if target.failed(Instant::now()) {
+    pub(crate) fn failed(&self, target: &Target, fault: Fault) {
+        if target.failed(fault, Instant::now()) {
             self.connector.metrics.rests();
             tracing::warn!(address = %target.address, "an address of an upstream is left alone");
         }
@@ -272,13 +321,15 @@ impl Pool {
             let now = Instant::now();
             self.sites.borrow_mut().retain(|_, site| site.tidy(now));
             let sites: Vec<Rc<Site>> = self.sites.borrow().values().map(Rc::clone).collect();
-            let mut connections = 0_usize;
-            for site in sites {
-                connections = connections.saturating_add(site.connections());
-                if let Err(error) = self.connector.refresh(&site).await {
+            let open = sites.iter().map(|site| site.connections());
+            let connections = open.fold(0, usize::saturating_add);
+            // At once: one name that nobody answers for holds up no other.
+            let looked_up = sites.iter().map(async |site| {
+                if let Err(error) = self.connector.refresh(site, LOOKUP_PERIOD).await {
                     tracing::debug!(upstream = site.upstream.host, %error, "a name is lost");
                 }
-            }
+            });
+            join_all(looked_up).await;
             self.connector.metrics.connections(before, connections);
             before = connections;
         }

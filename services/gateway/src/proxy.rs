@@ -5,7 +5,9 @@ use std::{collections::VecDeque, rc::Rc};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri, Version,
-    header::{ACCEPT_ENCODING, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, VIA},
+    header::{
+        ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, HOST, TE, TRAILER, TRANSFER_ENCODING, VIA,
+    },
     response::Parts,
 };
 use http_body::{Body as _, Frame};
@@ -156,6 +158,12 @@ fn prepare(
     Ok((request, switch))
 }
 
+/// Marks an answer that its client must not get, because its record may not last, and yet may: he
+/// learns nothing, as of a gateway that dies. A refusal would say that nothing is charged.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the record of this call is not durable yet")]
+pub(crate) struct Unsaid;
+
 /// What matters of a client for its answer.
 #[derive(Clone, Copy)]
 pub(crate) struct Client {
@@ -222,14 +230,11 @@ fn outgoing(
         .cloned()
         .or_else(|| HeaderValue::try_from(parts.uri.authority()?.as_str()).ok());
     parts.uri = Uri::try_from(target).ok()?;
-    let came_by = match parts.version {
-        Version::HTTP_2 => "2 tollgate",
-        Version::HTTP_10 => "1.0 tollgate",
-        _ => "1.1 tollgate",
-    };
+    let came_by = via(parts.version);
     parts.version = Version::HTTP_11;
     let headers = &mut parts.headers;
     headers::strip_request(headers);
+    headers::join_cookies(headers);
     if matches!(parts.method, Method::GET | Method::HEAD) && body.size_hint().exact().is_none() {
         // Of these, hyper sends a body only if told so.
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
@@ -241,6 +246,10 @@ fn outgoing(
     if ticket.has_pointers() {
         // What is compressed cannot be looked into.
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
+    if headers.contains_key(TE) {
+        // It is of this connection; by HTTP/2 it goes alone.
+        headers.insert(CONNECTION, HeaderValue::from_name(TE));
     }
     let mut is_sound = true;
     let ours = Ours {
@@ -261,6 +270,15 @@ fn outgoing(
         Err(_) => is_sound = false,
     });
     is_sound.then(|| Request::from_parts(parts, body))
+}
+
+/// The version that a message came by, and we.
+fn via(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_2 => "2 tollgate",
+        Version::HTTP_10 => "1.0 tollgate",
+        _ => "1.1 tollgate",
+    }
 }
 
 /// What an upstream is told of a request beside what its client says.
@@ -348,7 +366,7 @@ async fn incoming(
     }
     lent.give_back();
     if !ticket.finish().proof.wait().await {
-        return Err(Refusal::MeteringUnavailable.into());
+        parts.extensions.insert(Unsaid);
     }
     Ok(Response::from_parts(parts, EdgeBody::empty()))
 }
@@ -378,9 +396,8 @@ pub(crate) fn head(parts: &mut Parts, left: Option<u64>, cost: Option<i64>, tell
     if tells_cost {
         parts.headers.append(TRAILER, HeaderValue::from_name(COST));
     }
-    parts
-        .headers
-        .append(VIA, HeaderValue::from_static("1.1 tollgate"));
+    let came_by = via(parts.version);
+    parts.headers.append(VIA, HeaderValue::from_static(came_by));
     parts.version = Version::default();
     parts.extensions = http::Extensions::new();
 }

@@ -7,22 +7,30 @@
 
 use std::{cell::RefCell, error::Error as _, pin::pin, rc::Rc, time::Duration};
 
-use http::{Method, Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
+use http::{
+    Method, Request, Response, Uri, Version,
+    header::{CONNECTION, HOST},
+    uri::PathAndQuery,
+};
 use http_body::Body as _;
 use hyper::{body::Incoming, client::conn::TrySendError};
+use tokio::time::Instant;
 use types::Refusal;
 
 use crate::{
     catalogue::{Protocol, Service},
     edge::Worker,
     metrics::Repeat,
-    pool::{Lent, Target, Unlent},
+    pool::{Fault, Lent, Target, Unlent},
     refuse::Refused,
     upload::{Upload, Uploaded},
 };
 
 /// Attempts to send a request: each after the first only because the one before did nothing.
 const SEND_ATTEMPTS_MAX: u32 = 3;
+/// A body that comes slower than that does not prolong the time to the first byte of its answer:
+/// whoever sends it holds a connection to the upstream.
+const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 << 10;
 
 /// Sends a request and waits for the head of the answer. One that may change protocols gets a
 /// connection of its own.
@@ -35,15 +43,26 @@ pub(crate) async fn send(
 ) -> Result<(Lent, Response<Incoming>), Refused> {
     let asked = RefCell::default();
     let mut attempts = pin!(attempt(worker, service, request, may_switch, &asked));
-    let Ok(sent) = tokio::time::timeout(timeout, attempts.as_mut()).await else {
+    let mut before = 0;
+    loop {
+        let (uploads, began) = (!upload.ended.get(), Instant::now());
+        if let Ok(sent) = tokio::time::timeout(timeout, attempts.as_mut()).await {
+            return sent;
+        }
+        // The time is that of the upstream: it counts anew as long as a body comes at a fair rate.
+        let bytes = upload.bytes.get();
+        let fair = UPLOAD_BYTES_PER_SECOND_MIN.saturating_mul(began.elapsed().as_secs().max(1));
+        if uploads && bytes.saturating_sub(before) >= fair {
+            before = bytes;
+            continue;
+        }
         // It had the whole request, and time. Said while the connection is there still: dropped,
         // it would say that nothing is known.
         if let Some(target) = asked.take().filter(|_| upload.ended.get()) {
-            worker.pool.failed(&target);
+            worker.pool.failed(&target, Fault::Call);
         }
         return Err(Refusal::UpstreamTimeout.into());
-    };
-    sent
+    }
 }
 
 async fn attempt(
@@ -72,7 +91,7 @@ async fn attempt(
         }
         let mut failed = match lent.send(request).await {
             Ok(response) => {
-                lent.answered();
+                lent.answered(&worker.pool, response.status());
                 return Ok((lent, response));
             }
             Err(failed) => failed,
@@ -86,8 +105,8 @@ async fn attempt(
                     .map_or_else(|| Some(Uploaded::nothing()), |it| it.again());
                 (Repeat::Refused, body.map(|body| copy(head, body)))
             }
-            // A reused connection that its peer had just closed. No byte of an answer was seen.
-            (None, Some(head)) if is_idempotent && lent.reused => {
+            // A reused connection that its peer had just closed.
+            (None, Some(head)) if is_idempotent && lent.reused && !lent.was_heard => {
                 (Repeat::Idempotent, Some(copy(head, Uploaded::nothing())))
             }
             _ => (Repeat::Unsent, None),
@@ -107,7 +126,7 @@ fn broken(worker: &Worker, service: &Service, lent: &Lent, error: &hyper::Error)
     // A body that breaks off is its client's doing; a connection that had been used before may
     // have been closed for want of use.
     if !error.is_user() && !lent.reused {
-        worker.pool.failed(&lent.target());
+        worker.pool.failed(&lent.target(), Fault::Call);
     }
     Refusal::UpstreamUnreachable.into()
 }
@@ -185,6 +204,7 @@ fn address(request: &mut Request<Uploaded>, service: &Service, is_h2: bool) {
     if is_h2 {
         *request.version_mut() = Version::HTTP_2;
         request.headers_mut().remove(HOST);
+        request.headers_mut().remove(CONNECTION);
     } else {
         *request.version_mut() = Version::HTTP_11;
         let host = service.authority.clone();

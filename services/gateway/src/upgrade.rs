@@ -165,13 +165,15 @@ impl Switch {
         (lent, upload): (Lent, Rc<Upload>),
     ) -> Result<Response<EdgeBody>, Refused> {
         let refusal = Refusal::MeteringUnavailable;
-        let noted = match ticket.switched(response.headers()) {
-            Ok(proof) => proof.wait().await,
-            Err(_) => false,
-        };
-        if !noted {
+        let Ok(proof) = ticket.switched(response.headers()) else {
             ticket.refuse(refusal, Disposition::GatewayAborted);
             return Err(refusal.into());
+        };
+        if !proof.wait().await {
+            ticket.refuse(refusal, Disposition::GatewayAborted);
+            let mut unsaid = Response::new(EdgeBody::empty());
+            unsaid.extensions_mut().insert(proxy::Unsaid);
+            return Ok(unsaid);
         }
         let upstream = hyper::upgrade::on(&mut response);
         let cost = ticket.announce(false);

@@ -286,7 +286,7 @@ impl Head {
                 Some(_) if self.has_host => Err(bad),
                 Some(value) => {
                     self.has_host = true;
-                    value.iter().all(is_of_host).then_some(()).ok_or(bad)
+                    is_host(value).then_some(()).ok_or(bad)
                 }
                 None => Ok(()),
             },
@@ -368,7 +368,11 @@ pub(super) fn read_length(value: &[u8]) -> Option<u64> {
 fn read_chunk_size(text: &[u8]) -> Option<u64> {
     let end = memchr(b';', text).unwrap_or(text.len());
     let (digits, extension) = text.split_at_checked(end)?;
-    let is_plain = digits.len() <= CHUNK_DIGITS_MAX
+    // Extensions go no further, but each has a name (RFC 9112, 7.1.1).
+    let mut names = extension.split(|byte| *byte == b';').skip(1);
+    let is_named = names.all(|it| it.trim_ascii().first().is_some_and(|it| is_of_name(*it)));
+    let is_plain = is_named
+        && digits.len() <= CHUNK_DIGITS_MAX
         && digits.iter().all(u8::is_ascii_hexdigit)
         && extension
             .iter()
@@ -377,8 +381,16 @@ fn read_chunk_size(text: &[u8]) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-const fn is_of_host(byte: &u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// Whether a text can name a host: with or without a port, never empty.
+pub(super) fn is_host(text: &[u8]) -> bool {
+    let is_of_host = |byte: &u8| {
+        byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b':' | b'[' | b']')
+    };
+    text.iter().all(is_of_host) && !matches!(text.first(), None | Some(b':'))
 }
 
 #[cfg(test)]

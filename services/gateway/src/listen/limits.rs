@@ -26,6 +26,9 @@ pub(super) const STREAMS_MAX: u32 = 100;
 pub(super) const RESETS_WAITING_MAX: usize = 50;
 /// Streams that a client takes back within a second before its connection is cut (rapid reset).
 pub(super) const RESETS_PER_SECOND_MAX: u32 = 100;
+/// Streams that a client makes us reset, by frames that have no place in them, before its HTTP/2
+/// connection is cut (MadeYouReset, CVE-2025-8671).
+pub(super) const RESETS_PROVOKED_MAX: usize = 100;
 /// Frames without a use within a second before their connection is cut: settings, pings,
 /// priorities, continuations, empty data.
 pub(super) const IDLE_FRAMES_PER_SECOND_MAX: u32 = 500;
@@ -43,6 +46,10 @@ pub(super) const FIELD_OVERHEAD_BYTES: usize = 32;
 /// An HTTP/2 client is asked so often whether it is still there, and has so long to say so.
 pub(super) const PING_PERIOD: Duration = Duration::from_secs(30);
 pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Calls that hyper carries on a connection whose requests had another shape, before the next one
+/// is tried without it.
+pub(super) const HYPER_CALLS: u32 = 64;
 
 /// After the last answer, what a client still sends is thrown away for so long and up to so many
 /// bytes: closed at once, it might never read that answer.

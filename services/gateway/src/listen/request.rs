@@ -1,30 +1,34 @@
 //! What is wrong with a request that hyper has read, before anything else is asked of it.
 
-use http::{Request, Version, header::HOST};
+use http::{
+    HeaderMap, HeaderValue, Request, Version,
+    header::{CONTENT_LENGTH, HOST},
+};
 use types::Refusal;
 
 use super::{
-    framing::is_forbidden_method,
+    framing::{is_forbidden_method, is_host, read_length},
     limits::{FIELD_OVERHEAD_BYTES, FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX},
 };
 
-/// Checks whom a request is for, where its target says so beside its fields. In HTTP/1 the rest was
-/// checked on the wire.
+/// Checks whom a request is for, as its target says and as its fields do.
 ///
 /// # Errors
-/// The target names one host and the fields another.
+/// The target names one host and the fields another, or what they name is none.
 pub(super) fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
-    let Some(authority) = request.uri().authority() else {
-        return Ok(());
-    };
     let mut hosts = request.headers().get_all(HOST).iter();
-    let named = authority.as_str().as_bytes();
-    let is_same = |host: &http::HeaderValue| host.as_bytes().eq_ignore_ascii_case(named);
-    let is_one = hosts.next().is_none_or(is_same) && hosts.next().is_none();
-    if named.contains(&b'@') || !is_one {
-        return Err(Refusal::BadRequest);
+    let (host, more) = (hosts.next().map(HeaderValue::as_bytes), hosts.next());
+    let authority = request.uri().authority();
+    let named = authority.map(|authority| authority.as_str().as_bytes());
+    let is_same = match (host, named) {
+        (Some(host), Some(named)) => host.eq_ignore_ascii_case(named),
+        _ => true,
+    };
+    let is_sound = host.is_none_or(is_host) && named.is_none_or(is_host);
+    match is_same && is_sound && more.is_none() {
+        true => Ok(()),
+        false => Err(Refusal::BadRequest),
     }
-    Ok(())
 }
 
 /// Checks the fields of a request of HTTP/2, whose lengths only its end knows.
@@ -33,7 +37,7 @@ pub(super) fn check<B>(request: &Request<B>) -> Result<(), Refusal> {
 /// They are too many or too long, the target is, or the method is nobody's here.
 pub(super) fn check_list<B>(request: &Request<B>) -> Result<(), Refusal> {
     debug_assert_eq!(request.version(), Version::HTTP_2);
-    if is_forbidden_method(request.method().as_str().as_bytes()) {
+    if is_forbidden_method(request.method().as_str().as_bytes()) || !is_framed(request.headers()) {
         return Err(Refusal::BadRequest);
     }
     let target = request.uri().path_and_query();
@@ -50,4 +54,14 @@ pub(super) fn check_list<B>(request: &Request<B>) -> Result<(), Refusal> {
         return Err(Refusal::HeadersTooLarge);
     }
     Ok(())
+}
+
+/// Whether there is one length at most, as everybody reads it, and no value has a blank at an end
+/// (RFC 9113, 8.2.1): what HTTP/1.1 would not let in does not leave as HTTP/1.1.
+fn is_framed(headers: &HeaderMap) -> bool {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let is_read = |length: &HeaderValue| read_length(length.as_bytes()).is_some();
+    let is_one = lengths.next().is_none_or(is_read) && lengths.next().is_none();
+    let is_trimmed = |value: &HeaderValue| value.as_bytes().trim_ascii() == value.as_bytes();
+    is_one && headers.values().all(is_trimmed)
 }

@@ -3,13 +3,15 @@
 //! A connection of HTTP/1 is a socket and a place on the roll. Most calls need no more (`express`);
 //! hyper and its buffers are there for what does, as long as something happens.
 
-use std::{
-    cell::Cell, convert::Infallible, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll,
-};
+use std::{cell::Cell, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll};
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::{body::Incoming, server::conn, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn,
+    service::{HttpService, service_fn},
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::crash_point;
 use tokio::{
@@ -27,16 +29,18 @@ use super::{
     life::HeadClock,
     limits::{
         BUFFER_BYTES_MAX, CONNECTION_WINDOW_BYTES, FAREWELL, FAREWELL_BYTES_MAX,
-        FIELD_LIST_BYTES_MAX, FRAME_BYTES_MAX, PING_PERIOD, PING_TIMEOUT, RESETS_WAITING_MAX,
-        STREAM_SEND_BYTES_MAX, STREAM_WINDOW_BYTES, STREAMS_MAX,
+        FIELD_LIST_BYTES_MAX, FRAME_BYTES_MAX, HYPER_CALLS, PING_PERIOD, PING_TIMEOUT,
+        RESETS_PROVOKED_MAX, RESETS_WAITING_MAX, STREAM_SEND_BYTES_MAX, STREAM_WINDOW_BYTES,
+        STREAMS_MAX,
     },
     request,
     roll::{Order, Phase, Seat},
     wire::{Stream, Wire},
 };
 use crate::{
-    body::EdgeBody,
+    body::{BodyError, EdgeBody},
     edge::{self, Worker},
+    proxy::Unsaid,
 };
 
 /// What a client of HTTP/2 says first.
@@ -78,7 +82,11 @@ pub(super) async fn serve(hall: Rc<Hall>, stream: TcpStream, address: SocketAddr
         address: address.ip(),
         is_secure: stream.is_tls(),
     };
-    if input.starts_with(&PREFACE) {
+    let is_http2 = input.starts_with(&PREFACE);
+    if stream.agreed_h2().is_some_and(|agreed| agreed != is_http2) {
+        return; // it speaks another protocol than was agreed upon
+    }
+    if is_http2 {
         Box::pin(http2(hall, seat, peer, stream, &input)).await;
         return;
     }
@@ -107,7 +115,9 @@ pub(super) async fn serve(hall: Rc<Hall>, stream: TcpStream, address: SocketAddr
             After::Rest(stream) => stream,
             After::Refuse(mut stream, refusal) => {
                 let text = answer::close(&hall.worker.edge, refusal);
-                if stream.write_all(&text).await.is_ok() {
+                // Who takes nothing more is not waited for.
+                let written = tokio::time::timeout(FAREWELL, stream.write_all(&text));
+                if let Ok(Ok(Ok(()))) = seat.unless_ordered(written).await {
                     farewell(seat, stream).await;
                 }
                 return;
@@ -152,19 +162,20 @@ async fn http1(
 ) -> After {
     let life = Arc::clone(&seat.life);
     let wire = Wire::http1(stream, read, Arc::clone(&life));
-    let (resume, is_answered) = (Cell::new(resume), Rc::<Cell<bool>>::default());
+    let (resume, answered) = (Cell::new(resume), Rc::<Cell<u32>>::default());
+    let calls = if is_for_long { HYPER_CALLS } else { 1 };
     let service = service_fn(|request: Request<Incoming>| {
         let (worker, life) = (Rc::clone(&hall.worker), Arc::clone(&life));
-        let (resume, is_answered) = (resume.take(), Rc::clone(&is_answered));
+        let (resume, answered) = (resume.take(), Rc::clone(&answered));
         async move {
             let response = match resume {
-                Some(resume) => express::resume(worker, request, *resume).await,
-                None => respond(worker, peer, request).await,
+                Some(resume) => said(express::resume(worker, request, *resume).await)?,
+                None => respond(worker, peer, request).await?,
             };
             life.is_tunnel
                 .set(response.status() == http::StatusCode::SWITCHING_PROTOCOLS);
-            is_answered.set(true);
-            Ok::<_, Infallible>(response)
+            answered.set(answered.get().saturating_add(1));
+            Ok::<_, Unsaid>(response)
         }
     });
     let mut connection = conn::http1::Builder::new()
@@ -173,16 +184,41 @@ async fn http1(
         .serve_connection(TokioIo::new(wire), service)
         .with_upgrades();
     seat.set_phase(Phase::Http1);
-    let mut is_ending = false;
-    let end = std::future::poll_fn(|task| {
+    let end = drive(&mut connection, seat, || answered.get() >= calls).await;
+    // None: it was upgraded, and is no longer ours.
+    match connection.into_parts() {
+        Some(parts) => end.after(parts.io.into_inner().into_stream()),
+        None => After::Gone,
+    }
+}
+
+/// Drives a connection until hyper's part of it ends. What hyper was needed for may be done.
+async fn drive<S>(
+    connection: &mut conn::http1::UpgradeableConnection<TokioIo<Wire>, S>,
+    seat: &Seat,
+    is_done: impl Fn() -> bool,
+) -> End
+where
+    S: HttpService<Incoming, ResBody = EdgeBody>,
+    S::Error: Into<BodyError>,
+{
+    let life = &seat.life;
+    let (mut ends, mut is_ending) = (false, false);
+    std::future::poll_fn(|task| {
         loop {
-            if let Poll::Ready(ended) = Pin::new(&mut connection).poll(task) {
+            if let Poll::Ready(ended) = Pin::new(&mut *connection).poll(task) {
                 match ended {
                     // The last byte of each of its answers has left.
                     Ok(()) => {
                         crash_point!("gateway.last_byte_sent");
                     }
-                    Err(error) => tracing::debug!(%error, "a connection ended"),
+                    Err(error) => {
+                        tracing::debug!(%error, "a connection ended");
+                        // An orderly end would say to HTTP/1.0 that the answer is complete.
+                        if error.is_user() {
+                            return Poll::Ready(End::Broken);
+                        }
+                    }
                 }
                 return Poll::Ready(life.breach().map_or(End::Ended, End::Refuse));
             }
@@ -191,32 +227,34 @@ async fn http1(
                 return Poll::Ready(End::Refuse(refusal));
             }
             let is_idle = is_between && !life.is_in_head.is_set();
-            // What hyper was needed for is done.
-            if is_idle && !is_for_long && is_answered.get() {
+            if is_idle && is_done() {
                 return Poll::Ready(End::Rest);
             }
-            match seat.heed(task) {
-                Some(Order::Cut) => return Poll::Ready(End::Cut),
+            let order = seat.heed(task);
+            if order == Some(Order::Cut) {
+                return Poll::Ready(End::Broken);
+            }
+            // Who has sent half a head is answered first.
+            ends |= order == Some(Order::End);
+            if ends && is_idle {
+                return Poll::Ready(End::Ended);
+            }
+            if ends && !is_between && !is_ending {
+                is_ending = true;
+                Pin::new(&mut *connection).graceful_shutdown();
+                continue;
+            }
+            match order {
                 Some(Order::Rest) if is_idle => return Poll::Ready(End::Rest),
-                Some(Order::End) if is_idle => return Poll::Ready(End::Ended),
                 Some(Order::LateHead) if is_between => {
                     return Poll::Ready(End::Refuse(Refusal::RequestTimeout));
-                }
-                Some(Order::End) if !is_between && !is_ending => {
-                    is_ending = true;
-                    Pin::new(&mut connection).graceful_shutdown();
                 }
                 Some(Order::LateBody) => life.is_too_slow.set(true),
                 _ => return Poll::Pending,
             }
         }
-    });
-    let end = end.await;
-    // None: it was upgraded, and is no longer ours.
-    match connection.into_parts() {
-        Some(parts) => end.after(parts.io.into_inner().into_stream()),
-        None => After::Gone,
-    }
+    })
+    .await
 }
 
 /// How hyper's part of a connection ends.
@@ -224,7 +262,8 @@ enum End {
     Rest,
     Refuse(Refusal),
     Ended,
-    Cut,
+    /// In the middle of an answer.
+    Broken,
 }
 
 impl End {
@@ -233,7 +272,10 @@ impl End {
             Self::Rest => After::Rest(stream),
             Self::Refuse(refusal) => After::Refuse(stream, refusal),
             Self::Ended => After::End(stream),
-            Self::Cut => After::Gone,
+            Self::Broken => {
+                stream.break_off();
+                After::Gone
+            }
         }
     }
 }
@@ -267,16 +309,17 @@ async fn http2(hall: Rc<Hall>, seat: &Rc<Seat>, peer: Peer, stream: Stream, read
         seat.add_flow(&flow);
         async move {
             let response = match request::check_list(&request) {
-                Ok(()) => respond(worker, peer, request).await,
+                Ok(()) => respond(worker, peer, request).await?,
                 Err(refusal) => refuse(&worker.edge, refusal),
             };
-            Ok::<_, Infallible>(response.map(|body| Flowing::new(flow, body)))
+            Ok::<_, Unsaid>(response.map(|body| Flowing::new(flow, body)))
         }
     });
     let connection = conn::http2::Builder::new(OnThread)
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS_MAX)
         .max_pending_accept_reset_streams(RESETS_WAITING_MAX)
+        .max_local_error_reset_streams(RESETS_PROVOKED_MAX)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .max_send_buf_size(STREAM_SEND_BYTES_MAX)
@@ -312,9 +355,21 @@ async fn http2(hall: Rc<Hall>, seat: &Rc<Seat>, peer: Peer, stream: Stream, read
 }
 
 /// Answers one request.
-async fn respond(worker: Rc<Worker>, peer: Peer, request: Request<Incoming>) -> Response<EdgeBody> {
+async fn respond(
+    worker: Rc<Worker>,
+    peer: Peer,
+    request: Request<Incoming>,
+) -> Result<Response<EdgeBody>, Unsaid> {
     match request::check(&request) {
-        Ok(()) => edge::handle(worker, peer, request).await,
-        Err(refusal) => refuse(&worker.edge, refusal),
+        Ok(()) => said(edge::handle(worker, peer, request).await),
+        Err(refusal) => Ok(refuse(&worker.edge, refusal)),
+    }
+}
+
+/// The answer, if its client may have it; else hyper breaks off.
+fn said(response: Response<EdgeBody>) -> Result<Response<EdgeBody>, Unsaid> {
+    match response.extensions().get() {
+        Some(unsaid) => Err(*unsaid),
+        None => Ok(response),
     }
 }

@@ -9,6 +9,7 @@
 
 mod conformance;
 mod drain;
+mod ends;
 mod express;
 mod floods;
 mod frames;

@@ -50,6 +50,8 @@ pub(super) struct Wire {
     first: Bytes,
     reader: Reader,
     breach: Breached,
+    /// What was read behind a breach. It is no request if the one before changes protocols.
+    behind: Bytes,
     life: Arc<Life>,
 }
 
@@ -61,11 +63,12 @@ impl Wire {
             first: Bytes::new(),
             reader: Reader::Http1(Framing::new()),
             breach: Breached::No,
+            behind: Bytes::new(),
             life,
         };
         // hyper has nothing yet that could be in a body.
         let sound = wire.look_at(&first).unwrap_or(0);
-        first.truncate(sound);
+        wire.behind = first.split_off(sound);
         wire.first = first;
         wire
     }
@@ -77,6 +80,7 @@ impl Wire {
             first: Bytes::new(),
             reader: Reader::Http2(Frames::new()),
             breach: Breached::No,
+            behind: Bytes::new(),
             life,
         };
         match wire.look_at(frames) {
@@ -169,6 +173,10 @@ impl AsyncRead for Wire {
             let why = "the body comes too slowly";
             return Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, why)));
         }
+        if this.life.is_tunnel.is_set() && this.breach == Breached::InHead {
+            this.breach = Breached::No;
+            this.first = [&this.first[..], &this.behind[..]].concat().into();
+        }
         if !this.first.is_empty() {
             let bytes = this.first.len().min(buffer.remaining());
             buffer.put_slice(&this.first.split_to(bytes));
@@ -189,6 +197,9 @@ impl AsyncRead for Wire {
             return Poll::Ready(Ok(()));
         }
         let sound = this.look_at(bytes)?;
+        if let Some(behind) = bytes.get(sound..).filter(|it| !it.is_empty()) {
+            this.behind = Bytes::copy_from_slice(behind);
+        }
         buffer.set_filled(before.saturating_add(sound));
         match this.end() {
             // Nothing would mean the end.
@@ -258,6 +269,25 @@ impl AsyncWrite for Wire {
 impl Stream {
     pub(super) const fn is_tls(&self) -> bool {
         matches!(self, Self::Tls(_))
+    }
+
+    /// Whether both sides have agreed on HTTP/2, or on something else (ALPN).
+    pub(super) fn agreed_h2(&self) -> Option<bool> {
+        match self {
+            Self::Plain(_) => None,
+            Self::Tls(stream) => stream.get_ref().1.alpn_protocol().map(|it| it == b"h2"),
+        }
+    }
+
+    /// Ends the connection so that nobody takes what was sent for all.
+    pub(super) fn break_off(self) {
+        let stream = match &self {
+            Self::Plain(stream) => stream,
+            Self::Tls(stream) => stream.get_ref().0,
+        };
+        if let Err(error) = stream.set_zero_linger() {
+            tracing::debug!(%error, "a connection that breaks off ends in order");
+        }
     }
 }
 

@@ -3,20 +3,31 @@
 //! What is judged is the address that is connected to, not the name: one that stood for another
 //! address when the service was saved gets nobody any further.
 
-use std::{future::poll_fn, pin::Pin, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::Clock;
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
 use types::{Gcra, Networks, Rate};
 
 use super::{
-    Lent, Wire,
+    Held, Lent, Wire,
     line::{Line, STREAMS_TARGET},
     site::{Site, Slot},
     targets::{Chosen, Forbidden, Target},
@@ -39,6 +50,9 @@ const STREAM_WINDOW_BYTES: u32 = 128 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Longest head of an answer by HTTP/2.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
+/// Longest head of an answer by HTTP/1.1, and longest piece of its body: what a client is slow to
+/// take is held in such pieces.
+const PIECE_BYTES_MAX: usize = 64 << 10;
 /// An HTTP/2 connection with streams that is silent for so long is asked whether it lives, and
 /// must answer in time.
 const PING_PERIOD: Duration = Duration::from_secs(20);
@@ -55,7 +69,7 @@ pub(crate) struct Connector {
 
 /// A connection that nobody uses yet.
 pub(super) enum Opened {
-    One(http1::SendRequest<Uploaded>, Driver),
+    One(Spoken),
     Two(http2::SendRequest<Uploaded>, Box<dyn Driving>),
 }
 
@@ -86,10 +100,11 @@ where
     }
 }
 
-impl From<(http1::SendRequest<Uploaded>, Driver)> for Opened {
-    fn from((sender, driver): (http1::SendRequest<Uploaded>, Driver)) -> Self {
-        Self::One(sender, driver)
-    }
+/// A connection that HTTP/1.1 is spoken on.
+pub(super) struct Spoken {
+    sender: http1::SendRequest<Uploaded>,
+    driver: Driver,
+    heard: Arc<AtomicU64>,
 }
 
 impl Opened {
@@ -97,9 +112,7 @@ impl Opened {
     pub(super) fn lend(self, site: &Rc<Site>, slot: Slot, chosen: Chosen) -> Lent {
         let Chosen { target, trial } = chosen;
         match self {
-            Self::One(sender, driver) => {
-                Lent::of(sender, driver, site, slot, Chosen { target, trial })
-            }
+            Self::One(spoken) => Lent::of(spoken, site, slot, Chosen { target, trial }),
             Self::Two(sender, driving) => {
                 let line = Line::new(sender, target);
                 let (own, at) = (Rc::clone(&line), Rc::clone(site));
@@ -132,15 +145,21 @@ impl Opened {
 impl Lent {
     /// Lets a connection of HTTP/1.1 live until it is closed, and lends it for the first time.
     pub(super) fn of(
-        sender: http1::SendRequest<Uploaded>,
-        driver: Driver,
+        Spoken {
+            sender,
+            driver,
+            heard,
+        }: Spoken,
         site: &Rc<Site>,
         slot: Slot,
         Chosen { target, trial }: Chosen,
     ) -> Self {
+        // The driver ends when a tunnel begins: then who has the tunnel holds the place.
+        let held = Rc::new(Held { _slot: slot, heard });
+        let own = Rc::clone(&held);
         tokio::task::spawn_local(async move {
             driver.await;
-            drop(slot);
+            drop(own);
         });
         Self {
             wire: Wire::One(sender),
@@ -148,6 +167,8 @@ impl Lent {
             target,
             trial,
             site: Rc::clone(site),
+            held: Some(held),
+            was_heard: false,
         }
     }
 }
@@ -168,15 +189,15 @@ impl Connector {
         }
     }
 
-    /// Looks up where an upstream is, unless that was done lately.
-    pub(super) async fn refresh(&self, site: &Site) -> anyhow::Result<()> {
+    /// Looks up where an upstream is, unless what is known is younger than `age_max`.
+    pub(super) async fn refresh(&self, site: &Site, age_max: Duration) -> anyhow::Result<()> {
         let Upstream {
             host,
             port,
             connect_timeout,
             ..
         } = &site.upstream;
-        let asked = site.targets.refresh(host, *port, &self.networks);
+        let asked = site.targets.refresh(host, *port, &self.networks, age_max);
         let found = match tokio::time::timeout(*connect_timeout, asked).await {
             Ok(found) => found,
             Err(elapsed) => Err(elapsed.into()),
@@ -226,7 +247,7 @@ impl Connector {
         let stream = dial(target).await?;
         if !upstream.tls {
             return match upstream.protocol {
-                Protocol::Http1 | Protocol::Auto => Ok(one(stream).await?.into()),
+                Protocol::Http1 | Protocol::Auto => Ok(Opened::One(one(stream).await?)),
                 Protocol::H2 => two(stream).await,
             };
         }
@@ -243,7 +264,7 @@ impl Connector {
         match upstream.protocol {
             Protocol::H2 if !speaks_h2 => anyhow::bail!("the upstream does not offer h2"),
             _ if speaks_h2 => two(stream).await,
-            _ => Ok(one(stream).await?.into()),
+            _ => Ok(Opened::One(one(stream).await?)),
         }
     }
 
@@ -276,20 +297,83 @@ async fn dial(target: &Target) -> anyhow::Result<TcpStream> {
 }
 
 /// Speaks HTTP/1.1.
-pub(super) async fn one<S>(stream: S) -> hyper::Result<(http1::SendRequest<Uploaded>, Driver)>
+pub(super) async fn one<S>(stream: S) -> hyper::Result<Spoken>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let heard = Arc::<AtomicU64>::default();
+    let counted = Counted {
+        stream,
+        heard: Arc::clone(&heard),
+    };
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(false)
-        .handshake(TokioIo::new(stream))
+        .max_buf_size(PIECE_BYTES_MAX)
+        .handshake(TokioIo::new(counted))
         .await?;
     let driver = async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection to an upstream ended");
         }
     };
-    Ok((sender, Box::pin(driver)))
+    Ok(Spoken {
+        sender,
+        driver: Box::pin(driver),
+        heard,
+    })
+}
+
+/// A connection whose bytes are counted as they are read: hyper does not say whether an answer had
+/// begun when it broke off.
+struct Counted<S> {
+    stream: S,
+    heard: Arc<AtomicU64>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(task, buffer);
+        let bytes = buffer.filled().len().saturating_sub(before);
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        this.heard.fetch_add(bytes, Ordering::Relaxed);
+        read
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(task, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(task, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(task)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(task)
+    }
 }
 
 async fn two<S>(stream: S) -> anyhow::Result<Opened>

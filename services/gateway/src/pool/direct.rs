@@ -51,9 +51,8 @@ impl Direct {
     }
 
     /// The upstream has answered.
-    pub(crate) fn answered(&mut self) {
-        self.target.answered();
-        self.trial = None;
+    pub(crate) fn answered(&mut self, pool: &Pool, status: u16) {
+        pool.answered(&self.target, &mut self.trial, status);
     }
 
     /// Puts the connection back: its answer was read to its end.
@@ -63,12 +62,30 @@ impl Direct {
         site.put_direct(self);
     }
 
+    /// Gives the connection to hyper, for another call.
+    ///
+    /// # Errors
+    /// hyper does not take it.
+    pub(super) async fn into_lent(self) -> hyper::Result<Lent> {
+        let spoken = one(self.stream).await?;
+        let chosen = Chosen {
+            target: self.target,
+            trial: self.trial,
+        };
+        let site = Rc::clone(self.slot.site());
+        Ok(Lent {
+            reused: self.reused,
+            ..Lent::of(spoken, &site, self.slot, chosen)
+        })
+    }
+
     /// Gives hyper an answer that begins with what was `read`.
     ///
     /// # Errors
     /// It is no answer, or breaks off in its head.
     pub(crate) async fn into_answer(
         self,
+        pool: &Pool,
         method: &Method,
         read: Bytes,
     ) -> hyper::Result<(Lent, Response<Incoming>)> {
@@ -78,19 +95,19 @@ impl Direct {
             is_asked: false,
             reader: None,
         };
-        let (sender, driver) = one(answered).await?;
+        let spoken = one(answered).await?;
         let chosen = Chosen {
             target: self.target,
             trial: self.trial,
         };
         let site = Rc::clone(self.slot.site());
-        let mut lent = Lent::of(sender, driver, &site, self.slot, chosen);
+        let mut lent = Lent::of(spoken, &site, self.slot, chosen);
         // What is asked here was asked before: only the method matters for reading the answer.
         let mut request = Request::new(Uploaded::nothing());
         request.method_mut().clone_from(method);
         let sent = lent.send(request).await;
         let response = sent.map_err(hyper::client::conn::TrySendError::into_error)?;
-        lent.answered();
+        lent.answered(pool, response.status());
         Ok((lent, response))
     }
 }

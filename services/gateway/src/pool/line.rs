@@ -75,6 +75,8 @@ impl Line {
             target: Rc::clone(&self.target),
             trial: None,
             site: Rc::clone(site),
+            held: None,
+            was_heard: false,
         }
     }
 }

@@ -99,7 +99,7 @@ pub(crate) struct Pauses {
     patience: Rc<Patience>,
     idle: Duration,
     total: Duration,
-    /// Set by the first pause: the answer has no longer than that.
+    /// Set by the first pause or piece: the answer has no longer than that.
     end: Option<Instant>,
     place: Option<usize>,
 }
@@ -121,16 +121,17 @@ impl Pauses {
         false
     }
 
-    /// The answer has given a piece.
-    pub(crate) fn go_on(&mut self) {
-        let Some(place) = self.place else {
-            return;
-        };
+    /// The answer has given a piece, and is not over. True when it has lasted too long: also where
+    /// it never paused, because its client takes it so slowly.
+    pub(crate) fn go_on(&mut self) -> bool {
         let deadline = self.deadline();
-        if let Some(wait) = self.patience.waits.borrow_mut().get_mut(place) {
+        if let Some(place) = self.place
+            && let Some(wait) = self.patience.waits.borrow_mut().get_mut(place)
+        {
             wait.deadline = deadline;
             wait.is_over = false;
         }
+        self.end.is_some_and(|end| end <= self.patience.time())
     }
 
     /// When the next piece must be there. The time may be a tick old.

@@ -8,7 +8,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
-    rc::Rc,
+    rc::{Rc, Weak},
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use hyper::client::conn::http1;
 use tokio::{sync::oneshot, time::Instant};
 
 use super::{
-    Direct, IDLE, Lent, Wire,
+    Direct, Held, IDLE, Lent, Wire,
     line::{Line, STREAMS_TARGET},
     targets::{Target, Targets},
 };
@@ -33,6 +33,8 @@ const IDLE_MAX: usize = 1_024;
 struct Idle {
     sender: http1::SendRequest<Uploaded>,
     target: Rc<Target>,
+    /// One that its upstream closes while it waits counts no more.
+    held: Weak<Held>,
     since: Instant,
 }
 
@@ -57,6 +59,8 @@ pub(crate) struct Site {
 /// What somebody in the queue is given.
 pub(super) enum Handed {
     Lent(Lent),
+    /// The same, but hyper has not had it yet.
+    Direct(Box<Direct>),
     /// A connection may be opened.
     Slot(Slot),
 }
@@ -132,18 +136,34 @@ impl Site {
     /// A connection that is there already.
     pub(super) fn take(self: &Rc<Self>) -> Option<Lent> {
         while let Some(idle) = self.pop() {
-            if idle.since.elapsed() <= IDLE && idle.sender.is_ready() && idle.target.is_used() {
-                return Some(Lent {
-                    wire: Wire::One(idle.sender),
-                    reused: true,
-                    target: idle.target,
-                    trial: None,
-                    site: Rc::clone(self),
-                });
+            let is_good = idle.sender.is_ready() && idle.target.is_used();
+            if let Some(held) = idle.held.upgrade()
+                && is_good
+                && idle.since.elapsed() <= IDLE
+            {
+                return Some(self.again(idle.sender, idle.target, held));
             }
         }
         let line = self.line()?;
         Some(line.lend(self))
+    }
+
+    /// One that has carried calls.
+    fn again(
+        self: &Rc<Self>,
+        sender: http1::SendRequest<Uploaded>,
+        target: Rc<Target>,
+        held: Rc<Held>,
+    ) -> Lent {
+        Lent {
+            wire: Wire::One(sender),
+            reused: true,
+            target,
+            trial: None,
+            site: Rc::clone(self),
+            held: Some(held),
+            was_heard: false,
+        }
     }
 
     fn pop(&self) -> Option<Idle> {
@@ -160,10 +180,16 @@ impl Site {
         }
     }
 
-    /// One without hyper is ready for another call. Who waits may open one in its stead.
+    /// One without hyper is ready for another call.
     pub(super) fn put_direct(&self, direct: Direct) {
-        let is_wanted = direct.target.is_used() && self.queue.borrow().is_empty();
-        if is_wanted && self.direct.borrow().len() < IDLE_MAX {
+        if !direct.target.is_used() {
+            return;
+        }
+        if let Some(next) = self.next_in_queue() {
+            drop(next.send(Handed::Direct(Box::new(direct)))); // who has gone lets it be closed
+            return;
+        }
+        if self.direct.borrow().len() < IDLE_MAX {
             // As of the last tidying: so they are closed a little too early, never too late.
             let waiting = (direct, self.used.get());
             self.direct.borrow_mut().push_back(waiting);
@@ -241,18 +267,17 @@ impl Site {
     }
 
     /// A connection is ready for another call.
-    pub(super) fn put(self: &Rc<Self>, sender: http1::SendRequest<Uploaded>, target: Rc<Target>) {
+    pub(super) fn put(
+        self: &Rc<Self>,
+        sender: http1::SendRequest<Uploaded>,
+        target: Rc<Target>,
+        held: Rc<Held>,
+    ) {
         if !target.is_used() {
             return;
         }
         if let Some(next) = self.next_in_queue() {
-            let lent = Lent {
-                wire: Wire::One(sender),
-                reused: true,
-                target,
-                trial: None,
-                site: Rc::clone(self),
-            };
+            let lent = self.again(sender, target, held);
             drop(next.send(Handed::Lent(lent))); // who has gone gives nothing back: it is closed
             return;
         }
@@ -262,6 +287,7 @@ impl Site {
             idle.push_back(Idle {
                 sender,
                 target,
+                held: Rc::downgrade(&held),
                 since,
             });
         }

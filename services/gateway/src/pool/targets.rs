@@ -10,17 +10,18 @@ use std::{
 use tokio::{sync::Mutex, time::Instant};
 use types::Networks;
 
-use super::health::{Health, Leave};
+use super::health::{Fault, Health, Leave};
 
 #[cfg(test)]
 mod tests;
 
 /// Addresses of a name that are used.
 const ADDRESSES_MAX: usize = 64;
-/// A name is looked up again after so long.
-const LOOKUP_PERIOD: Duration = Duration::from_secs(10);
-/// What it stood for is used for so long when it cannot be looked up.
-const STALE_MAX: Duration = Duration::from_secs(300);
+/// A name is looked up again after so long, beside the calls.
+pub(super) const LOOKUP_PERIOD: Duration = Duration::from_secs(10);
+/// What it stood for is used for so long when it cannot be looked up: no call waits for a look-up
+/// before that.
+pub(super) const STALE_MAX: Duration = Duration::from_secs(300);
 
 /// The address is neither public nor listed.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -36,10 +37,31 @@ pub(crate) struct Target {
     connections: Cell<usize>,
     /// The name stands for others now.
     is_gone: Cell<bool>,
+    /// It fails the checks of its health, and another one does not.
+    is_shunned: Cell<bool>,
+    all: Rc<Count>,
+}
+
+/// How many addresses a name has, and how many of them are left alone.
+#[derive(Debug, Default)]
+struct Count {
+    all: Cell<usize>,
+    resting: Cell<usize>,
+}
+
+impl Count {
+    /// Whether one more may be left alone for what a client may have caused: never more than half.
+    fn spares_one(&self) -> bool {
+        self.resting.get().saturating_add(1).saturating_mul(2) <= self.all.get()
+    }
 }
 
 impl Target {
-    fn new(address: SocketAddr, networks: &Networks) -> Result<Rc<Self>, Forbidden> {
+    fn new(
+        address: SocketAddr,
+        networks: &Networks,
+        all: &Rc<Count>,
+    ) -> Result<Rc<Self>, Forbidden> {
         if !networks.allow(address.ip()) {
             return Err(Forbidden(address.ip()));
         }
@@ -48,24 +70,41 @@ impl Target {
             health: Cell::new(Health::NEW),
             connections: Cell::default(),
             is_gone: Cell::default(),
+            is_shunned: Cell::default(),
+            all: Rc::clone(all),
         }))
     }
 
     /// Whether every call may use its connections.
     pub(super) fn is_used(&self) -> bool {
-        self.health.get().is_used() && !self.is_gone.get()
+        self.health.get().is_used() && !self.is_gone.get() && !self.is_shunned.get()
+    }
+
+    /// A connection was opened.
+    pub(super) fn connected(&self) {
+        self.becomes(self.health.get().connected());
     }
 
     pub(super) fn answered(&self) {
-        self.health.set(self.health.get().answered());
+        self.becomes(self.health.get().answered());
     }
 
     /// Returns whether it is left alone from now on.
-    pub(super) fn failed(&self, now: Instant) -> bool {
+    pub(super) fn failed(&self, fault: Fault, now: Instant) -> bool {
         let before = self.health.get();
-        let after = before.failed(now);
-        self.health.set(after);
+        let after = before.failed(fault, self.all.spares_one(), now);
+        self.becomes(after);
         !after.is_used() && before != after
+    }
+
+    fn becomes(&self, health: Health) {
+        let before = self.health.replace(health);
+        let resting = &self.all.resting;
+        match (before.is_used(), health.is_used()) {
+            (true, false) => resting.set(resting.get().saturating_add(1)),
+            (false, true) => resting.set(resting.get().saturating_sub(1)),
+            _ => {}
+        }
     }
 
     pub(super) fn opened(&self) {
@@ -85,8 +124,7 @@ pub(crate) struct Trial(Rc<Target>);
 
 impl Drop for Trial {
     fn drop(&mut self) {
-        let health = &self.0.health;
-        health.set(health.get().untold(Instant::now()));
+        self.0.becomes(self.0.health.get().untold(Instant::now()));
     }
 }
 
@@ -107,6 +145,7 @@ pub(super) struct Targets {
     looked_up: Cell<Option<Instant>>,
     /// One look-up at a time.
     turn: Mutex<()>,
+    count: Rc<Count>,
 }
 
 impl Targets {
@@ -116,10 +155,11 @@ impl Targets {
             next: Cell::default(),
             looked_up: Cell::default(),
             turn: Mutex::default(),
+            count: Rc::default(),
         }
     }
 
-    /// Looks the name up unless that was done lately.
+    /// Looks the name up unless what it stands for is younger than `age_max`.
     ///
     /// # Errors
     /// Nobody knows the name, or calls must not be sent where it leads.
@@ -128,12 +168,13 @@ impl Targets {
         host: &str,
         port: u16,
         networks: &Networks,
+        age_max: Duration,
     ) -> anyhow::Result<()> {
-        if self.is_young(LOOKUP_PERIOD) {
+        if self.is_young(age_max) {
             return Ok(());
         }
         let _turn = self.turn.lock().await;
-        if self.is_young(LOOKUP_PERIOD) {
+        if self.is_young(age_max) {
             return Ok(()); // by whoever had the turn before
         }
         match tokio::net::lookup_host((host, port)).await {
@@ -169,7 +210,7 @@ impl Targets {
                 continue;
             }
             let known = old.iter().find(|it| it.address == address).map(Rc::clone);
-            match known.map_or_else(|| Target::new(address, networks), Ok) {
+            match known.map_or_else(|| Target::new(address, networks, &self.count), Ok) {
                 Ok(target) => list.push(target),
                 Err(error) => forbidden = Some(error),
             }
@@ -178,6 +219,9 @@ impl Targets {
             let stays = list.iter().any(|it| it.address == target.address);
             target.is_gone.set(!stays);
         }
+        let resting = list.iter().filter(|it| !it.health.get().is_used()).count();
+        self.count.all.set(list.len());
+        self.count.resting.set(resting);
         match forbidden {
             Some(forbidden) if list.is_empty() => Err(forbidden),
             _ => Ok(()),
@@ -198,7 +242,7 @@ impl Targets {
         self.next.set(from.saturating_add(1));
         let (mut best, mut wait): (Option<(&Rc<Target>, Leave)>, Option<Duration>) = (None, None);
         for target in list.iter().cycle().skip(from).take(list.len()) {
-            if tried.iter().any(|it| Rc::ptr_eq(it, target)) {
+            if target.is_shunned.get() || tried.iter().any(|it| Rc::ptr_eq(it, target)) {
                 continue;
             }
             let leave = target.health.get().leave(now);
@@ -221,7 +265,7 @@ impl Targets {
         }
         let (target, leave) = best.ok_or(wait)?;
         let trial = (leave == Leave::Try).then(|| {
-            target.health.set(target.health.get().tried());
+            target.becomes(target.health.get().tried());
             Trial(Rc::clone(target))
         });
         Ok(Chosen {

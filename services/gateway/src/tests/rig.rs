@@ -355,6 +355,11 @@ impl Rig {
         self.edge.local_addr().expect("bound")
     }
 
+    /// Where the upstream is.
+    pub(crate) fn behind(&self) -> SocketAddr {
+        self.upstream.local_addr().expect("bound")
+    }
+
     /// The next connection to the upstream.
     pub(crate) async fn accept(&self) -> TcpStream {
         self.upstream.accept().await.expect("accepted").0

@@ -171,6 +171,37 @@ async fn a_tunnel_carries_both_ways_ends_each_way_and_is_charged_once() {
 }
 
 #[tokio::test]
+async fn a_tunnel_is_one_of_the_connections_that_its_upstream_may_have() {
+    let variables = [("TOLLGATE_GATEWAY_UPSTREAM_WAIT_MILLIS", "50")];
+    let (host, config) = rig::host(&variables).await;
+    let all = LocalSet::new();
+    let all = all.run_until(async {
+        let rig = Rig::new(&host, &config).await;
+        let behind = rig.behind();
+        rig.offer(behind, |it| it.connections_max = 1);
+        let tunnel = open(&rig, "chat", b"").await;
+        let refused = async {
+            let mut client = TcpStream::connect(rig.address()).await.expect("connected");
+            let key = rig.key.reveal();
+            let call = format!("GET /api/v1/echo/a HTTP/1.1\r\nhost: edge\r\nx-api-key: {key}\r\n");
+            let call = call + "connection: close\r\n\r\n";
+            client.write_all(call.as_bytes()).await.expect("sent");
+            read_all(&mut client).await
+        };
+        let (told, ()) = tokio::join!(refused, rig.serve());
+        assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+        assert!(told.contains("\"upstream_busy\""), "{told}");
+        drop(tunnel);
+        ended(&rig).await;
+        // Its place is free again.
+        let tunnel = open(&rig, "chat", b"").await;
+        drop(tunnel);
+        ended(&rig).await;
+    });
+    all.await;
+}
+
+#[tokio::test]
 async fn a_tunnel_is_cut_with_its_key_after_silence_and_with_its_gateway() {
     let idle = [("TOLLGATE_GATEWAY_TUNNEL_IDLE_SECONDS", "2")];
     let (host, config) = rig::host(&idle).await;

@@ -524,6 +524,28 @@ async fn an_answer_that_pauses_or_lasts_too_long_breaks_off_and_costs_what_its_r
 }
 
 #[tokio::test]
+async fn calls_that_take_too_long_switch_nothing_off() {
+    scene(&[], async |rig| {
+        let upstream = Upstream::start().await;
+        rig.offer(upstream.address, |it| {
+            for route in &mut it.routes {
+                route.timeout_ms = 30;
+            }
+        });
+        upstream.gate.send_replace(false);
+        // More of them in a row than an address that others stand in for may have.
+        for _ in 0..12 {
+            let got = call(&rig, Version::HTTP_11, "").await.expect("an answer");
+            assert_eq!(got.status, 504, "{got:?}");
+        }
+        upstream.gate.send_replace(true);
+        let got = call(&rig, Version::HTTP_11, "").await.expect("an answer");
+        assert_eq!(got.status, 200, "{got:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_address_that_fails_is_left_alone_and_found_again() {
     scene(&[], async |rig| {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");

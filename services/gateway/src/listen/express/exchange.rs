@@ -17,7 +17,7 @@ use super::{
     ask::{NoAnswer, ask, receive},
     front::{Front, Lost},
     request::Request,
-    resume::Resume,
+    resume::{self, Resume},
     write,
 };
 use crate::{
@@ -30,7 +30,7 @@ use crate::{
     meter::{Facts, Ticket},
     metrics::Source,
     path,
-    pool::Direct,
+    pool::{Direct, Fault},
     proxy,
     refuse::Refused,
     send,
@@ -245,7 +245,11 @@ impl Call<'_> {
             let disposition = Disposition::Refused;
             return self.refuse(front, refusal.into(), disposition).await;
         }
-        let timeout = self.route.timeout;
+        // Connecting has taken of it, if that was needed.
+        let timeout = match direct.reused {
+            true => self.route.timeout,
+            false => resume::left(worker, &self.ticket, self.route),
+        };
         let mut pauses = worker.patience.pauses(timeout, timeout);
         let asked = ask(front, &mut direct, (&mut head, request.body), &mut pauses).await;
         drop(pauses);
@@ -259,7 +263,7 @@ impl Call<'_> {
                 }
                 // One that had been used before may have been closed for want of use.
                 if matches!(why, NoAnswer::Timeout) || !direct.reused {
-                    worker.pool.failed(direct.target());
+                    worker.pool.failed(direct.target(), Fault::Call);
                 }
                 span.fail(why.refusal().as_str());
                 let failed = Disposition::UpstreamFailed;
@@ -278,7 +282,7 @@ impl Call<'_> {
             }
         };
         self.route.answered_like_most(true, 0);
-        direct.answered();
+        direct.answered(&worker.pool, answer.status);
         span.set("http.response.status_code", i64::from(answer.status));
         drop(span);
         let is_last = front.is_ending || worker.edge.draining.load(Ordering::Acquire);
@@ -386,7 +390,10 @@ impl Call<'_> {
                     return Err(Exchanged::Gone);
                 }
             };
-            pauses.go_on();
+            if pauses.go_on() {
+                ticket.abort();
+                return Err(Exchanged::Gone);
+            }
             body = &read;
         }
     }

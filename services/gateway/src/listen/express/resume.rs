@@ -1,6 +1,6 @@
 //! Calls that hyper goes on with: admitted and not sent, or with the beginning of an answer.
 
-use std::{rc::Rc, sync::Arc};
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Method, Response, Version};
@@ -15,7 +15,7 @@ use crate::{
     edge::{CallId, Denied, Worker, seal},
     limits::Limits,
     meter::Ticket,
-    pool::Direct,
+    pool::{Direct, Fault},
     proxy,
     refuse::Refused,
 };
@@ -83,18 +83,19 @@ async fn relay(
     (direct, read): (Direct, Bytes),
 ) -> Result<Response<EdgeBody>, Refused> {
     let (target, reused) = (Rc::clone(direct.target()), direct.reused);
-    let head = direct.into_answer(method, read);
-    let (lent, response) = match tokio::time::timeout(route.timeout, head).await {
+    let head = direct.into_answer(&worker.pool, method, read);
+    let left = left(worker, &ticket, route);
+    let (lent, response) = match tokio::time::timeout(left, head).await {
         Ok(Ok(answered)) => answered,
         Ok(Err(error)) => {
             tracing::debug!(%error, "no answer");
             if !reused {
-                worker.pool.failed(&target);
+                worker.pool.failed(&target, Fault::Call);
             }
             return Err(failed(ticket, Refusal::UpstreamUnreachable));
         }
         Err(_) => {
-            worker.pool.failed(&target);
+            worker.pool.failed(&target, Fault::Call);
             return Err(failed(ticket, Refusal::UpstreamTimeout));
         }
     };
@@ -103,6 +104,13 @@ async fn relay(
         takes_trailers: false,
     };
     proxy::answered(worker, route, ticket, (lent, response), client).await
+}
+
+/// What is left of the time to the first byte of an answer.
+pub(super) fn left(worker: &Worker, ticket: &Ticket, route: &Route) -> Duration {
+    let now = worker.edge.clock.monotonic_nanos();
+    let past = now.saturating_sub(ticket.facts().started);
+    route.timeout.saturating_sub(Duration::from_nanos(past))
 }
 
 fn failed(ticket: Ticket, refusal: Refusal) -> Refused {

@@ -39,11 +39,23 @@ async fn a_pause_ends_after_its_time_and_never_before() {
         for _ in 0..4 {
             once(&mut pauses);
             tokio::time::sleep(Duration::from_secs(1)).await;
-            pauses.go_on();
+            assert!(!pauses.go_on(), "not yet");
         }
         paused(&mut pauses).await;
         let took = begun.elapsed();
         assert!(took >= total && took <= total + 3 * TICK, "{took:?}");
+
+        // An upstream that never pauses, and a client that takes a piece now and then.
+        let mut pauses = patience.pauses(idle, total);
+        let begun = Instant::now();
+        while !pauses.go_on() {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+        }
+        let took = begun.elapsed();
+        assert!(
+            took >= total && took <= total + Duration::from_secs(1),
+            "{took:?}"
+        );
     });
     all.await;
 }

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 use types::Networks;
 
 use super::{
-    super::health::{FAILURES_MAX, REST_MIN},
+    super::health::{FAILURES_MAX, Fault, REST_MIN},
     Targets,
 };
 
@@ -44,7 +44,7 @@ fn an_address_that_fails_is_left_out_until_one_call_tries_it() {
     let now = Instant::now();
     let bad = targets.choose(&[], now).expect("an address").target;
     for attempt in 1..=FAILURES_MAX {
-        assert_eq!(bad.failed(now), attempt == FAILURES_MAX);
+        assert_eq!(bad.failed(Fault::Connect, now), attempt == FAILURES_MAX);
     }
     for _ in 0..4 {
         let chosen = targets.choose(&[], now).expect("the other one");
@@ -77,7 +77,7 @@ fn what_a_name_stands_for_no_more_is_used_no_more_and_the_rest_is_remembered() {
         .expect("an address")
         .target;
     for _ in 0..FAILURES_MAX {
-        one.failed(now);
+        one.failed(Fault::Connect, now);
     }
     let renewed = [one.address, address(3)].into_iter();
     targets.take(renewed, &networks).expect("allowed");
@@ -107,4 +107,21 @@ fn an_address_that_is_not_allowed_is_no_target() {
         .target;
     assert_eq!(only.address, address(1));
     assert!(targets.choose(&[only], Instant::now()).is_err());
+}
+
+#[test]
+fn calls_that_fail_never_end_the_use_of_more_than_half_of_all_addresses() {
+    for count in 1..=7_u8 {
+        let (targets, _) = targets(1..=count);
+        let now = Instant::now();
+        for _ in 0..u32::from(count) * FAILURES_MAX * 4 {
+            let chosen = targets.choose(&[], now).expect("one is used");
+            // All are asked alike, and none answers.
+            chosen.target.opened();
+            chosen.target.failed(Fault::Call, now);
+        }
+        let list = targets.list.borrow();
+        let used = list.iter().filter(|target| target.is_used()).count();
+        assert_eq!(used, usize::from(count).div_ceil(2), "of {count}");
+    }
 }
