@@ -161,6 +161,9 @@ create table keys.services (
                         check (connections_max between 1 and 65536),
     connect_timeout_ms  bigint not null default 5000
                         check (connect_timeout_ms between 1 and 60000),
+    -- Empty: gateways do not ask.
+    health_path         text not null default ''
+                        check (health_path ~ '^(/|$)' and octet_length(health_path) <= 256),
     created_at          timestamptz not null,
     updated_at          timestamptz not null
 );

@@ -56,6 +56,9 @@ pub(crate) struct Upstream {
     pub(crate) connections_max: usize,
     /// TLS included.
     pub(crate) connect_timeout: Duration,
+    /// What each address is asked for to see whether it is well, with its query; from the root,
+    /// not behind `Service::base_path`.
+    pub(crate) health_path: Option<Box<str>>,
 }
 
 /// A service of the catalogue.
@@ -176,6 +179,9 @@ impl Service {
                 },
                 connections_max: usize::try_from(wire.connections_max)?,
                 connect_timeout: millis(wire.connect_timeout_ms)?,
+                health_path: Some(wire.health_path)
+                    .filter(|path| !path.is_empty())
+                    .map(String::into_boxed_str),
             },
             authority: HeaderValue::try_from(authority.parse::<Authority>()?.as_str())?,
             base_path: url.path().trim_end_matches('/').to_owned(),

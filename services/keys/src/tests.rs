@@ -23,6 +23,7 @@ use crate::{
 };
 
 mod anomaly;
+mod health_path;
 mod notes;
 mod people;
 mod pepper;

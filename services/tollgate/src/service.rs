@@ -14,7 +14,8 @@ pub(crate) enum Service {
     /// Create or change a service; what is not named stays
     #[command(
         after_help = "Examples:\n  tollgate service set pdf --upstream http://10.0.0.7:8000 \
-        --cost 2\n  tollgate service set speech --upstream https://speech.example.com --protocol h2"
+        --cost 2\n  tollgate service set pdf --health-path /healthz\n  tollgate service set speech \
+        --upstream https://speech.example.com --protocol h2"
     )]
     Set(Box<Set>),
     /// List the catalogue
@@ -54,6 +55,10 @@ pub(crate) struct Set {
     /// Milliseconds to a connection, TLS included; 0: the default
     #[arg(long, value_name = "N")]
     connect_timeout_ms: Option<i64>,
+    /// Path on the upstream that gateways ask each of its addresses for, to see whether it is well;
+    /// '' switches that off
+    #[arg(long, value_name = "PATH")]
+    health_path: Option<String>,
     /// Change only this version
     #[arg(long, value_name = "N")]
     if_version: Option<i64>,
@@ -144,6 +149,7 @@ pub(crate) async fn run(command: Service, system: &System, output: &Output) -> R
                 protocol: wish.protocol,
                 connections_max: wish.connections_max,
                 connect_timeout_ms: wish.connect_timeout_ms,
+                health_path: wish.health_path,
             };
             let set = keys.set_service(request).await?.into_inner().service;
             output.record(&set.as_ref().map_or(Value::Null, show));
@@ -283,6 +289,7 @@ fn show(service: &wire::Service) -> Value {
         "protocol": service.protocol,
         "connections_max": service.connections_max,
         "connect_timeout_ms": service.connect_timeout_ms,
+        "health_path": service.health_path,
         "routes": routes.collect::<Vec<_>>(),
     })
 }

@@ -218,6 +218,11 @@ pub struct Service {
     /// Milliseconds to a connection, TLS included.
     #[prost(int64, tag = "15")]
     pub connect_timeout_ms: i64,
+    /// What gateways ask each address of the upstream for (GET) to see whether it is well, which 2xx
+    /// and 3xx say. Begins at the root of the upstream, whatever the path of `upstream_url`; may have
+    /// a query. Empty: they do not ask.
+    #[prost(string, tag = "16")]
+    pub health_path: ::prost::alloc::string::String,
 }
 /// What part of a service needs which scope and costs how much.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -1054,6 +1059,9 @@ pub struct SetServiceRequest {
     /// Milliseconds to a connection, TLS included, 1–60,000; default 5,000.
     #[prost(int64, optional, tag = "11")]
     pub connect_timeout_ms: ::core::option::Option<i64>,
+    /// See Service; empty or `/…`, at most 256 bytes. Empty switches the checks off (default).
+    #[prost(string, optional, tag = "12")]
+    pub health_path: ::core::option::Option<::prost::alloc::string::String>,
 }
 /// The service.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -173,6 +173,28 @@ fn catalogue(routes: Vec<wire::Route>) -> Catalogue {
 }
 
 #[test]
+fn a_service_without_a_health_path_is_not_asked_for_one() {
+    let upstream = |path: &str| {
+        let catalogue = Catalogue::from_wire(wire::Catalogue {
+            version: 1,
+            services: vec![wire::Service {
+                service_id: format!("svc_{}", Uuid::from_u128(9).simple()),
+                name: "good".to_owned(),
+                upstream_url: "http://host/base".to_owned(),
+                health_path: path.to_owned(),
+                ..wire::Service::default()
+            }],
+        });
+        let service = catalogue.service("good").expect("it makes sense");
+        service.upstream.clone()
+    };
+    assert_eq!(upstream("").health_path, None);
+    let asked = upstream("/healthz?deep=1");
+    assert_eq!(asked.health_path.as_deref(), Some("/healthz?deep=1"));
+    assert_ne!(asked, upstream(""), "a pool of its own");
+}
+
+#[test]
 fn the_longest_prefix_wins_and_a_method_before_any() {
     let catalogue = catalogue(vec![
         wire_route("*", "/", "any"),

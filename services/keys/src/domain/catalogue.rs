@@ -25,6 +25,7 @@ const CONNECTIONS_DEFAULT: i64 = 4_096;
 const CONNECTIONS_MAX: i64 = 65_536;
 const CONNECT_TIMEOUT_MS_DEFAULT: i64 = 5_000;
 const CONNECT_TIMEOUT_MS_MAX: i64 = 60_000;
+const HEALTH_PATH_BYTES_MAX: usize = 256;
 
 /// How gateways speak with an upstream.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -33,6 +34,8 @@ pub(crate) struct Manner {
     /// Of one gateway.
     pub(crate) connections_max: i64,
     pub(crate) connect_timeout_ms: i64,
+    /// What its addresses are asked for to see whether they are well; empty: they are not asked.
+    pub(crate) health_path: String,
 }
 
 /// Everything an operator sets of a service.
@@ -99,6 +102,7 @@ pub(crate) struct ServiceWish {
     pub(crate) protocol: Option<String>,
     pub(crate) connections_max: Option<i64>,
     pub(crate) connect_timeout_ms: Option<i64>,
+    pub(crate) health_path: Option<String>,
 }
 
 /// The wish for a route, as it was sent; empty and 0 stand for the default.
@@ -168,6 +172,32 @@ pub(crate) fn upstream_url(text: &str) -> Result<String> {
     Ok(url.as_str().trim_end_matches('/').to_owned())
 }
 
+/// Checks what upstreams are asked for to see whether they are well.
+pub(crate) fn health_path(text: &str) -> Result<String> {
+    let field = "health_path";
+    if !text.is_empty() && !text.starts_with('/') {
+        return Err(Error::invalid(
+            field,
+            "must begin with `/`, such as /healthz, or be empty for no checks",
+        ));
+    }
+    let bytes = text.len();
+    if bytes > HEALTH_PATH_BYTES_MAX {
+        return Err(Error::invalid(
+            field,
+            format!("must be at most {HEALTH_PATH_BYTES_MAX} bytes, not {bytes}: shorten it"),
+        ));
+    }
+    // What would end the request's line, would not be sent, or is refused by HTTP libraries.
+    let is_strange = |it: &char| !it.is_ascii_graphic() || "#\"<>`".contains(*it);
+    if let Some(strange) = text.chars().find(is_strange) {
+        let problem =
+            format!("must not contain {strange:?}: percent-encode it, as %20 stands for a space");
+        return Err(Error::invalid(field, problem));
+    }
+    Ok(text.to_owned())
+}
+
 /// Refuses a host with an address that is neither public nor listed. A name is refused for one of
 /// several: the gateways would call it sooner or later.
 pub(crate) fn outside(
@@ -232,6 +262,8 @@ impl ServiceWish {
         let connections = self.connections_max.or(now.map(|now| now.connections_max));
         let timeout = self.connect_timeout_ms;
         let timeout = timeout.or(now.map(|now| now.connect_timeout_ms));
+        let path = self.health_path.as_deref();
+        let path = path.or(now.map(|now| now.health_path.as_str()));
         Ok(Manner {
             protocol: word(
                 "protocol",
@@ -250,6 +282,7 @@ impl ServiceWish {
                 CONNECT_TIMEOUT_MS_DEFAULT,
                 CONNECT_TIMEOUT_MS_MAX,
             )?,
+            health_path: health_path(path.unwrap_or_default())?,
         })
     }
 }
@@ -402,6 +435,7 @@ impl ServiceSettings {
             "protocol": self.manner.protocol,
             "connections_max": self.manner.connections_max,
             "connect_timeout_ms": self.manner.connect_timeout_ms,
+            "health_path": self.manner.health_path,
         })
     }
 }

@@ -72,6 +72,7 @@ impl Keys {
             protocol: request.protocol,
             connections_max: request.connections_max,
             connect_timeout_ms: request.connect_timeout_ms,
+            health_path: request.health_path,
         };
         if let Some(url) = &wish.upstream_url {
             upstream::check(&self.upstream_networks, url).await?;

@@ -141,6 +141,7 @@ pub(super) fn service(service: &Service) -> pb::Service {
         protocol: service.settings.manner.protocol.clone(),
         connections_max: service.settings.manner.connections_max,
         connect_timeout_ms: service.settings.manner.connect_timeout_ms,
+        health_path: service.settings.manner.health_path.clone(),
     }
 }
 

@@ -30,6 +30,7 @@ struct ServiceRow {
     protocol: String,
     connections_max: i64,
     connect_timeout_ms: i64,
+    health_path: String,
 }
 
 struct RouteRow {
@@ -69,6 +70,7 @@ fn service(row: ServiceRow) -> Result<Service> {
                 protocol: row.protocol,
                 connections_max: row.connections_max,
                 connect_timeout_ms: row.connect_timeout_ms,
+                health_path: row.health_path,
             },
         },
         icon: row.icon,
@@ -114,7 +116,7 @@ async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Resu
         r#"
         select id, name, display_name, description, upstream_url, base_cost_per_call, icon,
                category, is_active, price_version, version, protocol, connections_max,
-               connect_timeout_ms
+               connect_timeout_ms, health_path
           from keys.services
          where $1::text is null or name = $1
          order by name"#,
@@ -190,8 +192,9 @@ impl Tx {
             r#"
             insert into keys.services (
                 id, name, display_name, description, upstream_url, base_cost_per_call,
-                is_active, created_at, updated_at, protocol, connections_max, connect_timeout_ms)
-            values ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11)"#,
+                is_active, created_at, updated_at, protocol, connections_max, connect_timeout_ms,
+                health_path)
+            values ($1, $2, $3, $4, $5, $6, $7, $8, $8, $9, $10, $11, $12)"#,
             id.uuid(),
             name.as_str(),
             settings.display_name,
@@ -203,6 +206,7 @@ impl Tx {
             settings.manner.protocol,
             settings.manner.connections_max,
             settings.manner.connect_timeout_ms,
+            settings.manner.health_path,
         );
         insert.execute(&mut *self.inner).await?;
         Ok(())
@@ -219,7 +223,7 @@ impl Tx {
             update keys.services
                set display_name = $2, description = $3, upstream_url = $4,
                    base_cost_per_call = $5, is_active = $6, updated_at = $7, protocol = $8,
-                   connections_max = $9, connect_timeout_ms = $10,
+                   connections_max = $9, connect_timeout_ms = $10, health_path = $11,
                    version = version + 1,
                    price_version = price_version
                        + case when base_cost_per_call = $5 then 0 else 1 end
@@ -234,6 +238,7 @@ impl Tx {
             settings.manner.protocol,
             settings.manner.connections_max,
             settings.manner.connect_timeout_ms,
+            settings.manner.health_path,
         );
         update.execute(&mut *self.inner).await?;
         Ok(())

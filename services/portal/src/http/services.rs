@@ -42,6 +42,11 @@ pub(super) struct ServiceWish {
     /// Milliseconds to a connection, TLS included; 0 is the default, 5 s.
     #[schema(minimum = 0, maximum = 60_000)]
     connect_timeout_ms: Option<i64>,
+    /// What gateways ask each address of the upstream for (GET) to see whether it is well, which
+    /// 2xx and 3xx say; empty (default): they do not ask. Begins at the root of the upstream,
+    /// whatever the path of `upstream_url`; may have a query.
+    #[schema(max_length = 256, pattern = r#"^(/[!$-;=?-_a-~]*)?$"#)]
+    health_path: Option<String>,
 }
 
 /// A service with everything that operators set.
@@ -71,6 +76,8 @@ pub(super) struct FullService {
     connections_max: i64,
     /// Milliseconds to a connection, TLS included.
     connect_timeout_ms: i64,
+    /// What gateways ask each address of the upstream for; empty: they do not ask.
+    health_path: String,
 }
 
 /// A route with everything that operators set.
@@ -228,6 +235,7 @@ impl From<pb::Service> for FullService {
             protocol: it.protocol,
             connections_max: it.connections_max,
             connect_timeout_ms: it.connect_timeout_ms,
+            health_path: it.health_path,
         }
     }
 }
@@ -308,6 +316,7 @@ pub(super) async fn set_service(
         protocol: it.protocol,
         connections_max: it.connections_max,
         connect_timeout_ms: it.connect_timeout_ms,
+        health_path: it.health_path,
     })?;
     let done = app.keys.clone().set_service(request).await?;
     present(done.into_inner().service)

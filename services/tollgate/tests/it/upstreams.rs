@@ -43,6 +43,45 @@ async fn counted(stack: &Stack, line: &str) -> Option<u64> {
     found.trim().parse().ok()
 }
 
+/// One path by every way that it is set and shown: CLI, portal, `keys`.
+#[tokio::test]
+async fn a_health_path_is_shown_as_it_was_set_until_it_is_switched_off() {
+    let stack = Stack::start(&["--ephemeral"]).await;
+    let mut operator = Client::new(&stack, &stack.demo("operator_token"));
+    let place = "/v1/operator/services/pdf";
+    let is = async |operator: &mut Client, path: &str| {
+        let listed = stack.cli(&["service", "list"]);
+        let services = listed["services"].as_array().expect("a list");
+        let pdf = services.iter().find(|it| it["name"] == "pdf");
+        assert_eq!(pdf.expect("it is there")["health_path"], path, "{listed}");
+        assert_eq!(operator.get(place).await["health_path"], path);
+    };
+    is(&mut operator, "").await;
+
+    let path = "/healthz?deep=1";
+    let set = stack.cli(&["service", "set", "pdf", "--health-path", path]);
+    assert_eq!(set["health_path"], path, "{set}");
+    stack.cli(&["service", "set", "pdf", "--description", "Another"]);
+    is(&mut operator, path).await;
+
+    let wish = json!({ "health_path": "/ready" });
+    let set = operator.ok(Method::PUT, place, &wish).await;
+    assert_eq!(set["health_path"], "/ready", "{set}");
+    let (code, _, errors) = stack.try_cli(&["service", "set", "pdf", "--health-path", "ready"]);
+    assert_ne!(code, Some(0), "it is saved");
+    assert!(
+        errors.contains("`health_path` must begin with `/`"),
+        "{errors}"
+    );
+    let bad = json!({ "health_path": "/a b" });
+    let (status, code) = refused(&mut operator, Method::PUT, place, bad).await;
+    assert_eq!((status, code.as_str()), (400, "invalid"));
+    is(&mut operator, "/ready").await;
+
+    stack.cli(&["service", "set", "pdf", "--health-path", ""]);
+    is(&mut operator, "").await;
+}
+
 /// A service cannot be saved where only our own machines are; and where one is all the same, be it
 /// that its name has been given another address since, no gateway connects.
 #[tokio::test]
