@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tonic::{Code as Grpc, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use types::{Code, Id, Kind, UnitPrice};
+use types::{Code, Id, Kind, Refusal, UnitPrice};
 
 use crate::keys::v1 as keys;
 
@@ -38,6 +38,18 @@ pub fn status_retry(code: Code, message: impl Into<String>, after: Duration) -> 
     let mut details = ErrorDetails::with_error_info(code.as_str(), "tollgate", []);
     details.set_retry_info(Some(after));
     Status::with_error_details(Grpc::from_i32(code.grpc()), message, details)
+}
+
+/// Why the edge did not forward a call, for a caller who speaks gRPC: the refusal's code is the
+/// reason, and it may say when another attempt is welcome.
+#[must_use]
+pub fn refused(refusal: Refusal, detail: &str, after: Option<Duration>) -> Status {
+    let mut details = ErrorDetails::with_error_info(refusal.as_str(), "tollgate", []);
+    if after.is_some() {
+        details.set_retry_info(after);
+    }
+    let message = format!("{}: {} {detail}", refusal.as_str(), refusal.title());
+    Status::with_error_details(Grpc::from_i32(refusal.grpc()), message, details)
 }
 
 /// Reads an id of a request.

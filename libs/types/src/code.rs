@@ -139,6 +139,24 @@ refusals! {
     Draining = 503 "draining" "This gateway is stopping";
 }
 
+impl Refusal {
+    /// The status of gRPC (`google.rpc.Code`), for callers who speak that.
+    #[must_use]
+    pub const fn grpc(self) -> i32 {
+        match self.status() {
+            400 | 414 | 422 | 431 => 3, // INVALID_ARGUMENT
+            408 | 504 => 4,             // DEADLINE_EXCEEDED
+            403 => 7,                   // PERMISSION_DENIED
+            402 | 413 | 429 => 8,       // RESOURCE_EXHAUSTED
+            409 => 10,                  // ABORTED
+            404 => 12,                  // UNIMPLEMENTED
+            502 | 503 => 14,            // UNAVAILABLE
+            401 => 16,                  // UNAUTHENTICATED
+            _ => 13,                    // INTERNAL
+        }
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

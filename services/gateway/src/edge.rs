@@ -13,7 +13,7 @@ use std::{
 use arc_swap::{ArcSwap, Guard};
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{CONNECTION, USER_AGENT},
+    header::{CONNECTION, CONTENT_TYPE, USER_AGENT},
 };
 use hyper::body::Incoming;
 use proto::keys::v1::KeyUse;
@@ -132,7 +132,7 @@ pub(crate) async fn handle(
 ) -> Response<EdgeBody> {
     let edge = &worker.edge;
     let id = CallId::new(&edge.ids);
-    let version = request.version();
+    let dialect = Dialect::of(&request);
     let page = Page::of(&request);
     let preflight = page.as_ref().and_then(|page| {
         request.extensions_mut().insert(page.clone());
@@ -151,13 +151,38 @@ pub(crate) async fn handle(
             Err(refused) => Err(refused.into()),
         },
     };
-    seal(edge, version, id, page.as_ref(), answered)
+    seal(edge, dialect, id, page.as_ref(), answered)
+}
+
+/// What a client understands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Dialect {
+    Http1,
+    Http2,
+    /// By HTTP/2: a refusal is a status in trailers.
+    Grpc,
+}
+
+impl Dialect {
+    fn of(request: &Request<Incoming>) -> Self {
+        let kind = request
+            .headers()
+            .get(CONTENT_TYPE)
+            .map(HeaderValue::as_bytes);
+        let kind = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
+        match (request.version() < Version::HTTP_2, kind) {
+            (true, _) => Self::Http1,
+            // With the name of an encoding or without; that for pages has a way of its own.
+            (false, Some([] | [b'+' | b';', ..])) => Self::Grpc,
+            (false, _) => Self::Http2,
+        }
+    }
 }
 
 /// The answer as it leaves, whatever became of the request.
 pub(crate) fn seal(
     edge: &Edge,
-    version: Version,
+    dialect: Dialect,
     id: CallId,
     page: Option<&Page>,
     answered: Answered,
@@ -172,7 +197,10 @@ pub(crate) fn seal(
             if !known {
                 edge.metrics.refused("", refused.refusal.as_str(), 0);
             }
-            let mut response = refused.into_response(id.id);
+            let mut response = match dialect {
+                Dialect::Grpc => refused.into_grpc_response(),
+                Dialect::Http1 | Dialect::Http2 => refused.into_response(id.id),
+            };
             if let Some(page) = page {
                 page.explain(&edge.origins.load(), response.headers_mut());
             }
@@ -184,7 +212,7 @@ pub(crate) fn seal(
     headers.insert(REQUEST_ID, id.text);
     limits.put(headers);
     // Served, but the next call goes elsewhere. HTTP/2 has a frame for this.
-    let is_stopping = version < Version::HTTP_2 && edge.draining.load(Ordering::Acquire);
+    let is_stopping = dialect == Dialect::Http1 && edge.draining.load(Ordering::Acquire);
     if is_stopping && !is_tunnel {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }

@@ -2,8 +2,10 @@
 //!
 //! - A call never changes thread, so nothing here is locked or shared.
 //! - Connections are bounded, and so is the queue for them, in length and in time.
-//! - An address that keeps failing is left alone, and tried again by single calls.
+//! - An address that keeps failing is left alone, and tried again by single calls; so is one that
+//!   says it is not well, where a service tells whom to ask.
 
+pub(crate) mod checks;
 mod connect;
 mod direct;
 mod health;
@@ -330,6 +332,7 @@ impl Pool {
                 }
             });
             join_all(looked_up).await;
+            join_all(sites.iter().map(|site| checks::look(&self.connector, site))).await;
             self.connector.metrics.connections(before, connections);
             before = connections;
         }

@@ -1,5 +1,7 @@
 //! Answers that the edge gives itself.
 
+use std::time::Duration;
+
 use http::{
     HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE},
@@ -147,6 +149,13 @@ impl Refused {
                      passed.",
             ..Self::after(Refusal::CreditsUnavailable, 1)
         }
+    }
+
+    /// The answer to who speaks gRPC: trailers only, where its libraries look for a status.
+    pub(crate) fn into_grpc_response(self) -> Response<EdgeBody> {
+        let after = self.retry_after.map(Duration::from_secs);
+        let status = proto::convert::refused(self.refusal, self.detail, after);
+        status.into_http::<()>().map(|()| EdgeBody::empty())
     }
 
     /// The answer: a problem document (RFC 9457), which says the same once more in `error`, where

@@ -31,7 +31,7 @@ use crate::{
     lender::Lender,
     listen::{self, Door},
     metrics::Metrics,
-    pool::{Connector, Limits, Pool},
+    pool::{Connector, Limits, Pool, checks::Checks},
     principal::Signer,
     recovery,
     ship::Shipper,
@@ -351,14 +351,20 @@ async fn run(
         waiting_max: config.upstreams.waiting_max,
         wait: config.upstreams.wait,
     };
-    let networks = Arc::new(config.upstreams.networks);
+    let (networks, checks) = (
+        Arc::new(config.upstreams.networks),
+        Arc::<Checks>::default(),
+    );
     let mut threads = Vec::new();
     for (index, socket) in sockets.into_iter().enumerate() {
         let (own, tls, networks) = (Arc::clone(&edge), Arc::clone(&tls), Arc::clone(&networks));
-        let limits = Limits { index, ..limits };
+        let (limits, checks) = (Limits { index, ..limits }, Arc::clone(&checks));
         let pool = move || {
             let (metrics, clock) = (own.metrics.upstreams.clone(), own.clock.clone());
-            Pool::new(Connector::new(tls, networks, metrics, clock), limits)
+            Pool::new(
+                Connector::new(tls, networks, (metrics, checks), clock),
+                limits,
+            )
         };
         let shared = (Arc::clone(&edge), Arc::clone(&door));
         match listen::start(index, shared, socket, pool, stop.clone(), cut.clone()) {

@@ -13,6 +13,7 @@ mod answer;
 mod ask;
 mod exchange;
 mod front;
+mod interim;
 mod request;
 mod resume;
 mod write;

@@ -49,6 +49,7 @@ pub(crate) struct Upstreams {
     waits: Family<ResultLabel, Counter>,
     repeats: Family<ReasonLabel, Counter>,
     rests: Counter,
+    checks: Family<ResultLabel, Counter>,
     connections: Gauge<i64, AtomicI64>,
 }
 
@@ -79,6 +80,16 @@ impl Upstreams {
             "Times that an address of an upstream was left alone because it failed",
             self.rests,
         );
+        registry.register(
+            "upstream_checks",
+            "Addresses of upstreams that were asked whether they are well, by their answers",
+            self.checks,
+        );
+    }
+
+    pub(crate) fn checked(&self, is_good: bool) {
+        let result = if is_good { "good" } else { "bad" };
+        self.checks.get_or_create(&ResultLabel { result }).inc();
     }
 
     pub(crate) fn connected(&self, connect: Connect) {

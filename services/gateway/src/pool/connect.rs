@@ -16,6 +16,10 @@ use std::{
     time::Duration,
 };
 
+use http::{
+    Request, Version,
+    header::{HOST, USER_AGENT},
+};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::Clock;
@@ -28,6 +32,7 @@ use types::{Gcra, Networks, Rate};
 
 use super::{
     Held, Lent, Wire,
+    checks::Checks,
     line::{Line, STREAMS_TARGET},
     site::{Site, Slot},
     targets::{Chosen, Forbidden, Target},
@@ -63,6 +68,7 @@ pub(crate) struct Connector {
     tls: Arc<rustls::ClientConfig>,
     networks: Arc<Networks>,
     pub(super) metrics: Upstreams,
+    pub(super) checks: Arc<Checks>,
     clock: Clock,
     complaints: Gcra,
 }
@@ -177,10 +183,11 @@ impl Connector {
     pub(crate) fn new(
         tls: Arc<rustls::ClientConfig>,
         networks: Arc<Networks>,
-        metrics: Upstreams,
+        (metrics, checks): (Upstreams, Arc<Checks>),
         clock: Clock,
     ) -> Self {
         Self {
+            checks,
             tls,
             networks,
             metrics,
@@ -215,6 +222,41 @@ impl Connector {
     pub(super) async fn open(&self, site: &Site, target: &Target) -> anyhow::Result<Opened> {
         self.within(site, self.connect(&site.upstream, target))
             .await
+    }
+
+    /// Asks an address on a connection of its own; the status of its answer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub(super) async fn ask(
+        &self,
+        site: &Site,
+        target: &Target,
+        path: &str,
+    ) -> anyhow::Result<u16> {
+        let Upstream {
+            host, port, tls, ..
+        } = &site.upstream;
+        let host = match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        let scheme = if *tls { "https" } else { "http" };
+        let request = Request::get(path).header(USER_AGENT, "tollgate-health");
+        let answer = match self.connect(&site.upstream, target).await? {
+            Opened::One(mut spoken) => {
+                tokio::task::spawn_local(spoken.driver);
+                let request = request.header(HOST, host).body(Uploaded::nothing())?;
+                spoken.sender.send_request(request).await?
+            }
+            Opened::Two(mut sender, driving) => {
+                tokio::task::spawn_local(driving.drive(Box::new(|_| {})));
+                let request = request.uri(format!("{scheme}://{host}{path}"));
+                let request = request.version(Version::HTTP_2).body(Uploaded::nothing())?;
+                sender.send_request(request).await?
+            }
+        };
+        Ok(answer.status().as_u16())
     }
 
     /// A new connection without anything spoken on it.

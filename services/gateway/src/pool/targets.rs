@@ -10,7 +10,10 @@ use std::{
 use tokio::{sync::Mutex, time::Instant};
 use types::Networks;
 
-use super::health::{Fault, Health, Leave};
+use super::{
+    checks::Found,
+    health::{Fault, Health, Leave},
+};
 
 #[cfg(test)]
 mod tests;
@@ -159,6 +162,24 @@ impl Targets {
         }
     }
 
+    /// All of them.
+    pub(super) fn all(&self) -> Vec<Rc<Target>> {
+        self.list.borrow().clone()
+    }
+
+    /// Leaves alone what is not well while something else is; what is well rests no more.
+    pub(super) fn judge(&self, found: impl Fn(SocketAddr) -> Found) {
+        let list = self.list.borrow();
+        let is_down = |target: &Rc<Target>| found(target.address) == Found::Down;
+        let is_one_up = list.iter().any(|target| !is_down(target));
+        for target in list.iter() {
+            target.is_shunned.set(is_one_up && is_down(target));
+            if !target.health.get().is_used() && found(target.address) == Found::Well {
+                target.becomes(Health::NEW);
+            }
+        }
+    }
+
     /// Looks the name up unless what it stands for is younger than `age_max`.
     ///
     /// # Errors
@@ -197,7 +218,7 @@ impl Targets {
     }
 
     /// Replaces the addresses; of those that stay, what is known of them stays too.
-    fn take(
+    pub(super) fn take(
         &self,
         found: impl Iterator<Item = SocketAddr>,
         networks: &Networks,

@@ -222,6 +222,16 @@ fn granted(id: u128) -> Arc<Lease> {
 }
 
 fn pool(config: &Config, edge: &Edge) -> Pool {
+    let limits = pool::Limits {
+        index: 0,
+        threads: 1,
+        waiting_max: config.upstreams.waiting_max,
+        wait: config.upstreams.wait,
+    };
+    Pool::new(connector(config, edge), limits)
+}
+
+fn connector(config: &Config, edge: &Edge) -> Connector {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
         rustls::crypto::aws_lc_rs::default_provider(),
     ));
@@ -231,19 +241,12 @@ fn pool(config: &Config, edge: &Edge) -> Pool {
     let tls = tls
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_no_client_auth();
-    let connector = Connector::new(
+    Connector::new(
         Arc::new(tls),
         Arc::new(config.upstreams.networks.clone()),
-        edge.metrics.upstreams.clone(),
+        (edge.metrics.upstreams.clone(), Arc::default()),
         edge.clock.clone(),
-    );
-    let limits = pool::Limits {
-        index: 0,
-        threads: 1,
-        waiting_max: config.upstreams.waiting_max,
-        wait: config.upstreams.wait,
-    };
-    Pool::new(connector, limits)
+    )
 }
 
 impl Rig {
@@ -353,6 +356,11 @@ impl Rig {
     /// Where the edge listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.edge.local_addr().expect("bound")
+    }
+
+    /// What opens connections, with nothing known.
+    pub(crate) fn connector(&self, config: &Config) -> Connector {
+        connector(config, &self.worker.edge)
     }
 
     /// Where the upstream is.

@@ -7,6 +7,7 @@ use types::Refusal;
 
 use super::{
     front::{Front, Pieces},
+    interim,
     request::Request,
 };
 use crate::{
@@ -19,6 +20,8 @@ use crate::{
 pub(super) enum NoAnswer {
     /// The connection broke, after so many bytes were sent.
     Broken(usize),
+    /// It broke behind an interim answer.
+    BrokenOff,
     Timeout,
     /// The client has gone.
     Lost,
@@ -28,7 +31,7 @@ impl NoAnswer {
     pub(super) fn refusal(self) -> Refusal {
         match self {
             Self::Timeout => Refusal::UpstreamTimeout,
-            Self::Broken(_) | Self::Lost => Refusal::UpstreamUnreachable,
+            Self::Broken(_) | Self::BrokenOff | Self::Lost => Refusal::UpstreamUnreachable,
         }
     }
 
@@ -43,7 +46,8 @@ impl NoAnswer {
     }
 }
 
-/// Sends a request, and waits for the first bytes of its answer.
+/// Sends a request, and waits for the first bytes of its answer. What comes before that is passed
+/// on.
 pub(super) async fn ask(
     front: &mut Front<'_>,
     direct: &mut Direct,
@@ -67,12 +71,13 @@ pub(super) async fn ask(
         Poll::Ready(Ok(()))
     })
     .await?;
-    receive(front, direct, pauses)
-        .await
-        .map_err(|why| match why {
-            NoAnswer::Broken(_) => NoAnswer::Broken(sent),
-            other => other,
-        })
+    let read = receive(front, direct, pauses).await;
+    let mut read = read.map_err(|why| match why {
+        NoAnswer::Broken(_) => NoAnswer::Broken(sent),
+        other => other,
+    })?;
+    interim::pass_on(front, direct, pauses, &mut read).await?;
+    Ok(read)
 }
 
 /// Waits for bytes of an answer.

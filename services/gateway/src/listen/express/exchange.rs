@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode, Version, header::CONNECTION};
+use http::{HeaderMap, HeaderValue, StatusCode, header::CONNECTION};
 use proto::events::v1::Disposition;
 use runtime::crash_point;
 use types::Refusal;
@@ -24,7 +24,7 @@ use crate::{
     admit::{Admitted, Asked, admit},
     catalogue::{Catalogue, Route, Service},
     credential,
-    edge::{self, CallId, Denied, Edge, Told, Worker, seal},
+    edge::{self, CallId, Denied, Dialect, Edge, Told, Worker, seal},
     keyring::Entry,
     limits::Limits,
     meter::{Facts, Ticket},
@@ -427,7 +427,7 @@ async fn refuse(
     denied: Denied,
 ) -> Result<Exchanged, Exchanged> {
     let edge = &hall.worker.edge;
-    let mut response = seal(edge, Version::HTTP_11, id, None, Err(denied));
+    let mut response = seal(edge, Dialect::Http1, id, None, Err(denied));
     let headers = response.headers_mut();
     if front.is_ending {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));

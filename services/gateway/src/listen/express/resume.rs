@@ -12,7 +12,7 @@ use crate::{
     admit::Admitted,
     body::EdgeBody,
     catalogue::{Catalogue, Route},
-    edge::{CallId, Denied, Worker, seal},
+    edge::{CallId, Denied, Dialect, Worker, seal},
     limits::Limits,
     meter::Ticket,
     pool::{Direct, Fault},
@@ -71,7 +71,7 @@ pub(in crate::listen) async fn resume(
         Ok(response) => Ok((response, limits)),
         Err(refused) => Err(Denied::counted(refused, limits)),
     };
-    seal(&worker.edge, Version::HTTP_11, id, None, answered)
+    seal(&worker.edge, Dialect::Http1, id, None, answered)
 }
 
 /// Carries the answer to a request that was sent.

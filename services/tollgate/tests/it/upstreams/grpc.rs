@@ -123,8 +123,12 @@ async fn unary(channel: &Channel, origin: &Uri, key: &str) {
     let channel = InterceptedService::new(channel.clone(), keyed("x-api-key", "sk_live_wrong"));
     let mut stranger = Client::with_origin(channel, origin.clone());
     let refused = stranger.list_daily(pb::ListDailyRequest::default()).await;
-    // A refusal is HTTP's; what a client makes of it is its own affair.
-    assert_ne!(refused.expect_err("refused").code(), Code::Ok);
+    let refused = refused.expect_err("refused");
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
+    assert!(
+        refused.message().starts_with("invalid_key: "),
+        "{refused:?}"
+    );
 }
 
 /// Each request is sent when the answer to the one before is there, all in one call.

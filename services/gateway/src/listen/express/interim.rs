@@ -1,0 +1,78 @@
+//! Interim answers (RFC 9110, 15.2): hints that come before an answer are passed on at once.
+
+use httparse::{EMPTY_HEADER, Header, Status};
+
+use super::{
+    super::answer::field,
+    ask::{NoAnswer, receive},
+    front::Front,
+};
+use crate::{
+    headers,
+    pool::{Direct, patience::Pauses},
+};
+
+/// Interim answers to one call; more are no hints.
+const INTERIM_MAX: usize = 16;
+/// Fields of one of them.
+const FIELDS_MAX: usize = 64;
+/// Room for one as it mostly is.
+const HEAD_BYTES: usize = 512;
+
+/// Passes on the interim answers at the beginning of `read`, and waits for more of the answer
+/// where nothing is behind them.
+///
+/// # Errors
+/// The upstream breaks off or takes too long, or the client has gone.
+pub(super) async fn pass_on(
+    front: &mut Front<'_>,
+    direct: &mut Direct,
+    pauses: &mut Pauses,
+    read: &mut Vec<u8>,
+) -> Result<(), NoAnswer> {
+    for _ in 0..INTERIM_MAX {
+        // Most answers are told by their first digit.
+        let is_interim = read.get(9) == Some(&b'1');
+        let Some((mut head, bytes)) = is_interim.then(|| parse(read)).flatten() else {
+            return Ok(());
+        };
+        let written = front.write(&mut head, &[]).await;
+        written.map_err(|_gone| NoAnswer::Lost)?;
+        read.drain(..bytes);
+        if read.is_empty() {
+            let more = receive(front, direct, pauses).await;
+            *read = more.map_err(|why| match why {
+                NoAnswer::Broken(_) => NoAnswer::BrokenOff,
+                other => other,
+            })?;
+        }
+    }
+    Err(NoAnswer::BrokenOff)
+}
+
+/// The first interim answer, which is no change of protocols, as the client gets it, and how long it was. Who did not ask whether to
+/// go on is not told to: of a 100 nothing is left.
+fn parse(read: &[u8]) -> Option<(Vec<u8>, usize)> {
+    let mut fields = [EMPTY_HEADER; FIELDS_MAX];
+    let mut answer = httparse::Response::new(&mut fields);
+    let Ok(Status::Complete(bytes)) = answer.parse(read) else {
+        return None;
+    };
+    let code = answer.code.filter(|code| matches!(code, 100 | 102..=199))?;
+    if code == 100 {
+        return Some((Vec::new(), bytes));
+    }
+    let mut head = Vec::with_capacity(HEAD_BYTES);
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(itoa::Buffer::new().format(code).as_bytes());
+    head.extend_from_slice(b" ");
+    head.extend_from_slice(answer.reason.unwrap_or_default().as_bytes());
+    head.extend_from_slice(b"\r\n");
+    for Header { name, value } in &*answer.headers {
+        if !headers::is_not_for_clients(name) {
+            field(&mut head, name, value);
+        }
+    }
+    head.extend_from_slice(b"\r\n");
+    Some((head, bytes))
+}
