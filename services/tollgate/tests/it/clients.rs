@@ -44,6 +44,36 @@ pub(crate) fn node(name: &str) -> Command {
     command
 }
 
+/// A page as a browser leaves it, when its scripts have done their work. None: no browser is
+/// installed, and `tools/prepare.sh` could not fetch one.
+pub(crate) async fn browse(url: &str) -> Option<String> {
+    let names = ["chromium", "chromium-browser", "google-chrome"];
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut places = std::env::split_paths(&path);
+    let browser = places.find_map(|place| {
+        let mut files = names.iter().map(|name| place.join(name));
+        files.find(|file| file.is_file())
+    })?;
+    let profile = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(browser);
+    command
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+        ])
+        .args(["--no-first-run", "--disable-background-networking"])
+        .args(["--disable-component-update", "--disable-sync", "--dump-dom"])
+        .arg("--virtual-time-budget=30000")
+        .arg(format!("--user-data-dir={}", profile.path().display()))
+        .arg(url)
+        .stderr(Stdio::null());
+    let ran = tokio::task::spawn_blocking(move || command.output());
+    let output = ran.await.expect("no panic").expect("it runs");
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 /// A script that runs, and says one thing a line. It ends with this.
 pub(crate) struct Running {
     child: Child,

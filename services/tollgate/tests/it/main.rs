@@ -18,6 +18,7 @@ mod client;
 mod clients;
 mod crash;
 mod docs;
+mod everyday;
 mod fault;
 mod fuzz;
 mod idempotency;
