@@ -219,7 +219,7 @@ fn parse(bytes: &[u8]) -> Option<(Answer, usize)> {
         .nth(1)
         .and_then(|text| text.split("\r\n").next())
         .map(|text| text.parse().expect("a length"));
-    let (body, whole) = if status == 100 {
+    let (body, whole) = if matches!(status, 100 | 204 | 304) {
         (Vec::new(), end)
     } else if head.contains("\r\ntransfer-encoding: chunked\r\n") {
         let tail = memchr::memmem::find(&bytes[end..], b"0\r\n\r\n")? + end;

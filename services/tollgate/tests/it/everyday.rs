@@ -166,7 +166,11 @@ async fn a_page_in_a_browser_calls_where_its_origin_is_listed_and_reads_nothing_
         return;
     };
     assert_eq!(told["listed"], json!([200, "1", "read"]));
-    assert_eq!(told["other"], json!(["blocked"]), "its organisation lists none");
+    assert_eq!(
+        told["other"],
+        json!(["blocked"]),
+        "its organisation lists none"
+    );
     assert_eq!(told["nobody"], json!([401, null, "invalid_key"]));
     let paid = used(&stack, &listed);
     assert!(paid.as_i64().is_some_and(|paid| paid >= 1), "{paid}");

@@ -45,7 +45,7 @@ impl<'a> Answer<'a> {
 
     /// None: it has another shape.
     fn of(answer: httparse::Response<'a, 'a>, bytes: usize) -> Option<Self> {
-        let status = answer.code.filter(|code| has_body(*code))?;
+        let status = answer.code.filter(|code| is_last(*code))?;
         if answer.version != Some(1) {
             return None;
         }
@@ -72,13 +72,18 @@ impl<'a> Answer<'a> {
             status,
             fields,
             has_date,
-            length: length?,
+            length: if has_body(status) { length? } else { 0 },
             bytes,
         })
     }
 }
 
-/// Whether an answer of a status has a body, and is the last one.
-const fn has_body(status: u16) -> bool {
-    matches!(status, 200..=599) && !matches!(status, 204 | 205 | 304)
+/// Whether an answer of a status is the last one to its request.
+const fn is_last(status: u16) -> bool {
+    matches!(status, 200..=599) && status != 205
+}
+
+/// Whether it has a body, whatever its fields say.
+pub(super) const fn has_body(status: u16) -> bool {
+    !matches!(status, 204 | 304)
 }

@@ -6,7 +6,7 @@ use runtime::trace::Span;
 
 use super::{
     super::{Hall, answer::field},
-    answer::Answer,
+    answer::{Answer, has_body},
     request::Request,
 };
 use crate::{
@@ -78,8 +78,11 @@ pub(super) fn answer(
     let reason = status.and_then(|status| status.canonical_reason());
     head.extend_from_slice(reason.unwrap_or_default().as_bytes());
     head.extend_from_slice(b"\r\n");
+    // Beside these a length is none of theirs (RFC 9110, 8.6).
+    let is_empty = !has_body(answer.status);
     for Header { name, value } in answer.fields {
-        if !headers::is_not_for_clients(name) {
+        let is_idle = is_empty && name.eq_ignore_ascii_case("content-length");
+        if !is_idle && !headers::is_not_for_clients(name) {
             field(&mut head, name, value);
         }
     }

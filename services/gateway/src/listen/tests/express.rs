@@ -270,6 +270,10 @@ fn common() -> Vec<Raw> {
             &["HTTP/1.1 202 \r\ncontent-length: 1\r\nconnection: keep-alive\r\n\r\nx"],
             false,
         ),
+        raw(&["HTTP/1.1 204 No Content\r\n\r\n"], false),
+        raw(&["HTTP/1.1 204 x\r\nContent-Length: 0\r\n\r\n"], false),
+        raw(&["HTTP/1.1 304 Not Modified\r\netag: x\r\n\r\n"], false),
+        raw(&["HTTP/1.1 304 x\r\ncontent-length: 5\r\n\r\n"], false),
     ]
 }
 
@@ -280,8 +284,6 @@ fn uncommon() -> Vec<Raw> {
             &["HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"],
             false,
         ),
-        raw(&["HTTP/1.1 204 No Content\r\n\r\n"], false),
-        raw(&["HTTP/1.1 304 Not Modified\r\netag: x\r\n\r\n"], false),
         raw(
             &["HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok"],
             true,
