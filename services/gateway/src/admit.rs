@@ -86,7 +86,10 @@ pub(crate) async fn admit<'a>(
         Asked::Plain(_) => None,
         Asked::Any(request) => match idempotency::begin(edge, &ticket, request).await {
             Ok(replay) => replay,
-            Err(refused) => return Err(deny(ticket, refused, limits)),
+            Err(refused) => {
+                give_back_places(&entry, limits);
+                return Err(deny(ticket, refused, limits));
+            }
         },
     };
     // What is given again has taken its credits and permits already.

@@ -28,6 +28,8 @@ pub struct Config {
     pub(crate) drain: Duration,
     pub(crate) door: Rules,
     pub(crate) tunnel_idle: Duration,
+    /// Credits; 0: never.
+    pub(crate) disk_cost_min: i64,
     pub(crate) traces_per_second: u32,
     pub(crate) upstreams: Upstreams,
 }
@@ -102,6 +104,13 @@ impl Config {
                 1..=86_400,
                 "a WebSocket or another upgraded connection is closed when nothing has passed for \
                  so long",
+            ),
+            disk_cost_min: v.number(
+                "TOLLGATE_GATEWAY_DISK_COST_MIN",
+                10_000,
+                0..=i64::MAX,
+                "the answer to a call that costs so many credits or more waits until its record is \
+                 on disk, whatever its route says; 0: never",
             ),
             traces_per_second: v.number(
                 "TOLLGATE_GATEWAY_TRACES_PER_SECOND",

@@ -84,6 +84,8 @@ pub(crate) struct Edge {
     /// The calls still in flight are being cut off.
     pub(crate) is_cut: AtomicBool,
     pub(crate) in_flight: AtomicU64,
+    /// A call that costs so much is as durable as the disk at least; 0: as its route says.
+    pub(crate) disk_cost_min: i64,
     /// Tunnels end when nothing has passed for so long.
     pub(crate) tunnel_idle: Duration,
     /// Every record below it is on disk.

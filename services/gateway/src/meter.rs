@@ -373,14 +373,20 @@ impl Ticket {
     pub(crate) fn close(mut self) -> Finished {
         let (seq, cost) = self.record(Disposition::Completed).unwrap_or_default();
         Finished {
-            proof: self.proof(seq),
+            proof: self.proof(seq, cost),
             cost,
         }
     }
 
-    /// That the record of this number is as durable as the route demands.
-    fn proof(&self, seq: u64) -> Proof {
-        match self.durability {
+    /// That the record of this number, and of this cost, is as durable as the route demands, and as
+    /// its cost does.
+    fn proof(&self, seq: u64, cost: i64) -> Proof {
+        let least = self.edge.disk_cost_min;
+        let durability = match self.durability {
+            Durability::Process if least > 0 && cost >= least => Durability::Disk,
+            durability => durability,
+        };
+        match durability {
             Durability::Process => Proof::Given,
             Durability::Disk => Proof::Awaited(self.edge.synced.subscribe(), seq),
             Durability::Replicated => Proof::Awaited(self.edge.shipped.subscribe(), seq),

@@ -148,6 +148,7 @@ pub(crate) fn edge(
         draining: AtomicBool::new(false),
         is_cut: AtomicBool::new(false),
         in_flight: AtomicU64::new(0),
+        disk_cost_min: config.disk_cost_min,
         tunnel_idle: config.tunnel_idle,
         synced: watch::Sender::new(0),
         shipped: watch::Sender::new(0),

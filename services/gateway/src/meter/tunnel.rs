@@ -29,7 +29,7 @@ impl Ticket {
         };
         let seq = self.note_progress(kind, reservation);
         crash_point!("gateway.tunnel_noted");
-        Ok(self.proof(seq))
+        Ok(self.proof(seq, self.terms.hold()))
     }
 
     /// Notes that a tunnel goes on, so that the journal behind its last note can go.

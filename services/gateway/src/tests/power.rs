@@ -36,12 +36,30 @@ async fn call(rig: &Rig, path: &str) {
 
 /// Answers so many calls, then loses everything that was not synced. Returns how many records the
 /// next life finds, and what they cost.
-async fn fail(host: &Host, config: &Config, path: &str, calls: usize) -> (usize, i64) {
+async fn fail(
+    host: &Host,
+    config: &Config,
+    path: &str,
+    (calls, waits): (usize, bool),
+) -> (usize, i64) {
     let disk = Arc::new(TestDisk::default());
     disk.remembers.store(true, Ordering::SeqCst);
     let rig = Rig::on(disk.clone(), host, config, |_| {}).await;
     for _ in 0..calls {
         call(&rig, path).await;
+    }
+    if waits {
+        // What is written a moment before is synced by itself.
+        let last = rig.records().last().map_or(0, |record| record.seq);
+        let mut synced = rig.worker.edge.synced.subscribe();
+        let done = Stop::default();
+        let reached = async {
+            let reached = synced.wait_for(|next| *next > last).await.is_ok();
+            done.request();
+            reached
+        };
+        let (reached, ()) = tokio::join!(reached, keep_up(&rig.worker.edge, &done));
+        assert!(reached, "synced");
     }
     disk.lose_power(|| false);
     // The disk is put into another machine: this process still holds the lock of its own.
@@ -76,14 +94,26 @@ fn copy(from: &Path, to: &Path) {
 /// not wait for the disk, what is missing was not billed, and what is there was billed right.
 #[tokio::test]
 async fn f05_what_a_disk_route_answered_in_full_survives_a_power_failure() {
-    let (host, config) = rig::host(&[]).await;
+    let (host, mut config) = rig::host(&[]).await;
     let local = tokio::task::LocalSet::new();
     let all = local.run_until(async {
         for calls in 1..=FAILURES {
-            let (records, cost) = fail(&host, &config, "disk", calls).await;
-            assert_eq!(records, calls, "each answer has its record");
-            assert_eq!(cost, COST * i64::try_from(calls).expect("few"));
-            let (records, cost) = fail(&host, &config, "x", calls).await;
+            let all = COST * i64::try_from(calls).expect("few");
+            for (path, waits, disk_cost_min) in [
+                ("disk", false, 0),
+                // Of a route that does not ask for it, but of a call that costs so much.
+                ("x", false, COST),
+                ("x", true, COST + 1),
+            ] {
+                config.disk_cost_min = disk_cost_min;
+                let (records, cost) = fail(&host, &config, path, (calls, waits)).await;
+                assert_eq!(
+                    (records, cost),
+                    (calls, all),
+                    "{path}: each answer has its record"
+                );
+            }
+            let (records, cost) = fail(&host, &config, "x", (calls, false)).await;
             assert!(records <= calls);
             assert_eq!(cost, COST * i64::try_from(records).expect("few"));
         }
