@@ -16,14 +16,17 @@ seconds=${2-}
 filter='test(/^(crash|fault|security|sim)::/) | test(/::f[0-9][0-9]_/)'
 if [ -n "$faults" ]; then
     numbers=
+    cores=
     for fault in $(printf '%s' "$faults" | tr ',' ' '); do
         case $fault in
         [Ff][0-9] | [Ff][0-9][0-9]) ;;
         *) printf 'faults: %s is none of F1 to F28\n' "$fault" >&2; exit 64 ;;
         esac
+        # Those of the simulator, the model and the interleavings have names of their own.
+        [ "$fault" != F26 ] || cores='| test(/^(sim|model)::/) | test(/interleave/)'
         numbers="$numbers|$(printf 'f%02d' "$(printf '%s' "${fault#[Ff]}" | sed 's/^0//')")"
     done
-    filter="test(/(::|_)(${numbers#|})_/)"
+    filter="test(/(::|_)(${numbers#|})_/) $cores"
 fi
 
 lines=$(mktemp)

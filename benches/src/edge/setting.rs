@@ -271,7 +271,8 @@ impl Setting {
         section.say(&format!(
             "Core {} has the proxy's threads that carry calls, core {} everything else: load, \
              upstream, the gateway's other threads, and the rest of Tollgate (what works off the \
-             records at nice {NICE}, also as sessions). {} rounds of slices of {} ms; medians, ratios round by round \
+             records at nice {NICE}, also as \
+             sessions). {} rounds of slices of {} ms; medians, ratios round by round \
              with the middle half in brackets. {} keys of {} organisations, each with a daily \
              quota; 100 of them are in use where nothing else is said.",
             arguments.core,

@@ -225,6 +225,9 @@ pub struct Done {
     pub status: u16,
     /// Credits the answer says were charged.
     pub cost: i64,
+    /// When it was there.
+    #[serde(skip, default = "Instant::now")]
+    pub at: Instant,
 }
 
 /// What a load saw.
@@ -327,6 +330,7 @@ fn note(outcome: &mut Outcome, began: Instant, answer: anyhow::Result<Answer>) {
         *outcome.by_code.entry(code.to_owned()).or_default() += 1;
     }
     outcome.done.push(Done {
+        at: Instant::now(),
         request_id: answer.header("x-request-id").to_owned(),
         status: answer.status.as_u16(),
         cost: answer.cost(),

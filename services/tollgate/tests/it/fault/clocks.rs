@@ -66,6 +66,7 @@ impl Calls {
             request_id: answer.header("x-request-id").to_owned(),
             status: answer.status.as_u16(),
             cost: answer.cost(),
+            at: Instant::now(),
         });
     }
 }

@@ -28,6 +28,7 @@ fn outcome_of(answers: &[Answer]) -> Outcome {
         request_id: answer.header("x-request-id").to_owned(),
         status: answer.status.as_u16(),
         cost: answer.cost(),
+        at: Instant::now(),
     };
     Outcome {
         done: answers.iter().map(done).collect(),

@@ -34,6 +34,8 @@ const VICTIMS: [(&str, usize); 11] = [
     ("redis", 0),
     ("nats", 0),
 ];
+/// One time in so many all processes are killed, not one.
+const ALL_AT_ONCE: u32 = 40;
 /// Between two kills, milliseconds.
 const PAUSE_MILLIS: std::ops::RangeInclusive<u64> = 100..=600;
 /// It lasts so long unless told otherwise.
@@ -133,8 +135,15 @@ impl Storm {
         (outcome, quiet(&self.stack, restarted).await)
     }
 
-    /// Ends the life of one that lives. Who is down at the moment is not hit again.
+    /// Ends the life of one that lives, or at times of all at once. Who is down at the moment is not
+    /// hit again.
     pub(super) fn kill(&mut self) {
+        if self.random.random_ratio(1, ALL_AT_ONCE) {
+            for (name, index, _) in self.alive() {
+                self.end(name, index, Signal::KILL);
+            }
+            return;
+        }
         if let Some((name, index, _)) = self.alive().choose(&mut self.random).copied() {
             self.end(name, index, Signal::KILL);
         }
