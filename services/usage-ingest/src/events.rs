@@ -89,9 +89,6 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         return Ok(None);
     }
     let call = record.call.as_ref().ok_or("a CALL without its call")?;
-    if record.cost < 0 {
-        return Err(format!("a cost of {}", record.cost));
-    }
     let lease: Option<LeaseId> = optional("lease_id", &record.lease_id)?;
     let environment = if call.test {
         Environment::Test
