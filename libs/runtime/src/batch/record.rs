@@ -23,7 +23,11 @@ pub(super) fn check(record: &Record) -> Result<(), String> {
     if RECORD_BYTES_MAX < bytes {
         return Err(format!("{bytes} bytes, more than {RECORD_BYTES_MAX}"));
     }
-    let kind = record.kind();
+    // Who does not know a kind does not know what it does to money: it is not to be passed over.
+    let kind = RecordKind::try_from(record.kind)
+        .ok()
+        .filter(|kind| *kind != RecordKind::Unspecified)
+        .ok_or_else(|| format!("kind {} is not known to this version", record.kind))?;
     if !(0..=CALL_COST_MAX).contains(&record.cost) {
         let cost = record.cost;
         return Err(format!("a cost of {cost}, not 0 to {CALL_COST_MAX}"));
@@ -228,6 +232,8 @@ mod tests {
     #[test]
     fn a_record_that_makes_no_sense_says_why() {
         let broken = [
+            ("kind 7", changed(|record| record.kind = 7)),
+            ("kind 0", changed(|record| record.kind = 0)),
             ("a cost of -1", changed(|record| record.cost = -1)),
             (
                 "a cost of",

@@ -241,7 +241,12 @@ fn forged() -> impl Iterator<Item = Record> {
         change(record.call.as_mut().expect("a call"));
         record
     };
+    let of_the_future = Record {
+        kind: 7,
+        ..stray_call(org)
+    };
     [
+        of_the_future,
         // Two of these are more than a sum can hold, and one is more than a row can.
         priced(i64::MAX),
         priced(i64::MAX),
