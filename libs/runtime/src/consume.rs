@@ -9,6 +9,7 @@
 //! - What a journal's owner declares unreadable counts as applied, and is noted as a gap for good.
 //! - A silent subscription is rebuilt: a missed heartbeat is an error here.
 
+mod arrears;
 mod failure;
 mod seen;
 
@@ -24,6 +25,7 @@ use prost::Message as _;
 use proto::events::v1::{Applied, Record, UsageBatch};
 use types::JournalId;
 
+use self::arrears::Arrears;
 pub use self::failure::ApplyError;
 use crate::{
     batch, crash_point,
@@ -141,6 +143,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
         origin::settle(&mut connection, A::SCHEMA, &server).await?;
     }
     drop(connection);
+    let mut arrears = Arrears::of(host, &stream, A::SCHEMA, &server).await?;
     let mut trail = Trail::new(server);
     trail.look(host).await?;
     tell_watermarks(host, A::SCHEMA, &mut trail).await?;
@@ -158,6 +161,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
             first = messages.next() => first,
             _ = looks.tick() => {
                 trail.look(host).await?;
+                arrears.look(host, &stream).await?;
                 continue;
             }
             () = stop.requested() => return Ok(()),

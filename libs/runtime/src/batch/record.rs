@@ -16,6 +16,8 @@ const STATUS_MAX: u32 = 999;
 /// A W3C traceparent has 55.
 const TRACEPARENT_BYTES_MAX: usize = 64;
 
+const SHA256_BYTES: usize = 32;
+
 /// Checks one record; the error names the rule, not the record.
 pub(super) fn check(record: &Record) -> Result<(), String> {
     // Whatever has no limit of its own: a gateway has no room for more.
@@ -82,6 +84,7 @@ fn call(record: &Record) -> Result<(), String> {
     }
     let call = record.call.as_ref().ok_or("a CALL without its call")?;
     identities(call)?;
+    idempotency(call)?;
     // It is part of keys of tables.
     if !call.service_id.is_empty() && call.service.parse::<ServiceName>().is_err() {
         return Err("service: not the name of one".to_owned());
@@ -120,6 +123,15 @@ fn identities(call: &Call) -> Result<(), String> {
     optional("user_id", &call.user_id, UserId::from_slice)?;
     optional("service_id", &call.service_id, ServiceId::from_slice)?;
     optional("replay_of", &call.replay_of, RequestId::from_slice)
+}
+
+fn idempotency(call: &Call) -> Result<(), String> {
+    let key = call.idempotency_key_sha256.len();
+    let head = call.idempotency_head_sha256.len();
+    match (key, head) {
+        (0, 0) | (SHA256_BYTES, SHA256_BYTES) => Ok(()),
+        _ => Err(format!("idempotency: digests of {key} and {head} bytes")),
+    }
 }
 
 fn moment(micros: i64) -> Result<(), String> {
@@ -170,6 +182,8 @@ mod tests {
                 ip: vec![127, 0, 0, 1],
                 status: 200,
                 disposition: Disposition::Completed.into(),
+                idempotency_key_sha256: vec![6; 32],
+                idempotency_head_sha256: vec![7; 32],
                 ..Call::default()
             }),
             permits: vec![
@@ -291,6 +305,10 @@ mod tests {
                 called(|call| call.endpoint = "/".repeat(5_000)),
             ),
             ("bytes, more", called(|call| call.units = vec![unit; 60])),
+            (
+                "idempotency",
+                called(|call| call.idempotency_head_sha256.clear()),
+            ),
             (
                 "traceparent",
                 called(|call| call.traceparent = "\0".to_owned()),
