@@ -41,7 +41,10 @@ create table stats_aggregator.origin (
     is_only            boolean primary key default true check (is_only),
     system_identifier  bigint not null,
     -- The first eight digits of the names of its WAL files.
-    timeline           text not null
+    timeline           text not null,
+    -- When the last change was noticed, and when what the stream had then was read again.
+    moved_at           timestamptz,
+    caught_up_at       timestamptz
 );
 insert into stats_aggregator.origin (system_identifier, timeline)
 select system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) from pg_control_system();

@@ -1,8 +1,10 @@
 //! A message of usage and what is new in it: decisions only, with bytes and ranges as arguments.
 
+mod record;
+
 use prost::Message as _;
 use proto::events::v1::{Gap, GapCause, Record, UsageBatch};
-use types::JournalId;
+use types::{JournalId, RECORDS_MAX};
 
 /// No record has a higher number: an inbox keeps the number after it, and PostgreSQL has 63 bits.
 const SEQ_MAX: u64 = i64::MAX.unsigned_abs().saturating_sub(1);
@@ -117,13 +119,16 @@ pub fn unreadable(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<(u64, u64, Gap
     lost
 }
 
-/// Checks the shape every batch must have: a journal, consecutive sequence numbers, gaps apart from
-/// them and from each other.
+/// Checks what every batch must keep: a journal, records that make sense with consecutive numbers,
+/// gaps apart from them and from each other.
 pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
     let journal =
         JournalId::from_slice(&batch.journal_id).map_err(|error| format!("journal_id: {error}"))?;
     if batch.records.is_empty() && batch.gaps.is_empty() {
         return Err("the batch has no records".to_owned());
+    }
+    if RECORDS_MAX < batch.records.len() {
+        return Err(format!("{} records in one batch", batch.records.len()));
     }
     let first = batch.records.first().map_or(0, |record| record.seq);
     let last = u64::try_from(batch.records.len())
@@ -139,6 +144,7 @@ pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
                 record.seq
             ));
         }
+        record::check(record).map_err(|reason| format!("record {expected}: {reason}"))?;
     }
     check_gaps(batch)?;
     Ok(journal)

@@ -4,9 +4,13 @@
 //! - Applied records are subtracted inside the transaction, so a repetition changes nothing.
 //! - A batch that breaks a rule goes whole to the dead letters; the others go on. Its journal's
 //!   watermark waits there, so the journal keeps it.
+//! - What PostgreSQL refuses for what it says is found by halving, so that one batch does not hold
+//!   up the others, and goes the same way.
 //! - What a journal's owner declares unreadable counts as applied, and is noted as a gap for good.
 //! - A silent subscription is rebuilt: a missed heartbeat is an error here.
 
+mod arrears;
+mod failure;
 mod seen;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -21,6 +25,8 @@ use prost::Message as _;
 use proto::events::v1::{Applied, Record, UsageBatch};
 use types::JournalId;
 
+use self::arrears::Arrears;
+pub use self::failure::ApplyError;
 use crate::{
     batch, crash_point,
     host::{Host, Stop},
@@ -48,6 +54,9 @@ const ACK_PENDING_MAX: i64 = 2_000;
 const ACK_WAIT: Duration = Duration::from_secs(3);
 /// While a transaction lasts the server hears that its messages are in hand.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+/// A batch that PostgreSQL refuses alone is tried again so often: what it says may have met a
+/// change of the tables.
+const REFUSALS_MAX: u32 = 1;
 /// What waits is delivered again after so long.
 const LATER: Duration = Duration::from_secs(1);
 /// Journals whose watermarks are told again when a subscription begins, the youngest.
@@ -66,36 +75,6 @@ pub struct Delivery {
     pub journal: JournalId,
     /// Never empty.
     pub records: Vec<Record>,
-}
-
-/// Why records could not be applied.
-#[derive(Debug, thiserror::Error)]
-pub enum ApplyError {
-    /// A delivery breaks a rule: it goes to the dead letters, the rest is tried without it.
-    #[error("delivery {delivery}: {reason}")]
-    Poison {
-        /// Its position in the slice.
-        delivery: usize,
-        /// What rule, in words for an operator.
-        reason: String,
-    },
-    /// What a delivery needs is not there yet: it is delivered again, the rest goes on.
-    #[error("delivery {delivery} waits: {reason}")]
-    Later {
-        /// Its position in the slice.
-        delivery: usize,
-        /// For what.
-        reason: String,
-    },
-    /// Anything else: everything is tried again.
-    #[error("not applied")]
-    Failed(#[source] anyhow::Error),
-}
-
-impl From<sqlx::Error> for ApplyError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::Failed(error.into())
-    }
 }
 
 /// The effect of a consumer.
@@ -122,7 +101,6 @@ pub trait Apply: Send + Sync + 'static {
 /// One message with its decoded batch.
 struct Parcel {
     message: Message,
-    stream_seq: u64,
     journal: JournalId,
     batch: UsageBatch,
 }
@@ -165,6 +143,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
         origin::settle(&mut connection, A::SCHEMA, &server).await?;
     }
     drop(connection);
+    let mut arrears = Arrears::of(host, &stream, A::SCHEMA, &server).await?;
     let mut trail = Trail::new(server);
     trail.look(host).await?;
     tell_watermarks(host, A::SCHEMA, &mut trail).await?;
@@ -182,6 +161,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
             first = messages.next() => first,
             _ = looks.tick() => {
                 trail.look(host).await?;
+                arrears.look(host, &stream).await?;
                 continue;
             }
             () = stop.requested() => return Ok(()),
@@ -207,34 +187,40 @@ async fn deliver<A: Apply>(
     trail: &mut Trail,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    let mut parcels = Vec::with_capacity(fetched.len());
-    for message in fetched {
-        let stream_seq = message
-            .info()
-            .map_err(|error| anyhow::anyhow!(error))?
-            .stream_sequence;
-        match batch::open(message.subject.as_str(), &message.payload) {
-            Ok((journal, batch)) => parcels.push(Parcel {
-                message,
-                stream_seq,
-                journal,
-                batch,
-            }),
-            Err(reason) => bury(host, A::SCHEMA, &message, stream_seq, &reason, stop).await?,
-        }
-    }
+    let mut parcels = unpack(host, A::SCHEMA, fetched, stop).await?;
     let mut retry = RETRY_MIN;
+    // Of one transaction. Fewer while something is refused that one of them says, and at last it
+    // alone.
+    let (mut together, mut refusals) = (parcels.len(), 0);
     while !parcels.is_empty() {
-        let applied = transaction(host, consumer, &parcels, trail.server());
+        together = together.clamp(1, parcels.len());
+        let (tried, _) = parcels.split_at(together);
+        let applied = transaction(host, consumer, tried, trail.server());
         match in_hand(&parcels, applied).await {
             Ok(watermarks) => {
+                let rest = parcels.split_off(together);
                 acknowledge(host, &parcels, watermarks, trail).await?;
-                return Ok(());
+                (parcels, refusals) = (rest, 0);
             }
             Err(ApplyError::Poison { delivery, reason }) => {
-                let parcel = parcels.remove(delivery);
-                let (message, seq) = (&parcel.message, parcel.stream_seq);
-                bury(host, A::SCHEMA, message, seq, &reason, stop).await?;
+                let aside = parcels.remove(delivery);
+                bury(host, A::SCHEMA, &aside.message, &reason, stop).await?;
+            }
+            Err(ApplyError::Refused(reason)) if refusals == REFUSALS_MAX => {
+                let aside = parcels.remove(0);
+                bury(host, A::SCHEMA, &aside.message, &reason, stop).await?;
+                (together, refusals) = (parcels.len(), 0);
+            }
+            Err(ApplyError::Refused(reason)) => {
+                let consumer = host.name();
+                tracing::warn!(
+                    consumer,
+                    reason,
+                    together,
+                    "PostgreSQL refuses a usage batch"
+                );
+                refusals += u32::from(together == 1);
+                together /= 2;
             }
             Err(ApplyError::Later { delivery, reason }) => {
                 let parcel = parcels.remove(delivery);
@@ -261,6 +247,27 @@ async fn deliver<A: Apply>(
         }
     }
     Ok(())
+}
+
+/// Opens messages; those that break a rule that every batch has to keep are put aside.
+async fn unpack(
+    host: &Host,
+    schema: &'static str,
+    fetched: Vec<Message>,
+    stop: &Stop,
+) -> anyhow::Result<Vec<Parcel>> {
+    let mut parcels = Vec::with_capacity(fetched.len());
+    for message in fetched {
+        match batch::open(message.subject.as_str(), &message.payload) {
+            Ok((journal, batch)) => parcels.push(Parcel {
+                message,
+                journal,
+                batch,
+            }),
+            Err(reason) => bury(host, schema, &message, &reason, stop).await?,
+        }
+    }
+    Ok(parcels)
 }
 
 /// Waits for the end of work on these messages, and keeps the server from handing them to another.
@@ -425,10 +432,11 @@ async fn bury(
     host: &Host,
     schema: &'static str,
     message: &Message,
-    stream_seq: u64,
     reason: &str,
     stop: &Stop,
 ) -> anyhow::Result<()> {
+    let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
+    let stream_seq = info.stream_sequence;
     let mut retry = RETRY_MIN;
     loop {
         let subject = message.subject.as_str();

@@ -93,14 +93,50 @@ pub(crate) async fn moved(
     Ok(Some(Since(last.and_then(|last| last.checked_sub(BEFORE)))))
 }
 
-/// Notes the server that the inbox follows from now on.
+/// Notes the server that the inbox follows from now on, and that it has to catch up.
 pub(crate) async fn settle(
     connection: &mut PgConnection,
     schema: &'static str,
     server: &Server,
 ) -> sqlx::Result<()> {
-    let statement =
-        format!("update {schema}.origin set system_identifier = $1, timeline = $2 where is_only");
+    let statement = format!(
+        "update {schema}.origin
+            set system_identifier = $1, timeline = $2, moved_at = now(), caught_up_at = null
+          where is_only"
+    );
+    sqlx::query(AssertSqlSafe(statement))
+        .bind(server.identifier)
+        .bind(&server.timeline)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// Whether what the server may have lost is still being read again.
+pub(crate) async fn is_behind(
+    connection: &mut PgConnection,
+    schema: &'static str,
+) -> sqlx::Result<bool> {
+    let statement = format!(
+        "select moved_at is not null and caught_up_at is null as is_behind from {schema}.origin"
+    );
+    let row = sqlx::query(AssertSqlSafe(statement))
+        .fetch_one(connection)
+        .await?;
+    row.try_get("is_behind")
+}
+
+/// Notes that it has been read again, on this server.
+pub(crate) async fn caught_up(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    server: &Server,
+) -> sqlx::Result<()> {
+    let statement = format!(
+        "update {schema}.origin
+            set caught_up_at = now()
+          where caught_up_at is null and system_identifier = $1 and timeline = $2"
+    );
     sqlx::query(AssertSqlSafe(statement))
         .bind(server.identifier)
         .bind(&server.timeline)

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use prost::Message as _;
-use proto::events::v1::{Gap, Record, UsageBatch};
+use proto::events::v1::{Gap, Record, RecordKind, UsageBatch};
 use secrecy::ExposeSecret;
 use types::JournalId;
 
@@ -52,16 +52,20 @@ fn a_secret_comes_from_a_file_without_its_line_end() {
 /// A batch whose records have these numbers.
 fn batch(seqs: &[u64]) -> Result<(JournalId, UsageBatch), String> {
     let journal = JournalId::new(uuid::Uuid::from_u128(7));
-    let record = |seq: &u64| Record {
-        seq: *seq,
-        ..Record::default()
-    };
     let batch = UsageBatch {
         journal_id: journal.bytes().to_vec(),
-        records: seqs.iter().map(record).collect(),
+        records: seqs.iter().map(|seq| grant(*seq)).collect(),
         gaps: Vec::new(),
     };
     batch::open(&format!("usage.v1.{journal}"), &batch.encode_to_vec())
+}
+
+fn grant(seq: u64) -> Record {
+    Record {
+        seq,
+        kind: RecordKind::Grant.into(),
+        ..Record::default()
+    }
 }
 
 #[test]
@@ -79,6 +83,9 @@ fn a_batch_that_no_inbox_could_keep_is_refused() {
     for seqs in [&[][..], &[3, 5], &[5, 4], &[5, 5]] {
         assert!(batch(seqs).is_err(), "{seqs:?}");
     }
+    let many: Vec<u64> = (0..257).collect();
+    assert!(batch(&many[1..]).is_ok());
+    assert!(batch(&many).is_err());
 }
 
 proptest! {
@@ -160,12 +167,7 @@ fn a_batch_whose_gaps_make_no_sense_is_refused() {
     };
     let batch = |seqs: std::ops::Range<u64>, gaps: Vec<Gap>| UsageBatch {
         journal_id: vec![7; 16],
-        records: seqs
-            .map(|seq| Record {
-                seq,
-                ..Record::default()
-            })
-            .collect(),
+        records: seqs.map(grant).collect(),
         gaps,
     };
     for good in [

@@ -27,6 +27,7 @@ mod origin;
 mod pepper;
 mod price;
 mod quota;
+mod record;
 
 #[cfg(test)]
 mod tests;
@@ -56,3 +57,4 @@ pub use price::{
     Unreported, is_unit_name,
 };
 pub use quota::{Period, QuotaKind};
+pub use record::{RECORD_BYTES_MAX, RECORDS_MAX};

@@ -13,6 +13,9 @@
 //! than the call waits for it then; and the upstream is asked a second time only when the first was
 //! not charged. A call that cannot reach `usage-ingest` is not forwarded.
 //!
+//! The record of a call that has a key names it: when the database of `usage-ingest` was failed
+//! over or restored, it tells who has the key.
+//!
 //! A key belongs to an organisation and an environment, not to an API key: what is charged is the
 //! organisation's, and a key that is rotated between two attempts must not charge it twice. Who
 //! may not make the call does not get its answer either: that is asked before.
@@ -65,6 +68,8 @@ const FULL_RETRY_SECONDS: u64 = 60;
 #[derive(Debug)]
 pub(crate) struct Keyed {
     sha256: Digest,
+    /// Of what it asks for, once the key is asked for.
+    head: Cell<Digest>,
     body: BodyDigest,
     /// Set while this call has the key, or may have it.
     claim: RefCell<Option<Claim>>,
@@ -86,6 +91,7 @@ pub(crate) fn find(method: &Method, headers: &HeaderMap) -> Result<Option<Rc<Key
         Ok(None) => Ok(None),
         Ok(Some(sha256)) => Ok(Some(Rc::new(Keyed {
             sha256,
+            head: Cell::default(),
             body: BodyDigest::default(),
             claim: RefCell::default(),
             copy: RefCell::default(),
@@ -134,8 +140,9 @@ impl Keyed {
         // From here on the key may be ours, whatever is heard of it.
         self.claim.replace(Some(claim.clone()));
         let journal = JournalId::new(edge.journal.id()).to_string();
-        let (desk, head) = (edge.desk.clone(), head(request).to_vec());
-        let asked = async move { desk.begin(claim, journal, head).await };
+        let (desk, head) = (edge.desk.clone(), head(request));
+        self.head.set(head);
+        let asked = async move { desk.begin(claim, journal, head.to_vec()).await };
         let told = edge.control.spawn(ticket.facts().span.around(asked)).await;
         let Ok(Ok(told)) = told else {
             return Err(Refused {
@@ -184,6 +191,13 @@ impl Keyed {
     /// Whether this call has the key.
     pub(crate) fn has_key(&self) -> bool {
         self.claim.borrow().is_some()
+    }
+
+    /// The digests of the key that this call has, and of what it asks for. Its record tells them:
+    /// `usage-ingest` may forget who has the key, when its database comes back without what it
+    /// committed last.
+    pub(crate) fn had(&self) -> Option<[Digest; 2]> {
+        self.has_key().then(|| [self.sha256, self.head.get()])
     }
 
     /// Ends a call whose answer is complete but for its end: keeps it, then writes the record.

@@ -66,7 +66,6 @@ pub(crate) struct Daily {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Changes {
     hours: BTreeMap<HourlyKey, Sums>,
-    total: Sums,
 }
 
 /// A row of `hourly_stats`.
@@ -75,14 +74,13 @@ pub(crate) type HourlyKey = (OrgId, Timestamp, Environment, String);
 pub(crate) type DailyKey = (OrgId, Date, Environment);
 
 impl Changes {
-    /// Adds a call; nothing changes when its credits do not fit any more.
-    pub(crate) fn add(&mut self, call: Call) -> Option<()> {
+    /// Adds a call. No record costs more than `CALL_COST_MAX`, so no number of records that can be
+    /// in memory is too much.
+    pub(crate) fn add(&mut self, call: Call) {
         let one = Sums::from(&call);
-        self.total = self.total.plus(one)?;
         let key = (call.org, hour_of(call.at), call.environment, call.service);
         let sums = self.hours.entry(key).or_default();
-        *sums = sums.plus(one).expect("a part of a total that fits");
-        Some(())
+        *sums = sums.plus(one).expect("each cost has a limit");
     }
 
     /// Changes by hour and service.
@@ -95,7 +93,7 @@ impl Changes {
         let mut days: BTreeMap<_, Daily> = BTreeMap::new();
         for ((org, hour, environment, service), sums) in &self.hours {
             let day = days.entry((*org, day_of(*hour), *environment)).or_default();
-            day.sums = day.sums.plus(*sums).expect("a part of a total that fits");
+            day.sums = day.sums.plus(*sums).expect("each cost has a limit");
             *day.services.entry(service.clone()).or_default() += sums.requests;
         }
         days

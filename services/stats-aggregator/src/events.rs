@@ -50,9 +50,7 @@ pub(crate) fn changes(fresh: &[Delivery]) -> Result<Changes, ApplyError> {
             let Some(call) = call(record).map_err(poison)? else {
                 continue;
             };
-            changes
-                .add(call)
-                .ok_or_else(|| poison("the credits do not fit".to_owned()))?;
+            changes.add(call);
         }
     }
     Ok(changes)
@@ -64,9 +62,6 @@ pub(crate) fn call(record: &Record) -> Result<Option<Call>, String> {
         return Ok(None);
     }
     let call = record.call.as_ref().ok_or("a CALL without its call")?;
-    if record.cost < 0 {
-        return Err(format!("a cost of {}", record.cost));
-    }
     let at = Timestamp::from_microsecond(record.at_unix_micros).ok();
     let at = at
         .filter(|at| *at >= Timestamp::UNIX_EPOCH)

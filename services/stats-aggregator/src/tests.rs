@@ -6,7 +6,7 @@ use jiff::{Timestamp, civil::date};
 use proptest::prelude::*;
 use proto::events::v1::{self, Record, RecordKind};
 use runtime::{ApplyError, Delivery};
-use types::{Credits, Environment, JournalId, OrgId};
+use types::{CALL_COST_MAX, Credits, Environment, JournalId, OrgId, RECORDS_MAX};
 use uuid::Uuid;
 
 use crate::{
@@ -105,7 +105,7 @@ proptest! {
             rest = later;
             let mut changes = Changes::default();
             for call in batch {
-                changes.add(call.clone()).unwrap();
+                changes.add(call.clone());
             }
             for (key, daily) in changes.days() {
                 let sums: &mut Sums = by_day.entry(key).or_default();
@@ -204,7 +204,6 @@ fn a_record_that_cannot_be_counted_poisons_its_message_alone() {
             call: None,
             ..record()
         },
-        changed(|record, _| record.cost = -1),
         changed(|record, _| record.at_unix_micros = -1),
         changed(|_, call| call.org_id = vec![1; 3]),
     ];
@@ -219,13 +218,14 @@ fn a_record_that_cannot_be_counted_poisons_its_message_alone() {
 }
 
 #[test]
-fn credits_that_do_not_fit_poison_instead_of_wrapping() {
-    let huge = changed(|record, _| record.cost = i64::MAX);
-    let failed = changes(&deliveries([huge.clone(), huge]));
-    assert!(matches!(
-        failed,
-        Err(ApplyError::Poison { delivery: 1, .. })
-    ));
+fn the_dearest_calls_of_one_fetch_fit() {
+    let dear = changed(|record, _| record.cost = CALL_COST_MAX);
+    let one = deliveries([dear]).remove(0);
+    let records = vec![one.records[0].clone(); RECORDS_MAX];
+    let fetch = vec![Delivery { records, ..one }; 200];
+    let days = changes(&fetch).unwrap().days();
+    let credits = days.values().next().unwrap().sums.credits;
+    assert_eq!(credits, Credits::new(200 * 256 * CALL_COST_MAX));
 }
 
 #[test]

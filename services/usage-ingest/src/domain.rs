@@ -8,6 +8,7 @@ use jiff::{Timestamp, ToSpan, civil::Date, tz::Offset};
 use types::{Environment, JournalId, KeyId, LeaseId, OrgId, RequestId, ServiceId, UserId};
 use uuid::Uuid;
 
+use self::idempotency::Claim;
 use crate::error::Error;
 
 /// Days ahead for which partitions are kept ready.
@@ -73,6 +74,8 @@ pub(crate) struct Row {
     pub(crate) response_bytes: i64,
     /// The call whose kept answer it was given.
     pub(crate) replay_of: Option<RequestId>,
+    /// The idempotency key that it has.
+    pub(crate) claim: Option<Claim>,
 }
 
 impl Row {

@@ -18,6 +18,9 @@ pub(crate) enum Error {
     /// Its gateway asks again when they have come.
     #[error("journal {journal} has records that are not applied here")]
     JournalUnapplied { journal: JournalId },
+    /// Its gateway asks again.
+    #[error("the database has changed its server: who has which key is being read again")]
+    KeysForgotten,
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
@@ -29,7 +32,7 @@ impl Error {
         match self {
             Self::UnknownCall { .. } => Code::NotFound,
             Self::PageToken | Self::Digest { .. } | Self::Answer { .. } => Code::Invalid,
-            Self::JournalUnapplied { .. } => Code::Unavailable,
+            Self::JournalUnapplied { .. } | Self::KeysForgotten => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }

@@ -9,7 +9,10 @@ use serde_json::{Map, Value};
 use types::{Environment, Id, JournalId, Kind, LeaseId};
 
 use crate::{
-    domain::{self, Disposition, Row},
+    domain::{
+        self, Disposition, Row,
+        idempotency::{Claim, Digest},
+    },
     store::{self, Connection, Store},
 };
 
@@ -55,7 +58,9 @@ impl Apply for Rows {
         connection: &mut Connection,
         fresh: &[Delivery],
     ) -> Result<(), ApplyError> {
-        Ok(store::insert(connection, self.read(fresh)?).await?)
+        let rows = self.read(fresh)?;
+        store::forgotten::remember(connection, &rows, self.clock.now()).await?;
+        Ok(store::insert(connection, rows).await?)
     }
 }
 
@@ -89,9 +94,6 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         return Ok(None);
     }
     let call = record.call.as_ref().ok_or("a CALL without its call")?;
-    if record.cost < 0 {
-        return Err(format!("a cost of {}", record.cost));
-    }
     let lease: Option<LeaseId> = optional("lease_id", &record.lease_id)?;
     let environment = if call.test {
         Environment::Test
@@ -128,6 +130,21 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         request_bytes: number("request_bytes", call.request_bytes)?,
         response_bytes: number("response_bytes", call.response_bytes)?,
         replay_of: optional("replay_of", &call.replay_of)?,
+        claim: claim(call)?,
+    }))
+}
+
+fn claim(call: &Call) -> Result<Option<Claim>, String> {
+    if call.idempotency_key_sha256.is_empty() {
+        return Ok(None);
+    }
+    let digest = |bytes: &[u8]| match Digest::try_from(bytes) {
+        Ok(digest) => Ok(digest),
+        Err(_) => Err(format!("idempotency: {} bytes are no digest", bytes.len())),
+    };
+    Ok(Some(Claim {
+        key: digest(&call.idempotency_key_sha256)?,
+        head: digest(&call.idempotency_head_sha256)?,
     }))
 }
 

@@ -1,5 +1,6 @@
 //! Every statement.
 
+pub(crate) mod forgotten;
 pub(crate) mod idempotency;
 
 use std::net::IpAddr;

@@ -11,7 +11,11 @@ use types::{Environment, JournalId, LeaseId};
 use uuid::Uuid;
 
 use crate::{
-    domain::{Cursor, day_of, first_day_kept, partition_days, trace_id},
+    domain::{
+        Cursor, Row, day_of, first_day_kept,
+        idempotency::{Claim, expiry, remembered},
+        partition_days, trace_id,
+    },
     events::row,
 };
 
@@ -121,6 +125,28 @@ fn only_calls_become_rows() {
 }
 
 #[test]
+fn a_charged_call_has_its_key_for_a_day_and_others_say_nothing_of_theirs() {
+    let keyed = changed(|_, call| {
+        call.idempotency_key_sha256 = vec![4; 32];
+        call.idempotency_head_sha256 = vec![5; 32];
+    });
+    let charged = row(journal(), &keyed).unwrap().unwrap();
+    let claim = Claim {
+        key: [4; 32],
+        head: [5; 32],
+    };
+    assert_eq!(charged.claim, Some(claim));
+    assert!(remembered(&charged, at(NOON)));
+    assert!(!remembered(&charged, expiry(at(NOON))));
+    let free = Row {
+        credits: 0,
+        ..charged
+    };
+    assert!(!remembered(&free, at(NOON)));
+    assert_eq!(row(journal(), &record()).unwrap().unwrap().claim, None);
+}
+
+#[test]
 fn what_is_absent_is_null_and_no_country_is_zz() {
     let empty = changed(|record, call| {
         record.lease_id.clear();
@@ -143,7 +169,6 @@ fn a_record_that_cannot_be_a_row_says_why() {
                 ..record()
             },
         ),
-        ("a cost of -1", changed(|record, _| record.cost = -1)),
         (
             "lease_id",
             changed(|record, _| record.lease_id = vec![1; 15]),
@@ -174,6 +199,10 @@ fn a_record_that_cannot_be_a_row_says_why() {
         ("status", changed(|_, call| call.status = u32::MAX)),
         ("ip", changed(|_, call| call.ip = vec![0; 5])),
         ("disposition", changed(|_, call| call.disposition = 77)),
+        (
+            "idempotency",
+            changed(|_, call| call.idempotency_key_sha256 = vec![4; 32]),
+        ),
         (
             "response_bytes",
             changed(|_, call| call.response_bytes = u64::MAX),

@@ -126,6 +126,12 @@ pub struct Call {
     /// True when a priced unit was not reported, and the cost is what the route says for that case.
     #[prost(bool, tag = "24")]
     pub estimated: bool,
+    /// SHA-256 of the idempotency key that the call has, as usage-ingest keeps it; empty without one.
+    #[prost(bytes = "vec", tag = "25")]
+    pub idempotency_key_sha256: ::prost::alloc::vec::Vec<u8>,
+    /// With it: SHA-256 over what the call asks for, without its body.
+    #[prost(bytes = "vec", tag = "26")]
+    pub idempotency_head_sha256: ::prost::alloc::vec::Vec<u8>,
     /// The call whose kept answer this one was given, by its idempotency key, 16 bytes; else empty.
     #[prost(bytes = "vec", tag = "31")]
     pub replay_of: ::prost::alloc::vec::Vec<u8>,

@@ -59,7 +59,7 @@ pub(crate) fn loads<'a>(calls: impl IntoIterator<Item = &'a Call>) -> Loads {
                 credits: 0,
             });
         load.calls += 1;
-        load.credits = load.credits.saturating_add(call.credits);
+        load.credits += call.credits; // each cost has a limit
     }
     loads
 }

@@ -155,9 +155,6 @@ pub(crate) fn call(record: &Record) -> Result<Option<Call>, String> {
     }
     let key =
         KeyId::from_slice(&call.api_key_id).map_err(|error| format!("api_key_id: {error}"))?;
-    if record.cost < 0 {
-        return Err(format!("cost: {} is less than nothing", record.cost));
-    }
     Ok(Some(Call {
         key,
         org,

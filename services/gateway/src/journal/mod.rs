@@ -118,9 +118,9 @@ use self::root::Root;
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// Longest payload of one record. A longer one is a bug of the caller.
-pub const RECORD_BYTES_MAX: usize = 4096;
+pub const RECORD_BYTES_MAX: usize = types::RECORD_BYTES_MAX;
 /// Most records a shipped batch holds.
-pub const BATCH_RECORDS_MAX: usize = 256;
+pub const BATCH_RECORDS_MAX: usize = types::RECORDS_MAX;
 /// Most payload bytes a shipped batch holds.
 pub const BATCH_BYTES_MAX: usize = 64 * 1024;
 /// Size of a segment unless configured.

@@ -126,6 +126,7 @@ impl Ticket {
             }
         };
         let service = self.service.as_ref();
+        let had = facts.keyed.as_ref().and_then(|keyed| keyed.had());
         let call = Call {
             request: facts.request.bytes(),
             org: self.entry.org.bytes(),
@@ -151,6 +152,9 @@ impl Ticket {
             response_bytes: self.response_bytes,
             overrun: charge.overrun,
             estimated: charge.estimated,
+            idempotency: had
+                .as_ref()
+                .map_or([&[], &[]], |it| it.each_ref().map(|of| of.as_slice())),
             replay_of: self.replay_of.as_ref().map_or(&[], |id| id.bytes()),
         };
         call.encode()

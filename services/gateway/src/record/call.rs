@@ -36,6 +36,8 @@ pub(crate) struct Call<'a> {
     pub(crate) response_bytes: u64,
     pub(crate) overrun: i64,
     pub(crate) estimated: bool,
+    /// The digests of its idempotency key, and of what it asks for; empty: it has none.
+    pub(crate) idempotency: [&'a [u8]; 2],
     /// Empty: it is nobody's repetition.
     pub(crate) replay_of: &'a [u8],
 }
@@ -73,6 +75,9 @@ impl Call<'_> {
         number(to, 22, self.response_bytes);
         number(to, 23, self.overrun.cast_unsigned());
         number(to, 24, u64::from(self.estimated));
+        let [key, head] = self.idempotency;
+        bytes(to, 25, key);
+        bytes(to, 26, head);
         bytes(to, 31, self.replay_of);
         out
     }
@@ -185,8 +190,12 @@ mod tests {
         });
         let units = prop::collection::vec(unit, 0..4);
         let flags = (any::<bool>(), any::<bool>(), any::<u16>(), 0..6_i32);
-        (ids, texts, numbers, units, flags).prop_map(
-            |(ids, texts, numbers, units, (test, estimated, status, disposition))| {
+        let digests = prop_oneof![
+            Just([Vec::new(), Vec::new()]),
+            any::<[[u8; 32]; 2]>().prop_map(|both| both.map(Vec::from))
+        ];
+        (ids, texts, numbers, units, flags, digests).prop_map(
+            |(ids, texts, numbers, units, (test, estimated, status, disposition), [key, head])| {
                 let mut ids = ids.into_iter();
                 let mut id = || ids.next().expect("enough");
                 let mut texts = texts.into_iter();
@@ -218,6 +227,8 @@ mod tests {
                     response_bytes: number().unsigned_abs(),
                     overrun: number(),
                     estimated,
+                    idempotency_key_sha256: key,
+                    idempotency_head_sha256: head,
                     replay_of: id(),
                 }
             },
@@ -250,6 +261,7 @@ mod tests {
             response_bytes: call.response_bytes,
             overrun: call.overrun,
             estimated: call.estimated,
+            idempotency: [&call.idempotency_key_sha256, &call.idempotency_head_sha256],
             replay_of: &call.replay_of,
         };
         ours.encode()

@@ -397,6 +397,8 @@ fn longest() -> Record {
         response_bytes: u64::MAX,
         overrun: i64::MIN,
         estimated: true,
+        idempotency_key_sha256: vec![0xff; 32],
+        idempotency_head_sha256: vec![0xff; 32],
         replay_of: vec![0xff; 16],
     };
     Record {

@@ -11,9 +11,14 @@
 //!
 //! A call that counts has the key until it expires. What its gateway says of its end before the
 //! row is there is the same decision, told early.
+//!
+//! A database that was failed over or restored may have forgotten who has a key. The record of a
+//! call that was charged says it again; until all records have been read again nobody gets a key.
 
 use jiff::{SignedDuration, Timestamp};
 use types::{Environment, JournalId, OrgId, RequestId};
+
+use super::Row;
 
 /// A call that counts is remembered so long from its end on, any other from its beginning.
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
@@ -31,6 +36,13 @@ pub(crate) struct Key {
     pub(crate) org: OrgId,
     pub(crate) environment: Environment,
     pub(crate) sha256: Digest,
+}
+
+/// What the record of a call says of its key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Claim {
+    pub(crate) key: Digest,
+    pub(crate) head: Digest,
 }
 
 /// A call that presents a key.
@@ -120,6 +132,12 @@ pub(crate) fn expiry(now: Timestamp) -> Timestamp {
 pub(crate) fn ended_forgotten(now: Timestamp) -> Timestamp {
     now.saturating_sub(ENDED_REMEMBERED)
         .unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Whether a call still has its key at `now`, as its row tells: it was charged, not a day ago.
+/// Of one that was not, only its answer would make it count, and that is known to its key alone.
+pub(crate) fn remembered(row: &Row, now: Timestamp) -> bool {
+    row.credits > 0 && now < expiry(row.at)
 }
 
 /// How a holder of a key stands: `None` when it does not count, so that the key is free.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
 use types::{JournalId, RequestId};
 
-use super::{Connection, Store};
+use super::{Connection, Store, forgotten::knows_all};
 use crate::{
     domain::{
         day_of,
@@ -59,6 +59,10 @@ impl Store {
         now: Timestamp,
     ) -> Result<Told> {
         let mut tx = runtime::begin(&self.pool).await?;
+        // On this very connection: another server would end it.
+        if !knows_all(&mut tx).await? {
+            return Err(Error::KeysForgotten);
+        }
         for _ in 0..ROUNDS_MAX {
             if insert(&mut tx, key, asker, now).await? {
                 tx.commit().await?;

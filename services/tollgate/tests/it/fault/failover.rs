@@ -67,6 +67,9 @@ async fn f15_a_restored_backup_is_caught_up_with_before_anything_is_lent() {
     traffic.more_answers(150).await;
     let primary = Server::of(&stack);
     let backup = primary.backup();
+    let keyed = chat().with("idempotency-key", "restored");
+    let answer = stack.call_at(1, &stack.demo("live_key"), &keyed).await;
+    assert!(answer.status == 200 && answer.cost() > 0, "{answer:?}");
     // All of this the database will not know of.
     for _ in 0..3 {
         let answer = stack.call_at(1, &fresh_key, &Shot::get(DISTANCE)).await;
@@ -97,6 +100,17 @@ async fn f15_a_restored_backup_is_caught_up_with_before_anything_is_lent() {
         })
         .await;
     let frozen = thawed(&stack, began).await;
+    // The backup does not know who has the key. Nobody gets it before all records were read again.
+    let again = eventually(2 * SETTLE_LIMIT, "keys are given again", async || {
+        let answer = stack.call_at(1, &stack.demo("live_key"), &keyed).await;
+        match answer.status.as_u16() {
+            503 => Err(format!("{answer:?}")),
+            _ => Ok(answer),
+        }
+    });
+    let again = again.await.expect("given");
+    let code = again.json()["error"]["code"].to_string() + &again.json()["code"].to_string();
+    assert!(code.contains("idempotency_answer_not_kept"), "{again:?}");
     judge(&stack, traffic, "backup restored", frozen, began).await;
 }
 

@@ -172,6 +172,48 @@ async fn keys_are_charged_once_whatever_dies_hundreds_of_times() {
 
 /// Gateways die at each point that calls with keys pass, so many times at each passage; then
 /// processes die at random.
+/// The database comes back without who has a key, without the row and without the inbox, as from
+/// a backup: the record of the charged call says it again, and nobody gets the key before.
+#[tokio::test]
+async fn a_key_that_the_database_has_forgotten_is_not_charged_twice() {
+    let world = World::start(&[]).await;
+    let shot = keyed("/k/forgotten", "forgotten");
+    let first = world.at(0, &world.key, &shot).await;
+    assert_eq!((first.status.as_u16(), first.cost()), (201, COST));
+    let used = world.used();
+    sqlx::raw_sql(
+        "delete from usage_ingest.idempotency_keys;
+         delete from usage_ingest.api_usage_logs;
+         update usage_ingest.inbox set applied = '{}';
+         update usage_ingest.origin set timeline = '0000000F'",
+    )
+    .execute(world.stack.pool())
+    .await
+    .expect("forgotten");
+    let refused = world.at(1, &world.key, &shot).await;
+    assert_eq!(code(&refused), "metering_unavailable", "{refused:?}");
+    assert_eq!(refused.header("retry-after"), "1");
+
+    // It looks which server it is on when it begins.
+    signal(world.stack.pids("usage-ingest")[0], Signal::KILL);
+    let again = eventually(2 * ANSWER_LIMIT, "keys are given again", async || {
+        let answer = world.at(1, &world.key, &shot).await;
+        match code(&answer).as_str() {
+            "metering_unavailable" => Err(format!("{answer:?}")),
+            _ => Ok(answer),
+        }
+    });
+    let again = again.await.expect("given");
+    assert!(is_not_kept(&again), "{again:?}");
+    let other = world.at(1, &world.key, &keyed("/k/other", "other")).await;
+    assert_eq!((other.status.as_u16(), other.cost()), (201, COST));
+    let reused = world
+        .at(0, &world.key, &keyed("/k/another", "forgotten"))
+        .await;
+    assert_eq!(code(&reused), "idempotency_key_reused", "{reused:?}");
+    assert_eq!(world.used(), used + COST);
+}
+
 async fn die_with_keys(rounds: usize, kills: usize) {
     let world = World::start(&[]).await;
     let clients = Clients::start(&world);

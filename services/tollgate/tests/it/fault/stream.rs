@@ -10,9 +10,10 @@ use std::{
 
 use async_nats::jetstream::{self, stream::Stream};
 use prost::Message as _;
-use proto::events::v1::{Record, RecordKind, UsageBatch};
+use proto::events::v1::{Call, Disposition, Record, RecordKind, UsageBatch};
 use rustix::process::Signal;
 use testkit::eventually;
+use types::CALL_COST_MAX;
 
 use super::{Load, figures::Figures, fund, summary};
 use crate::stack::{CONSUMERS, SETTLE_LIMIT, Stack, signal};
@@ -149,8 +150,58 @@ fn batch(journal: uuid::Uuid, record: Record) -> Vec<u8> {
     batch.encode_to_vec()
 }
 
-/// Batches that break a rule each, with the journal whose subject they come on.
-fn poisons(lease: uuid::Uuid, owner: uuid::Uuid, far: u64) -> [(uuid::Uuid, Vec<u8>); 5] {
+/// A batch that breaks a rule: the journal whose subject it comes on, and who refuses it.
+struct Poison {
+    journal: uuid::Uuid,
+    payload: Vec<u8>,
+    refused_by: &'static [&'static str],
+}
+
+impl Poison {
+    /// One that nobody can apply.
+    fn of_all(journal: uuid::Uuid, payload: Vec<u8>) -> Self {
+        let refused_by = &CONSUMERS;
+        Self {
+            journal,
+            payload,
+            refused_by,
+        }
+    }
+
+    /// One that breaks a rule of the wallet, and tells the others nothing.
+    fn of_wallet(journal: uuid::Uuid, payload: Vec<u8>) -> Self {
+        let refused_by = &["wallet"];
+        Self {
+            journal,
+            payload,
+            refused_by,
+        }
+    }
+}
+
+/// A call as a gateway may write it, of an organisation that there is not. It costs nothing.
+fn stray_call(org: uuid::Uuid) -> Record {
+    Record {
+        kind: RecordKind::Call.into(),
+        at_unix_micros: STRAY_AT,
+        call: Some(Call {
+            request_id: uuid::Uuid::now_v7().as_bytes().to_vec(),
+            org_id: org.as_bytes().to_vec(),
+            api_key_id: uuid::Uuid::now_v7().as_bytes().to_vec(),
+            service_id: uuid::Uuid::now_v7().as_bytes().to_vec(),
+            service: "pdf".to_owned(),
+            status: 200,
+            disposition: Disposition::Completed.into(),
+            ..Call::default()
+        }),
+        ..Record::default()
+    }
+}
+
+/// The time of stray calls, on a day on which nobody else calls: 2026-01-31T12:00:00Z.
+const STRAY_AT: i64 = 1_769_860_800_000_000;
+
+fn poisons(lease: uuid::Uuid, owner: uuid::Uuid, far: u64) -> Vec<Poison> {
     let stranger = uuid::Uuid::now_v7();
     let spend = |lease: uuid::Uuid, seq: u64, cum: i64| Record {
         seq,
@@ -161,14 +212,78 @@ fn poisons(lease: uuid::Uuid, owner: uuid::Uuid, far: u64) -> [(uuid::Uuid, Vec<
         ..Record::default()
     };
     let unknown = spend(uuid::Uuid::now_v7(), 0, 5);
-    [
-        (stranger, b"no batch at all".to_vec()),
-        (stranger, batch(stranger, unknown)),
+    let mut poisons = vec![
+        Poison::of_all(stranger, b"no batch at all".to_vec()),
+        Poison::of_wallet(stranger, batch(stranger, unknown)),
         // Another journal's lease, more than was lent, another journal's subject.
-        (stranger, batch(stranger, spend(lease, 1, 5))),
-        (owner, batch(owner, spend(lease, far, i64::MAX))),
-        (stranger, batch(owner, spend(lease, far + 1, 1))),
+        Poison::of_wallet(stranger, batch(stranger, spend(lease, 1, 5))),
+        Poison::of_wallet(owner, batch(owner, spend(lease, far, i64::MAX))),
+        Poison::of_all(stranger, batch(owner, spend(lease, far + 1, 1))),
+    ];
+    poisons.extend(forged().map(|record| {
+        let journal = uuid::Uuid::now_v7();
+        Poison::of_all(journal, batch(journal, record))
+    }));
+    poisons
+}
+
+/// Records that some consumer has no room for, or none understands.
+fn forged() -> impl Iterator<Item = Record> {
+    let org = uuid::Uuid::now_v7();
+    let priced = |cost: i64| Record {
+        lease_id: uuid::Uuid::now_v7().as_bytes().to_vec(),
+        cost,
+        cum: i64::MAX,
+        ..stray_call(org)
+    };
+    let called = |change: fn(&mut Call)| {
+        let mut record = stray_call(org);
+        change(record.call.as_mut().expect("a call"));
+        record
+    };
+    let of_the_future = Record {
+        kind: 7,
+        ..stray_call(org)
+    };
+    [
+        of_the_future,
+        // Two of these are more than a sum can hold, and one is more than a row can.
+        priced(i64::MAX),
+        priced(i64::MAX),
+        priced(CALL_COST_MAX + 1),
+        priced(-1),
+        // Part of a primary key, which has no room for it.
+        called(|call| call.service = noise(8_000)),
+        called(|call| call.service = "\0".to_owned()),
+        called(|call| call.endpoint = "/".repeat(5_000)),
+        called(|call| call.traceparent = "\0".to_owned()),
+        called(|call| call.status = u32::MAX),
+        called(|call| call.disposition = 77),
+        called(|call| call.response_bytes = u64::MAX),
     ]
+    .into_iter()
+}
+
+/// Text that cannot be made short.
+fn noise(bytes: usize) -> String {
+    let mut state = 7_u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        char::from(b'a' + u8::try_from((state >> 33) % 26).expect("small"))
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+async fn publish(stack: &Stack, poisons: &[Poison]) {
+    let context = jetstream(stack).await;
+    for poison in poisons {
+        let subject = format!("usage.v1.jrn_{}", poison.journal.simple());
+        let sent = context.publish(subject, poison.payload.clone().into());
+        let taken = sent.await.expect("published");
+        taken.await.expect("acknowledged");
+    }
 }
 
 /// F11: what breaks a rule is put aside with its reason, moves no credit and holds up nobody else.
@@ -187,28 +302,28 @@ async fn f11_poison_is_put_aside_and_moves_nothing() {
     .expect("a lease");
     // Far beyond what the journal will write: its own numbers are not touched.
     let far: i64 = 1 << 40;
-    let poisons = poisons(lease, owner, u64::try_from(far).expect("positive"));
-    let context = jetstream(&stack).await;
-    for (journal, payload) in &poisons {
-        let subject = format!("usage.v1.jrn_{}", journal.simple());
-        let taken = context
-            .publish(subject, payload.clone().into())
-            .await
-            .expect("published");
-        taken.await.expect("acknowledged");
-    }
-    let aside = eventually(SETTLE_LIMIT, "poison is put aside", async || {
-        match stack
-            .count("select count(*) from wallet.dead_letters")
-            .await
-        {
-            5 => Ok(()),
-            found => Err(format!("{found} dead letters")),
-        }
+    let mut poisons = poisons(lease, owner, u64::try_from(far).expect("positive"));
+    let crowded = crowd(&stack).await;
+    let journal = uuid::Uuid::now_v7();
+    poisons.push(Poison {
+        journal,
+        payload: batch(journal, stray_call(crowded)),
+        refused_by: &["stats-aggregator"],
     });
-    aside.await.expect("put aside");
+    // Honest calls before and behind come in the same transactions. Without the wallet's consumer
+    // nothing would be lent, so that one goes on.
+    let readers = CONSUMERS.iter().filter(|name| **name != "wallet");
+    let readers: Vec<i32> = readers.flat_map(|name| stack.pids(name)).collect();
+    readers.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    load.more_answers(100).await;
+    publish(&stack, &poisons).await;
+    load.more_answers(100).await;
+    readers.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    for name in CONSUMERS {
+        put_aside(&stack, name, &poisons).await;
+    }
     load.more_answers(200).await;
-    forget_poison(&stack, owner, far).await;
+    forget_poison(&stack, owner, far, crowded).await;
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
     let more = format!("poison of {} kinds: {}", poisons.len(), summary(&outcome));
@@ -224,16 +339,54 @@ async fn f11_poison_is_put_aside_and_moves_nothing() {
     only(&outcome, &[200, 422]);
 }
 
-/// An operator has looked at it: each has its reason. What others have noted of records that tell
-/// them nothing goes too.
-async fn forget_poison(stack: &Stack, owner: uuid::Uuid, far: i64) {
-    let reasons: Vec<String> =
-        sqlx::query_scalar("select reason from wallet.dead_letters order by id")
+/// An organisation whose day has so many calls in the statistics that there is no room for another:
+/// what no check of ours can know beforehand.
+async fn crowd(stack: &Stack) -> uuid::Uuid {
+    let org = uuid::Uuid::now_v7();
+    sqlx::query(
+        "insert into stats_aggregator.daily_stats
+                (org_id, date, environment, total_requests, total_credits, successful_requests,
+                 created_at, updated_at)
+         values ($1, '2026-01-31', 'production', 9223372036854775807, 0, 0, now(), now())",
+    )
+    .bind(org)
+    .execute(stack.pool())
+    .await
+    .expect("crowded");
+    org
+}
+
+/// Exactly what a consumer has to refuse is put aside, each with its reason.
+async fn put_aside(stack: &Stack, name: &str, poisons: &[Poison]) {
+    let refused = poisons.iter().filter(|it| it.refused_by.contains(&name));
+    let mut wanted: Vec<&[u8]> = refused.map(|poison| poison.payload.as_slice()).collect();
+    wanted.sort_unstable();
+    let letters = format!(
+        "select payload, reason from {}.dead_letters order by id",
+        name.replace('-', "_")
+    );
+    let aside = eventually(SETTLE_LIMIT, "poison is put aside", async || {
+        let letters: Vec<(Vec<u8>, String)> = sqlx::query_as(sqlx::AssertSqlSafe(letters.as_str()))
             .fetch_all(stack.pool())
             .await
-            .expect("reasons");
-    println!("poison: {reasons:#?}");
+            .expect("letters");
+        match letters.len() {
+            found if found >= wanted.len() => Ok(letters),
+            found => Err(format!("{name}: {found} of {} letters", wanted.len())),
+        }
+    });
+    let letters = aside.await.expect("put aside");
+    let reasons: Vec<&str> = letters.iter().map(|(_, reason)| reason.as_str()).collect();
+    println!("{name}: {reasons:#?}");
     assert!(reasons.iter().all(|reason| !reason.is_empty()));
+    let mut found: Vec<&[u8]> = letters.iter().map(|(it, _)| it.as_slice()).collect();
+    found.sort_unstable();
+    assert!(found == wanted, "{name} put others aside: {reasons:#?}");
+}
+
+/// An operator has looked at it. What others have noted of records that tell them nothing goes too,
+/// and what they have made of the call of nobody.
+async fn forget_poison(stack: &Stack, owner: uuid::Uuid, far: i64, nobody: uuid::Uuid) {
     for name in CONSUMERS {
         let schema = name.replace('-', "_");
         let forget = format!(
@@ -256,6 +409,15 @@ async fn forget_poison(stack: &Stack, owner: uuid::Uuid, far: i64) {
             .execute(stack.pool())
             .await
             .expect("forgotten");
+    }
+    for table in [
+        "usage_ingest.api_usage_logs",
+        "stats_aggregator.daily_stats",
+        "anomaly_detector.loads",
+    ] {
+        let forget = format!("delete from {table} where org_id = $1");
+        let forget = sqlx::query(sqlx::AssertSqlSafe(forget)).bind(nobody);
+        forget.execute(stack.pool()).await.expect("forgotten");
     }
 }
 

@@ -443,6 +443,7 @@ impl Running {
 fn facts(call: u64, filling: i64) -> Facts {
     Facts {
         request_id: request_id(call),
+        org_id: vec![1; 16],
         disposition: Disposition::Completed.into(),
         user_agent: "x".repeat(usize::try_from(filling).unwrap()),
         ..Facts::default()
