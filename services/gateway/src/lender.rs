@@ -2,6 +2,8 @@
 //! and `desk` decides.
 
 pub(crate) mod desk;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::{

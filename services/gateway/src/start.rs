@@ -99,7 +99,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     }
     let shipper = Shipper::new(host, journal.clone(), edge.shipped.clone());
     let (own, ending) = (host.clone(), stops.clone());
-    host.spawn("ship-journal", move |_| {
+    host.spawn_vital("ship-journal", move |_| {
         ship_until(shipper, journal, own, ending)
     });
     let (own, tls, door) = (host.clone(), tls()?, Arc::new(Door::new(host, &config)?));
@@ -194,11 +194,11 @@ fn keep_leases(
     stops: &Stops,
 ) {
     let (own, stop) = (Arc::clone(lender), stops.background.clone());
-    host.spawn("answer-recalls", move |_| own.answer_recalls(stop));
+    host.spawn_vital("answer-recalls", move |_| own.answer_recalls(stop));
     let own = Arc::clone(lender);
     host.spawn("renew-leases", move |stop| own.renew(renewals, stop));
     let (own, stop) = (Arc::clone(lender), stops.background.clone());
-    host.spawn("heartbeat", move |_| heartbeat(own, stop));
+    host.spawn_vital("heartbeat", move |_| heartbeat(own, stop));
 }
 
 /// What is stopped after the last call.
@@ -287,6 +287,7 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().name("journal-upkeep".to_owned());
     let (clock, host) = (host.clock(), host.clone());
     thread.spawn(move || {
+        let _mourner = Mourner(host.clone());
         let mut failing = false;
         while !stop.is_requested() {
             let now_ms = u64::try_from(clock.now().as_millisecond()).unwrap_or(0);
@@ -318,6 +319,17 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Ends the process when its thread dies: nobody would sync the journal any more.
+struct Mourner(Host);
+
+impl Drop for Mourner {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("the thread has died that syncs the journal");
+        }
+    }
 }
 
 /// Tells those who wait for the disk how far it has come.

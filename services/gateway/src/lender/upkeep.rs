@@ -150,17 +150,13 @@ impl Lender {
     async fn close_spent(&self) {
         let _closing = self.closing.lock().await;
         futures_util::stream::iter(self.desk.open())
-            .filter(|lease| std::future::ready(lease.is_spent()))
+            .filter(|lease| std::future::ready(lease.claim_close()))
             .for_each_concurrent(CLOSED_AT_ONCE, |lease| self.close(lease))
             .await;
     }
 
-    /// Writes the final count of a lease.
+    /// Writes the final count of a lease that is claimed for it.
     async fn close(&self, lease: Arc<Lease>) {
-        assert!(lease.is_spent(), "a lease is closed when nothing is held");
-        if !lease.claim_close() {
-            return;
-        }
         let id = lease.id;
         let record = Record {
             kind: RecordKind::Close.into(),

@@ -1,0 +1,175 @@
+//! The lender against a wallet that answers by hand.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "a test that is wrong about its own data may panic"
+)]
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, AtomicUsize},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use parking_lot::Mutex;
+use prost::Message;
+use tempfile::TempDir;
+use tower::util::BoxCloneSyncService;
+use types::OrgId;
+use uuid::Uuid;
+
+use super::*;
+use crate::tests::rig;
+
+/// Before a gRPC message: a flag and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// One wallet, which lends what is needed and not more, all by one lease.
+#[derive(Default)]
+struct Wallet {
+    available: i64,
+    granted_cum: i64,
+    /// The first one is the lease's id too.
+    nonces: Vec<Vec<u8>>,
+}
+
+/// Wallets by their owners, with so many credits each.
+struct Bank(i64, BTreeMap<String, Wallet>);
+
+impl Bank {
+    fn new(credits: i64) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self(credits, BTreeMap::new())))
+    }
+
+    fn acquire(&mut self, request: wire::AcquireRequest) -> wire::AcquireResponse {
+        let owner = request.account.clone().expect("an owner").org_id;
+        let wallet = || Wallet {
+            available: self.0,
+            ..Wallet::default()
+        };
+        self.1.entry(owner).or_insert_with(wallet).acquire(request)
+    }
+}
+
+impl Wallet {
+    fn acquire(&mut self, request: wire::AcquireRequest) -> wire::AcquireResponse {
+        if !self.nonces.contains(&request.nonce) {
+            if self.available < request.minimum {
+                return wire::AcquireResponse {
+                    available: self.available,
+                    lease: None,
+                };
+            }
+            self.nonces.push(request.nonce);
+            self.available -= request.minimum;
+            self.granted_cum += request.minimum;
+        }
+        let lease = wire::Lease {
+            lease_id: self.nonces.first().cloned().unwrap_or_default(),
+            granted_cum: self.granted_cum,
+            ..wire::Lease::default()
+        };
+        wire::AcquireResponse {
+            available: self.available,
+            lease: Some(lease),
+        }
+    }
+}
+
+fn reply(message: &impl Message) -> http::Response<tonic::body::Body> {
+    let encoded = message.encode_to_vec();
+    let length = u32::try_from(encoded.len()).expect("short");
+    let framed = [&[0][..], &length.to_be_bytes(), &encoded].concat();
+    let is_well = [(
+        http::HeaderName::from_static("grpc-status"),
+        http::HeaderValue::from_static("0"),
+    )];
+    let trailers = std::future::ready(Some(Ok(http::HeaderMap::from_iter(is_well))));
+    let body = Full::new(Bytes::from(framed)).with_trailers(trailers);
+    let body = tonic::body::Body::new(body);
+    let answer = http::Response::builder().header("content-type", "application/grpc");
+    answer.body(body).expect("a response")
+}
+
+/// A lender whose requests for credits `answer` answers, and the place of its journal. Heartbeats
+/// are always taken.
+async fn lender<F, Fut>(answer: F) -> (Arc<Lender>, TempDir)
+where
+    F: Fn(wire::AcquireRequest) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<wire::AcquireResponse, Status>> + Send,
+{
+    let (host, _) = rig::host(&[]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let opened = Journal::open(&rig::options(dir.path()), Uuid::from_u128(4), 0);
+    let (journal, _) = opened.expect("a journal");
+    let (mut lender, _) = Lender::new(&host, journal, "g".to_owned()).expect("a lender");
+    let service = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+        let answer = answer.clone();
+        async move {
+            let is_acquire = request.uri().path().ends_with("/Acquire");
+            let body = request.into_body().collect().await;
+            let message = body.expect("a request").to_bytes().slice(PREFIX_BYTES..);
+            if !is_acquire {
+                return Ok(reply(&wire::HeartbeatResponse::default()));
+            }
+            let asked = wire::AcquireRequest::decode(message).expect("a request");
+            match answer(asked).await {
+                Ok(lent) => Ok(reply(&lent)),
+                Err(status) => Ok(status.into_http()),
+            }
+        }
+    });
+    let own = Arc::get_mut(&mut lender).expect("nobody else has it");
+    own.channel = BoxCloneSyncService::new(service);
+    (lender, dir)
+}
+
+fn owner(n: u128) -> Owner {
+    Owner::Organisation(OrgId::new(Uuid::from_u128(n)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_come_too_late_do_not_disturb_the_closing() {
+    let bank = Bank::new(1);
+    let (lender, _dir) = lender(move |asked| {
+        let answer = bank.lock().acquire(asked);
+        std::future::ready(Ok(answer))
+    })
+    .await;
+    let mut leases = Vec::new();
+    for n in 1..=100 {
+        let account = lender.account(owner(n));
+        let held = lender.hold_or_acquire(&account, 1).await;
+        drop(held.expect("there is one"));
+        leases.extend(account.lease());
+    }
+    let (closing, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let close_one_by_one = async {
+        for (index, lease) in leases.iter().enumerate() {
+            closing.store(index, Ordering::Release);
+            lease.drain();
+            while lender.desk.is_open(lease.id) {
+                lender.heartbeat().await;
+            }
+        }
+    };
+    let call = || {
+        while !is_over.load(Ordering::Acquire) {
+            let lease = leases.get(closing.load(Ordering::Acquire));
+            let lease = lease.filter(|lease| lease.is_draining());
+            let held = lease.and_then(|lease| lease.hold(1, 0));
+            assert!(held.is_none(), "it drains");
+        }
+    };
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(call);
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                tokio::runtime::Handle::current().block_on(close_one_by_one);
+            }));
+            is_over.store(true, Ordering::Release);
+            ended.expect("the heartbeat goes on");
+        });
+    });
+    assert!(lender.desk.open().is_empty(), "all have their final counts");
+}
