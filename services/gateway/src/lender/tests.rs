@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    future::{Ready, ready},
     sync::atomic::{AtomicBool, AtomicUsize},
 };
 
@@ -84,7 +85,7 @@ fn reply(message: &impl Message) -> http::Response<tonic::body::Body> {
         http::HeaderName::from_static("grpc-status"),
         http::HeaderValue::from_static("0"),
     )];
-    let trailers = std::future::ready(Some(Ok(http::HeaderMap::from_iter(is_well))));
+    let trailers = ready(Some(Ok(http::HeaderMap::from_iter(is_well))));
     let body = Full::new(Bytes::from(framed)).with_trailers(trailers);
     let body = tonic::body::Body::new(body);
     let answer = http::Response::builder().header("content-type", "application/grpc");
@@ -133,7 +134,7 @@ async fn calls_that_come_too_late_do_not_disturb_the_closing() {
     let bank = Bank::new(1);
     let (lender, _dir) = lender(move |asked| {
         let answer = bank.lock().acquire(asked);
-        std::future::ready(Ok(answer))
+        ready(Ok(answer))
     })
     .await;
     let mut leases = Vec::new();
@@ -172,4 +173,75 @@ async fn calls_that_come_too_late_do_not_disturb_the_closing() {
         });
     });
     assert!(lender.desk.open().is_empty(), "all have their final counts");
+}
+
+/// What becomes of requests on their way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Line {
+    Good,
+    /// The wallet dies after its commit.
+    LosesReplies,
+    Down,
+}
+
+/// A line to a bank that can be cut.
+fn line_to(
+    bank: Arc<Mutex<Bank>>,
+    line: Arc<Mutex<Line>>,
+) -> impl Fn(wire::AcquireRequest) -> Ready<Result<wire::AcquireResponse, Status>> + Clone {
+    move |asked| {
+        let mut line = line.lock();
+        let answer = (*line != Line::Down).then(|| bank.lock().acquire(asked));
+        if *line == Line::LosesReplies {
+            *line = Line::Down;
+        }
+        let lost = || Status::unavailable("the wallet is away");
+        let answer = answer.filter(|_| *line == Line::Good);
+        ready(answer.ok_or_else(lost))
+    }
+}
+
+#[tokio::test]
+async fn what_a_lost_reply_lent_is_found_before_a_call_is_refused() {
+    let line = Arc::new(Mutex::new(Line::LosesReplies));
+    let (lender, _dir) = lender(line_to(Bank::new(100), Arc::clone(&line))).await;
+    let account = lender.account(owner(1));
+    // The wallet lends 60 and dies; the next call finds it dead.
+    for _ in 0..2 {
+        let refused = lender.hold_or_acquire(&account, 60).await;
+        assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
+    }
+    *line.lock() = Line::Good;
+    // Another call needs more than the wallet has left, and more than was lent: both will do.
+    let held = lender.hold_or_acquire(&account, 90).await.expect("funded");
+    assert_eq!(held.credits(), 90);
+    drop(held);
+    let refused = lender.hold_or_acquire(&account, 101).await;
+    assert_eq!(refused.err(), Some(Refusal::CreditsExhausted));
+    assert_eq!(account.in_hand(), 90, "nothing is lent that is not known");
+}
+
+#[tokio::test]
+async fn a_grant_that_a_client_did_not_wait_for_is_found_by_the_next() {
+    let bank = Bank::new(60);
+    let (lender, _dir) = lender(move |request| {
+        let answer = bank.lock().acquire(request);
+        async move {
+            tokio::task::yield_now().await;
+            Ok(answer)
+        }
+    })
+    .await;
+    let account = lender.account(owner(1));
+    // The wallet has lent by the first step; the next ones write the grant down.
+    for steps in 1..4 {
+        let mut given_up = Box::pin(lender.hold_or_acquire(&account, 60));
+        for _ in 0..steps {
+            if futures_util::poll!(&mut given_up).is_ready() {
+                break;
+            }
+        }
+    }
+    let held = lender.hold_or_acquire(&account, 60).await.expect("funded");
+    assert_eq!(held.credits(), 60);
 }

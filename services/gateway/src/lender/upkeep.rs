@@ -9,7 +9,6 @@ use proto::{
     wallet::v1 as wire,
 };
 use runtime::{Stop, crash_point};
-use tonic::{Code as Grpc, Status};
 use types::LeaseId;
 
 use super::{
@@ -25,14 +24,6 @@ const IDLE_TICKS: u64 = 10;
 const CLOSED_AT_ONCE: usize = 64;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
-
-/// Whether the wallet has judged a request, and would judge it so again.
-fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Grpc::InvalidArgument | Grpc::AlreadyExists | Grpc::NotFound | Grpc::PermissionDenied
-    )
-}
 
 impl Lender {
     /// Reports all leases, gives back what is idle, and closes what is to be closed.
@@ -53,35 +44,22 @@ impl Lender {
     /// Learns what became of requests that were never answered. What was lent is in hand then, and
     /// goes back like everything that is idle.
     async fn ask_again(&self) {
-        let lost: Vec<(Owner, wire::AcquireRequest)> = {
-            let unanswered = self.unanswered.pin();
-            unanswered
-                .iter()
-                .map(|(owner, request)| (*owner, request.clone()))
-                .collect()
-        };
-        for (owner, request) in lost {
+        let lost: Vec<Owner> = self.unanswered.pin().keys().copied().collect();
+        for owner in lost {
             let account = self.account(owner);
             // Whoever has the turn is asking already.
             let Ok(_turn) = account.turn.try_lock() else {
                 continue;
             };
-            let answer = match self.ask(request).await {
-                Ok(answer) => answer,
-                // The wallet is out of reach for everybody.
-                Err(status) if !is_refusal(&status) => return,
-                // Nothing was lent, nor will be: others wait behind this one.
-                Err(status) => {
-                    let (code, error) = (status.code(), status.message());
-                    tracing::warn!(?code, error, "a request for credits was refused");
-                    wire::AcquireResponse::default()
-                }
+            let Some(request) = self.unanswered(owner) else {
+                continue;
             };
-            self.unanswered.pin().remove(&owner);
-            if let Some(lent) = answer.lease
-                && let Err(refusal) = self.accept(&account, lent, 0).await
-            {
-                tracing::debug!(code = refusal.as_str(), "a late grant was not taken");
+            if let Err(refusal) = self.obtain(&account, request, 0).await {
+                tracing::debug!(code = refusal.as_str(), "a late answer brought nothing");
+            }
+            // The wallet is out of reach for everybody, or the journal is full.
+            if self.unanswered(owner).is_some() {
+                return;
             }
         }
     }
