@@ -43,6 +43,8 @@ use crate::{
 const UPKEEP_PERIOD: Duration = Duration::from_millis(4);
 /// Between two heartbeats.
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
+/// Between two rounds of asking again what was not answered.
+const ASK_PERIOD: Duration = Duration::from_secs(1);
 /// Between two looks at whether the gateway may carry calls.
 const READY_POLL: Duration = Duration::from_millis(10);
 
@@ -197,6 +199,11 @@ fn keep_leases(
     host.spawn_vital("answer-recalls", move |_| own.answer_recalls(stop));
     let own = Arc::clone(lender);
     host.spawn("renew-leases", move |stop| own.renew(renewals, stop));
+    let own = Arc::clone(lender);
+    host.every("ask-again", ASK_PERIOD, move || {
+        let own = Arc::clone(&own);
+        async move { own.ask_again().await }
+    });
     let (own, stop) = (Arc::clone(lender), stops.background.clone());
     host.spawn_vital("heartbeat", move |_| heartbeat(own, stop));
 }

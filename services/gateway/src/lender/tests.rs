@@ -22,6 +22,8 @@ use uuid::Uuid;
 use super::*;
 use crate::tests::rig;
 
+/// No test waits longer.
+const LIMIT: Duration = Duration::from_secs(10);
 /// Before a gRPC message: a flag and its length.
 const PREFIX_BYTES: usize = 5;
 
@@ -244,4 +246,43 @@ async fn a_grant_that_a_client_did_not_wait_for_is_found_by_the_next() {
     }
     let held = lender.hold_or_acquire(&account, 60).await.expect("funded");
     assert_eq!(held.credits(), 60);
+}
+
+#[tokio::test]
+async fn a_wallet_that_is_slow_for_some_keeps_neither_heartbeats_nor_others_waiting() {
+    let line = Arc::new(Mutex::new(Line::Good));
+    let good = line_to(Bank::new(100), Arc::clone(&line));
+    let slow = [owner(1), owner(3)].map(|owner| wire_account(&Account::new(owner)).org_id);
+    let state = Arc::clone(&line);
+    let (lender, _dir) = lender(move |asked| {
+        let owner = asked.account.clone().expect("an owner").org_id;
+        let is_slow = *state.lock() == Line::Good && slow.contains(&owner);
+        let answer = good(asked);
+        async move {
+            if is_slow {
+                std::future::pending::<()>().await;
+            }
+            answer.await
+        }
+    })
+    .await;
+    let accounts = [1, 2, 3].map(|n| lender.account(owner(n)));
+    for account in &accounts {
+        *line.lock() = Line::LosesReplies;
+        let refused = lender.hold_or_acquire(account, 7).await;
+        assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
+    }
+    *line.lock() = Line::Good;
+    let beaten = tokio::time::timeout(LIMIT, lender.heartbeat());
+    beaten.await.expect("a heartbeat waits for no owner");
+    let answered = async {
+        while accounts.iter().all(|account| account.in_hand() == 0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = lender.ask_again() => panic!("two are never answered"),
+        answered = tokio::time::timeout(LIMIT, answered) => answered.expect("one is answered"),
+    }
+    assert_eq!(accounts.map(|account| account.in_hand()), [0, 7, 0]);
 }

@@ -2,14 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use proto::{
     events::v1::{RecallRequest, RecallResponse, Record, RecordKind},
     wallet::v1 as wire,
 };
 use runtime::{Stop, crash_point};
-use types::LeaseId;
+use types::{LeaseId, Refusal};
 
 use super::{
     ATTEMPT_TIMEOUT, Lender,
@@ -22,6 +22,8 @@ use crate::lease::{Account, Lease, Owner};
 const IDLE_TICKS: u64 = 10;
 /// Final counts under way at once: they share what the disk takes its time for.
 const CLOSED_AT_ONCE: usize = 64;
+/// Unanswered requests that are asked again at once: one that takes its time keeps few waiting.
+const ASKED_AT_ONCE: usize = 16;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
 
@@ -35,32 +37,37 @@ impl Lender {
         }
         self.desk.end_periods(self.monotonic_micros());
         self.report().await;
-        if !self.desk.is_behind() {
-            self.ask_again().await;
-        }
         self.close_spent().await;
     }
 
     /// Learns what became of requests that were never answered. What was lent is in hand then, and
     /// goes back like everything that is idle.
-    async fn ask_again(&self) {
+    pub(crate) async fn ask_again(&self) {
+        if self.desk.is_behind() {
+            return; // the wallet is out of reach
+        }
         let lost: Vec<Owner> = self.unanswered.pin().keys().copied().collect();
-        for owner in lost {
-            let account = self.account(owner);
-            // Whoever has the turn is asking already.
-            let Ok(_turn) = account.turn.try_lock() else {
-                continue;
-            };
-            let Some(request) = self.unanswered(owner) else {
-                continue;
-            };
-            if let Err(refusal) = self.obtain(&account, request, 0).await {
-                tracing::debug!(code = refusal.as_str(), "a late answer brought nothing");
-            }
-            // The wallet is out of reach for everybody, or the journal is full.
-            if self.unanswered(owner).is_some() {
-                return;
-            }
+        let asked = futures_util::stream::iter(lost.into_iter().map(Ok));
+        let asked = asked.try_for_each_concurrent(ASKED_AT_ONCE, |owner| self.ask_again_for(owner));
+        if asked.await.is_err() {
+            tracing::debug!("requests for credits stay unanswered");
+        }
+    }
+
+    /// # Errors
+    /// There is no answer, so there is none for others either; or the journal is full.
+    async fn ask_again_for(&self, owner: Owner) -> Result<(), Refusal> {
+        let account = self.account(owner);
+        // Whoever has the turn is asking already.
+        let Ok(_turn) = account.turn.try_lock() else {
+            return Ok(());
+        };
+        let Some(request) = self.unanswered(owner) else {
+            return Ok(());
+        };
+        match self.obtain(&account, request, 0).await {
+            Err(refusal) if self.unanswered(owner).is_some() => Err(refusal),
+            _ => Ok(()),
         }
     }
 
