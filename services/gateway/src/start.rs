@@ -34,6 +34,7 @@ use crate::{
     pool::{Connector, Limits, Pool},
     principal::Signer,
     recovery,
+    retry::Insistence,
     ship::Shipper,
     strangers::{self, Strangers},
     sync,
@@ -269,8 +270,13 @@ async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: S
     } = stops;
     let done =
         |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
+    let mut insistence = Insistence::new(&host, JournalId::new(journal.id()));
     let ended = async {
-        shipper.run(done, &drained).await?;
+        while let Err(error) = shipper.run(done, &drained).await {
+            if !insistence.may_pass(&error, &drained).await {
+                return Err(error);
+            }
+        }
         if retired.load(Ordering::Acquire) {
             recovery::tell_end(&host, &journal, &drained).await?;
             host.blocking(move || journal.remove()).await??;

@@ -27,6 +27,8 @@ pub(crate) struct Course {
     /// Everything below it was published, at least once.
     published: u64,
     trimmed_at: Duration,
+    /// What could be let go is still there.
+    is_kept: bool,
 }
 
 /// How far a consumer has come.
@@ -62,6 +64,7 @@ impl Course {
             position: watermark,
             published: watermark,
             trimmed_at: now,
+            is_kept: false,
         }
     }
 
@@ -141,9 +144,14 @@ impl Course {
 
     /// What can be let go of, if anything. The journal may let go of less: of nothing that
     /// somebody still needs. Then it is due again.
-    pub(crate) fn let_go(&self, kept: u64) -> Option<u64> {
+    pub(crate) fn let_go(&mut self, kept: u64) -> Option<u64> {
         let watermark = self.watermark();
-        (watermark > kept).then_some(watermark)
+        (std::mem::take(&mut self.is_kept) || watermark > kept).then_some(watermark)
+    }
+
+    /// The disk did not do it, and may do it next time.
+    pub(crate) fn not_let_go(&mut self) {
+        self.is_kept = true;
     }
 }
 

@@ -110,3 +110,14 @@ fn no_watermark_is_believed_that_cannot_be() {
     course.applied(last, 3, 12, seconds(0));
     assert_eq!(course.watermark(), 9, "late news takes nothing back");
 }
+
+#[test]
+fn what_could_not_be_let_go_is_tried_again_though_nothing_comes() {
+    let (mut course, last) = waiting_for_one();
+    course.applied(last, 12, 12, seconds(0));
+    assert_eq!(course.due(seconds(2), 0, false).trim, Some(12));
+    // The journal knows the watermark, and could not do what follows from it.
+    course.not_let_go();
+    assert_eq!(course.due(seconds(4), 12, false).trim, Some(12));
+    assert_eq!(course.due(seconds(6), 12, false).trim, None, "all is gone");
+}
