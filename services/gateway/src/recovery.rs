@@ -43,8 +43,9 @@ const ROUNDS_MAX: u32 = 16;
 /// Between two looks at the figures.
 const FIGURES_PERIOD: Duration = Duration::from_millis(200);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A gateway that has just died still looks alive for 5 seconds.
-const ALIVE_MAX: Duration = Duration::from_secs(8);
+/// A gateway that has just died looks alive until its leases are orphaned: for 30 seconds, unless
+/// the wallet is told otherwise.
+const ALIVE_MAX: Duration = Duration::from_secs(35);
 
 /// How far the recovery of a directory has come: sums over its journals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
