@@ -216,21 +216,42 @@ impl Host {
     }
 
     /// Runs a task until it ends or the host stops; stopping waits for it.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the one place that spawns: named, tracked"
-    )]
     pub fn spawn<F, Fut>(&self, name: &'static str, task: F)
     where
         F: FnOnce(Stop) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
     {
-        let service = self.name;
-        let work = task(self.stop.clone());
+        self.track(name, task(self.stop.clone()), |_| {});
+    }
+
+    /// As [`Host::spawn`], for a task without which the process only seems to be alive: when it
+    /// dies, the process ends with an error, and whoever supervises it begins another life.
+    pub fn spawn_vital<F, Fut>(&self, name: &'static str, task: F)
+    where
+        F: FnOnce(Stop) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.track(name, task(self.stop.clone()), |host| {
+            host.fail("a task has died that nothing goes on without");
+        });
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the one place that spawns: named, tracked"
+    )]
+    fn track(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+        died: impl FnOnce(&Self) + Send + 'static,
+    ) {
+        let host = self.clone();
         self.tasks.spawn(async move {
             let handle = tokio::spawn(work);
             if let Err(error) = handle.await {
-                tracing::error!(service, task = name, %error, "a task has died");
+                tracing::error!(service = host.name, task = name, %error, "a task has died");
+                died(&host);
             }
         });
     }
@@ -269,10 +290,11 @@ impl Host {
         }
     }
 
-    /// Applies the stream of usage with this service's consumer.
+    /// Applies the stream of usage with this service's consumer. The journals of all gateways wait
+    /// for it.
     pub fn consume<A: Apply>(&self, consumer: A) {
         let host = self.clone();
-        self.spawn("consume-usage", move |stop| {
+        self.spawn_vital("consume-usage", move |stop| {
             consume::run(host, consumer, stop)
         });
     }

@@ -10,6 +10,7 @@ use crate::{
     batch::{self, Ranges},
     config::Variables,
     follow,
+    node::{Node, Settings},
     secrets::Succession,
     trace::{format_traceparent, parse_traceparent},
 };
@@ -286,4 +287,27 @@ fn an_event_that_failed_rests_longer_each_time_up_to_a_bound() {
     assert_eq!([1, 2, 3].map(millis), [100, 200, 400]);
     assert_eq!([0, -1].map(millis), [100, 100], "what a server may say");
     assert_eq!([8, 100, i64::MAX].map(millis), [10_000, 10_000, 10_000]);
+}
+
+#[tokio::test]
+async fn a_process_ends_when_a_task_dies_that_it_is_worth_nothing_without() {
+    let token = "0123456789abcdef0123456789abcdef";
+    let mut variables = variables(&[
+        ("NATS_URL", "nats://127.0.0.1:1"),
+        ("TOLLGATE_SERVICE_TOKEN", token),
+        ("TOLLGATE_OPERATOR_TOKEN", token),
+        ("TOLLGATE_GRPC_LISTEN", "127.0.0.1:0"),
+        ("TOLLGATE_OPS_LISTEN", "127.0.0.1:0"),
+        ("OTEL_SDK_DISABLED", "true"),
+        ("RUST_LOG", "off"),
+    ]);
+    let settings = Settings::read(&mut variables, &["gateway"], &[]);
+    let mut node = Node::connect(settings, &["gateway"]).await.expect("a node");
+    let host = node.host("gateway").expect("a host");
+    host.spawn_vital("dies", |_| async { panic!("as a bug would") });
+    let served = node.serve(std::future::pending()).await;
+    let why = served
+        .expect_err("it does not live on half dead")
+        .to_string();
+    assert!(why.contains("a service has given up"), "{why}");
 }

@@ -318,7 +318,7 @@ impl Life {
     /// The disk fails.
     pub fn close_spent(&mut self, now: Duration) -> Result<(), Error> {
         for lease in self.desk.open() {
-            if lease.is_spent() && lease.claim_close() {
+            if lease.claim_close() {
                 self.own.close(lease.id, now, || lease.cum())?;
                 self.desk.closed(&lease);
             }

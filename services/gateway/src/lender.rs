@@ -2,6 +2,8 @@
 //! and `desk` decides.
 
 pub(crate) mod desk;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::{
@@ -58,8 +60,9 @@ pub(crate) struct Lender {
     name: String,
     accounts: papaya::HashMap<Owner, Arc<Account>>,
     desk: Desk,
-    /// Requests whose answer has not come: the wallet may have lent. Asked again with the same
-    /// nonce, so that an owner who calls no more does not keep what he was lent.
+    /// Requests whose answer has not come, or is not in the journal: the wallet may have lent. They
+    /// are asked again with the same nonce, before anything else is asked for the same owner, and
+    /// in the background for one who calls no more. Who has the account's turn may change them.
     unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
     /// Gateways that the wallet hears of, as it said last.
     live_gateways: AtomicU32,
@@ -182,22 +185,35 @@ impl Lender {
             return Err(refusal);
         }
         let missing = credits.saturating_sub(in_hand);
-        let lent = self.lend(account, missing).await?;
-        self.accept(account, lent, 0).await
+        self.obtain(account, self.request(account, missing), 0)
+            .await
     }
 
     /// One acquisition, for a call that needs `credits` or, with 0, for those to come. The caller
-    /// holds the account's turn.
+    /// holds the account's turn. `None`: there may be news in hand, and the wallet may have more.
     async fn acquire(&self, account: &Account, credits: i64) -> Result<Option<Hold>, Refusal> {
-        let lent = self.lend(account, credits).await?;
-        self.accept(account, lent, credits).await
-    }
-
-    /// What the wallet lends, at least so many credits.
-    async fn lend(&self, account: &Account, credits: i64) -> Result<wire::Lease, Refusal> {
         if self.desk.is_ended() {
             return Err(Refusal::Draining);
         }
+        // The wallet may have lent for it already: what it says of another request before that is
+        // known would be less by as much.
+        if let Some(lost) = self.unanswered(account.owner) {
+            let found = self.obtain(account, lost, credits).await;
+            if found.is_ok() || self.unanswered(account.owner).is_some() {
+                return found;
+            }
+        }
+        self.obtain(account, self.request(account, credits), credits)
+            .await
+    }
+
+    /// What was asked for an owner and not answered.
+    fn unanswered(&self, owner: Owner) -> Option<wire::AcquireRequest> {
+        self.unanswered.pin().get(&owner).cloned()
+    }
+
+    /// A request to be lent at least so many credits.
+    fn request(&self, account: &Account, credits: i64) -> wire::AcquireRequest {
         let minimum = credits.max(1);
         let per_call = minimum.max(account.per_call());
         let little = per_call.saturating_mul(LEASE_CALLS_MIN).min(account.kept());
@@ -212,24 +228,49 @@ impl Lender {
             .max(per_call.saturating_mul(FIRST_CALLS))
             .max(little)
             .clamp(minimum, WANT_MAX.max(minimum));
-        let request = wire::AcquireRequest {
+        wire::AcquireRequest {
             account: Some(wire_account(account)),
             journal_id: self.journal_id().to_string(),
             nonce: self.host.random::<16>().to_vec(),
             want: wanted,
             minimum,
             gateway: self.name.clone(),
+        }
+    }
+
+    /// Asks the wallet, and puts to use what it lends: `credits` of it for the call that asks. The
+    /// request is open until the wallet has refused it or its grant is in the journal, whatever
+    /// ends this before.
+    async fn obtain(
+        &self,
+        account: &Account,
+        request: wire::AcquireRequest,
+        credits: i64,
+    ) -> Result<Option<Hold>, Refusal> {
+        let owner = account.owner;
+        let per_call = request.minimum.max(account.per_call());
+        self.unanswered.pin().insert(owner, request.clone());
+        let answer = match self.ask(request).await {
+            Ok(answer) => answer,
+            Err(status) => {
+                let (code, error) = (status.code(), status.message());
+                tracing::warn!(?code, error, "credits could not be acquired");
+                if is_refusal(&status) {
+                    self.unanswered.pin().remove(&owner);
+                }
+                return Err(Refusal::CreditsUnavailable);
+            }
         };
-        self.unanswered.pin().insert(account.owner, request.clone());
-        let answer = self.ask(request).await.map_err(|status| {
-            let (code, error) = (status.code(), status.message());
-            tracing::warn!(?code, error, "credits could not be acquired");
-            Refusal::CreditsUnavailable
-        })?;
         crash_point!("gateway.lease_reply_received");
-        self.unanswered.pin().remove(&account.owner);
         account.may_keep(self.kept(answer.available, per_call));
-        answer.lease.ok_or(account.owner.exhausted())
+        let taken = match answer.lease {
+            Some(lent) => self.accept(account, lent, credits).await,
+            None => Err(owner.exhausted()),
+        };
+        if !matches!(taken, Err(Refusal::MeteringUnavailable)) {
+            self.unanswered.pin().remove(&owner);
+        }
+        taken
     }
 
     /// How much of a lease stays here without a call, when the wallet has so much left.
@@ -384,6 +425,14 @@ fn wire_account(account: &Account) -> wire::Account {
             }
         }
     }
+}
+
+/// Whether the wallet has judged a request, and would judge it so again.
+fn is_refusal(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        Grpc::InvalidArgument | Grpc::AlreadyExists | Grpc::NotFound | Grpc::PermissionDenied
+    )
 }
 
 fn may_pass(status: &Status) -> bool {

@@ -31,7 +31,7 @@ use crate::{
     journal::{self, Journal, Recovered},
     opened::Opened,
     record,
-    retry::Retry,
+    retry::{Insistence, Retry},
     ship::Shipper,
 };
 
@@ -43,8 +43,9 @@ const ROUNDS_MAX: u32 = 16;
 /// Between two looks at the figures.
 const FIGURES_PERIOD: Duration = Duration::from_millis(200);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A gateway that has just died still looks alive for 5 seconds.
-const ALIVE_MAX: Duration = Duration::from_secs(8);
+/// A gateway that has just died looks alive until its leases are orphaned: for 30 seconds, unless
+/// the wallet is told otherwise.
+const ALIVE_MAX: Duration = Duration::from_secs(35);
 
 /// How far the recovery of a directory has come: sums over its journals.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,21 +97,17 @@ pub async fn recover(
 pub(crate) async fn end(host: Host, channel: Channel, found: Recovered, stop: Stop) {
     let figures = watch::Sender::new(Recovery::default());
     let life = Life::new(&host, channel, &found, &figures, false);
-    let id = life.id;
-    match life.end(&stop).await {
-        Ok(()) => tracing::info!(journal.id = %id, "an earlier journal is settled and removed"),
-        Err(error) if stop.is_requested() => {
+    let mut insistence = Insistence::new(&host, life.id);
+    while let Err(error) = life.end(&stop).await {
+        if !insistence.may_pass(&error, &stop).await {
             tracing::debug!(
                 error = format!("{error:#}"),
                 "recovery goes on at the next start"
             );
+            return;
         }
-        Err(error) => tracing::error!(
-            journal.id = %id,
-            error = format!("{error:#}"),
-            "an earlier journal was not settled; the next start tries again"
-        ),
     }
+    tracing::info!(journal.id = %life.id, "an earlier journal is settled and removed");
 }
 
 /// One journal of an earlier life.
@@ -181,8 +178,7 @@ impl<'a> Life<'a> {
             if owed.is_empty() && !is_first {
                 tell_end(self.host, &self.journal, stop).await?;
                 crash_point!("gateway.journal_ended");
-                let journal = self.journal.clone();
-                self.host.blocking(move || journal.remove()).await??;
+                self.remove(stop).await?;
                 self.figures
                     .send_modify(|all| all.removed = all.removed.saturating_add(1));
                 return Ok(());
@@ -212,6 +208,23 @@ impl<'a> Life<'a> {
         self.figures
             .send_modify(|all| all.records = all.records.saturating_add(ended));
         Ok(())
+    }
+
+    /// Removes the journal, of which nothing can be read from then on: what fails is tried again
+    /// here.
+    async fn remove(&self, stop: &Stop) -> anyhow::Result<()> {
+        let mut retry = Retry::new();
+        loop {
+            let journal = self.journal.clone();
+            let error = match self.host.blocking(move || journal.remove()).await? {
+                Err(error) if !error.is_final() => error,
+                done => return Ok(done?),
+            };
+            if retry.is_first() {
+                tracing::warn!(journal.id = %self.id, %error, "a settled journal cannot go yet");
+            }
+            anyhow::ensure!(retry.pause(stop).await, "stopped before it was removed");
+        }
     }
 
     /// Appends a record that completes the journal, and syncs it; waits for room if there is none.

@@ -2,11 +2,18 @@
 
 use std::time::Duration;
 
-use runtime::Stop;
+use runtime::{Host, Stop};
+use types::JournalId;
+
+use crate::journal;
 
 /// The first wait; each one is twice as long as the one before, up to the longest.
 const WAIT_MIN: Duration = Duration::from_millis(20);
 const WAIT_MAX: Duration = Duration::from_secs(1);
+/// What went well for so long has nothing to do with an earlier failure.
+const WELL_MIN: Duration = Duration::from_secs(60);
+/// The same complaint is not made again before.
+const COMPLAINT_PERIOD: Duration = Duration::from_secs(60);
 
 /// How long to wait before the next attempt.
 #[derive(Debug)]
@@ -32,3 +39,82 @@ impl Retry {
         waited
     }
 }
+
+/// Work on a journal that must not end while the process lives: without it the journal grows until
+/// calls are refused.
+pub(crate) struct Insistence {
+    host: Host,
+    journal: JournalId,
+    retry: Retry,
+    failed_at: Duration,
+    complaint: Complaint,
+}
+
+impl Insistence {
+    pub(crate) fn new(host: &Host, journal: JournalId) -> Self {
+        Self {
+            host: host.clone(),
+            journal,
+            retry: Retry::new(),
+            failed_at: Duration::ZERO,
+            complaint: Complaint::default(),
+        }
+    }
+
+    /// Waits until the work is to be tried again. `false`: `stop` was requested, or the error
+    /// cannot pass. Then the process ends, since the next one looks at the disk anew.
+    pub(crate) async fn may_pass(&mut self, error: &anyhow::Error, stop: &Stop) -> bool {
+        if stop.is_requested() {
+            return false;
+        }
+        let (now, error_text) = (monotonic(&self.host), format!("{error:#}"));
+        if is_final(error) {
+            tracing::error!(journal.id = %self.journal, error = error_text, "a journal is unusable");
+            self.host.fail("a journal can be neither shipped nor ended");
+            return false;
+        }
+        if now.saturating_sub(self.failed_at) > WELL_MIN {
+            self.retry = Retry::new();
+        }
+        if self.complaint.is_due(now) {
+            tracing::error!(
+                journal.id = %self.journal,
+                error = error_text,
+                "a journal is not shipped; trying again"
+            );
+        }
+        let waited = self.retry.pause(stop).await;
+        self.failed_at = monotonic(&self.host);
+        waited
+    }
+}
+
+/// An error of the journal that stays, or a panic: an assertion about it has failed.
+fn is_final(error: &anyhow::Error) -> bool {
+    let journal = error.downcast_ref::<journal::Error>();
+    journal.is_some_and(journal::Error::is_final) || error.is::<tokio::task::JoinError>()
+}
+
+/// Something that is complained of now and then, not each time that it happens.
+#[derive(Debug, Default)]
+pub(crate) struct Complaint(Option<Duration>);
+
+impl Complaint {
+    pub(crate) fn is_due(&mut self, now: Duration) -> bool {
+        let is_due = self
+            .0
+            .is_none_or(|last| now.saturating_sub(last) >= COMPLAINT_PERIOD);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
+/// The clock that patience is measured by.
+pub(crate) fn monotonic(host: &Host) -> Duration {
+    Duration::from_nanos(host.clock().monotonic_nanos())
+}
+
+#[cfg(test)]
+mod tests;

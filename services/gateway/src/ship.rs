@@ -24,7 +24,7 @@ use types::JournalId;
 use self::{course::Course, parcel::Parcel};
 use crate::{
     journal::{Gap, Journal, Recovered},
-    retry::Retry,
+    retry::{Complaint, Retry, monotonic},
 };
 
 /// Between two looks at the journal, so that a message carries what came meanwhile. Nobody is woken
@@ -41,6 +41,7 @@ pub(crate) struct Shipper {
     /// Every record below it is in the stream, or was.
     shipped: watch::Sender<u64>,
     course: Course,
+    complaint: Complaint,
     /// What of the journal is lost, in order.
     gaps: Vec<Gap>,
     /// The life that wrote the journal is over, and a copy of it may be brought to its end
@@ -58,6 +59,7 @@ impl Shipper {
             id,
             shipped,
             course,
+            complaint: Complaint::default(),
             gaps: Vec::new(),
             is_over: false,
         }
@@ -77,10 +79,10 @@ impl Shipper {
         self.course.last()
     }
 
-    /// Ships until `until` says that it is enough.
+    /// Ships until `until` says that it is enough. After an error it may be run again.
     ///
     /// # Errors
-    /// The journal cannot be read.
+    /// The journal cannot be read, or it was stopped.
     pub(crate) async fn run(
         &mut self,
         mut until: impl FnMut(&Journal) -> bool,
@@ -173,13 +175,16 @@ impl Shipper {
         }
     }
 
-    async fn trim(&self, watermark: u64) -> anyhow::Result<()> {
+    async fn trim(&mut self, watermark: u64) -> anyhow::Result<()> {
         let journal = self.journal.clone();
         let trimmed = self.host.blocking(move || journal.trim(watermark)).await?;
         match trimmed {
-            // The watermark counts all the same. It is written with the next step forward.
-            Err(error) if error.is_disk_full() => {
-                tracing::warn!(journal.id = %self.id, %error, "segments cannot go yet");
+            // The watermark counts all the same, and what is not there yet is shipped meanwhile.
+            Err(error) if !error.is_final() => {
+                self.course.not_let_go();
+                if self.complaint.is_due(monotonic(&self.host)) {
+                    tracing::warn!(journal.id = %self.id, %error, "segments cannot go yet");
+                }
             }
             trimmed => trimmed?,
         }
@@ -234,7 +239,5 @@ impl Shipper {
     }
 }
 
-/// The clock that patience is measured by.
-fn monotonic(host: &Host) -> Duration {
-    Duration::from_nanos(host.clock().monotonic_nanos())
-}
+#[cfg(test)]
+mod tests;

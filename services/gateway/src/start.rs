@@ -34,6 +34,7 @@ use crate::{
     pool::{Connector, Limits, Pool, checks::Checks},
     principal::Signer,
     recovery,
+    retry::Insistence,
     ship::Shipper,
     strangers::{self, Strangers},
     sync,
@@ -43,6 +44,8 @@ use crate::{
 const UPKEEP_PERIOD: Duration = Duration::from_millis(4);
 /// Between two heartbeats.
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
+/// Between two rounds of asking again what was not answered.
+const ASK_PERIOD: Duration = Duration::from_secs(1);
 /// Between two looks at whether the gateway may carry calls.
 const READY_POLL: Duration = Duration::from_millis(10);
 
@@ -99,7 +102,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     }
     let shipper = Shipper::new(host, journal.clone(), edge.shipped.clone());
     let (own, ending) = (host.clone(), stops.clone());
-    host.spawn("ship-journal", move |_| {
+    host.spawn_vital("ship-journal", move |_| {
         ship_until(shipper, journal, own, ending)
     });
     let (own, tls, door) = (host.clone(), tls()?, Arc::new(Door::new(host, &config)?));
@@ -195,11 +198,16 @@ fn keep_leases(
     stops: &Stops,
 ) {
     let (own, stop) = (Arc::clone(lender), stops.background.clone());
-    host.spawn("answer-recalls", move |_| own.answer_recalls(stop));
+    host.spawn_vital("answer-recalls", move |_| own.answer_recalls(stop));
     let own = Arc::clone(lender);
     host.spawn("renew-leases", move |stop| own.renew(renewals, stop));
+    let own = Arc::clone(lender);
+    host.every("ask-again", ASK_PERIOD, move || {
+        let own = Arc::clone(&own);
+        async move { own.ask_again().await }
+    });
     let (own, stop) = (Arc::clone(lender), stops.background.clone());
-    host.spawn("heartbeat", move |_| heartbeat(own, stop));
+    host.spawn_vital("heartbeat", move |_| heartbeat(own, stop));
 }
 
 /// What is stopped after the last call.
@@ -263,8 +271,13 @@ async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: S
     } = stops;
     let done =
         |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
+    let mut insistence = Insistence::new(&host, JournalId::new(journal.id()));
     let ended = async {
-        shipper.run(done, &drained).await?;
+        while let Err(error) = shipper.run(done, &drained).await {
+            if !insistence.may_pass(&error, &drained).await {
+                return Err(error);
+            }
+        }
         if retired.load(Ordering::Acquire) {
             recovery::tell_end(&host, &journal, &drained).await?;
             host.blocking(move || journal.remove()).await??;
@@ -288,6 +301,7 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().name("journal-upkeep".to_owned());
     let (clock, host) = (host.clock(), host.clone());
     thread.spawn(move || {
+        let _mourner = Mourner(host.clone());
         let mut failing = false;
         while !stop.is_requested() {
             let now_ms = u64::try_from(clock.now().as_millisecond()).unwrap_or(0);
@@ -319,6 +333,17 @@ fn upkeep(host: &Host, edge: Arc<Edge>, stop: Stop) -> anyhow::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Ends the process when its thread dies: nobody would sync the journal any more.
+struct Mourner(Host);
+
+impl Drop for Mourner {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail("the thread has died that syncs the journal");
+        }
+    }
 }
 
 /// Tells those who wait for the disk how far it has come.

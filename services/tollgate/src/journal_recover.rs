@@ -20,9 +20,11 @@ pub(crate) const EXAMPLE: &str = "Example:
 Locks the directory, tells the wallet that nothing may be lent to these journals any more, writes
 the final count of each open lease, ships what consumers lack, waits until all have applied it, and
 removes each journal then. It may be stopped or killed and run again, and run on a copy: a record
-counts once. A directory that a gateway holds is refused. The running `tollgate dev` is found by
---data; any other system by NATS_URL, TOLLGATE_WALLET_GRPC_URL, TOLLGATE_USAGE_INGEST_GRPC_URL, and
-TOLLGATE_OPERATOR_TOKEN or TOLLGATE_SERVICE_TOKEN.";
+counts once. A directory that a gateway holds is refused. A journal waits until the wallet has not
+heard of its gateway for 30 seconds (TOLLGATE_WALLET_ORPHAN_SECONDS): one that is cut off serves on.
+The running `tollgate dev` is found by --data; any other system by NATS_URL,
+TOLLGATE_WALLET_GRPC_URL, TOLLGATE_USAGE_INGEST_GRPC_URL, and TOLLGATE_OPERATOR_TOKEN or
+TOLLGATE_SERVICE_TOKEN.";
 
 pub(crate) async fn run(dir: PathBuf, system: &System, output: &Output) -> Result {
     if !dir.is_dir() {

@@ -1,10 +1,10 @@
 //! What happens without anybody asking: silent gateways, lost leases, figures.
 
-use jiff::{SignedDuration, Timestamp};
 use runtime::Clock;
 
 use crate::{
     config::Config,
+    domain::before,
     error::Result,
     metrics::Metrics,
     store::{Standing, Store},
@@ -114,11 +114,6 @@ impl Background {
         }
         Ok(())
     }
-}
-
-fn before(now: Timestamp, age: std::time::Duration) -> Timestamp {
-    let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
-    now.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 fn error_chain(error: crate::error::Error) -> String {

@@ -16,7 +16,9 @@ pub(crate) use epoch::{Epoch, TEST_CREDITS};
 pub(crate) use failover::{Lent, Told, is_awaited, is_forgotten, made_at, may_be_lost};
 #[cfg(test)]
 pub(crate) use lending::size;
-pub(crate) use lending::{Ask, Decision, Report, Situation, alive_since, decide};
+pub(crate) use lending::{
+    Ask, Decision, Report, Situation, alive_since, before, decide, kept_since,
+};
 pub(crate) use low::{Fallen, Level};
 pub(crate) use quota::{Quota, permits};
 pub(crate) use settlement::{Batch, Spend, claims};

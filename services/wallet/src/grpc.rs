@@ -2,6 +2,8 @@
 
 mod wire;
 
+use std::time::Duration;
+
 use proto::{
     convert::{page, page_of, parse_id, status, timestamp},
     wallet::v1::{self as message, wallet_service_server::WalletService},
@@ -41,6 +43,8 @@ pub(crate) struct Service {
     pub(crate) recall: Recall,
     pub(crate) clock: Clock,
     pub(crate) ids: Ids,
+    /// Silence after which a journal's leases are orphaned.
+    pub(crate) orphan: Duration,
 }
 
 impl Service {
@@ -135,7 +139,10 @@ impl WalletService for Service {
         let it = request.into_inner();
         let journal = parse_id("journal_id", &it.journal_id)?;
         let now = self.clock.now();
-        let open = self.store.retire(journal, it.unless_alive, now).await?;
+        let kept_since = it
+            .unless_alive
+            .then(|| domain::kept_since(now, self.orphan));
+        let open = self.store.retire(journal, kept_since, now).await?;
         let leases = open.iter().map(|lease| lease_to_wire(lease, now)).collect();
         Ok(Response::new(message::RetireJournalResponse { leases }))
     }

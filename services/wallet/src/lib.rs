@@ -62,6 +62,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
             recall: events::Recall::new(host.nats()),
             clock: host.clock(),
             ids: host.ids(),
+            orphan: config.orphan,
         }),
         GATEWAY_METHODS,
     );

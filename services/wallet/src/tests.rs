@@ -405,3 +405,16 @@ fn a_repeated_reply_opens_no_ended_lease() {
         "permits are for one period"
     );
 }
+
+#[test]
+fn a_gateway_that_is_cut_off_keeps_its_journal_until_its_leases_are_orphaned() {
+    let seconds = |n| std::time::Duration::from_secs(n);
+    let may_take_over = |silence, orphan| {
+        let heard = before(NOON, seconds(silence));
+        heard < kept_since(NOON, seconds(orphan))
+    };
+    assert!(!may_take_over(6, 30) && !may_take_over(30, 30));
+    assert!(may_take_over(31, 30));
+    // However soon leases are orphaned, who is alive is left alone.
+    assert!(!may_take_over(5, 1) && may_take_over(6, 1));
+}

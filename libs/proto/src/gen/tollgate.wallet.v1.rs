@@ -145,8 +145,8 @@ pub struct RetireJournalRequest {
     /// `jrn_…`
     #[prost(string, tag = "1")]
     pub journal_id: ::prost::alloc::string::String,
-    /// Refuse (ALREADY_EXISTS) while a heartbeat of the journal is younger than 5 seconds: the caller
-    /// may hold a copy of a directory whose owner lives.
+    /// Refuse (ALREADY_EXISTS) until the journal was silent for so long that its leases are orphaned: the
+    /// caller may hold a copy of a directory whose owner lives, cut off from the wallet.
     #[prost(bool, tag = "2")]
     pub unless_alive: bool,
 }

@@ -91,6 +91,14 @@ impl Error {
         }
     }
 
+    /// Whether trying again in this life is in vain: the next one looks at the disk anew.
+    pub fn is_final(&self) -> bool {
+        !matches!(
+            self,
+            Self::Io { .. } | Self::Full | Self::InUse { .. } | Self::Locked { .. }
+        )
+    }
+
     /// Whether the disk or a quota on it is full: this may pass.
     pub fn is_disk_full(&self) -> bool {
         match self {

@@ -330,7 +330,8 @@ impl Journal {
     }
 
     /// Deletes the journal, provided all of it was applied and nobody holds a reservation;
-    /// damaged segments are set aside as `jrn_….quarantined`. Blocks.
+    /// damaged segments are set aside as `jrn_….quarantined`. What fails may be tried again.
+    /// Blocks.
     pub fn remove(&self) -> Result<()> {
         self.log.remove()
     }

@@ -310,7 +310,29 @@ impl Log {
 
     pub(super) fn remove(&self) -> Result<()> {
         let mut upkeep = self.upkeep.lock();
-        not_removed(&upkeep)?;
+        // One that failed on its way goes on where it was.
+        if !upkeep.is_removed {
+            self.end(&mut upkeep)?;
+        }
+        if !self.dir.exists() {
+            let done = self.root.disk.sync_directory(&self.root.dir);
+            return done.map_err(Error::io("sync", &self.root.dir));
+        }
+        loop {
+            let spare = self.appender.lock().spares.front().cloned();
+            let Some(spare) = spare else { break };
+            self.unlink(&spare)?;
+            self.appender.lock().spares.pop_front();
+        }
+        self.save_watermark(self.watermark())?;
+        while !self.runs.read().is_empty() {
+            self.unlink_first()?;
+        }
+        remove_directory(&self.root, &self.dir)
+    }
+
+    /// Nothing is written to it any more: everything was applied.
+    fn end(&self, upkeep: &mut Upkeep) -> Result<()> {
         let (watermark, next_seq) = (self.watermark(), self.next_seq());
         if watermark < next_seq {
             return Err(Error::InUse {
@@ -334,15 +356,7 @@ impl Log {
             });
         }
         upkeep.is_removed = true;
-        let spares: Vec<_> = self.appender.lock().spares.drain(..).collect();
-        for spare in spares {
-            self.unlink(&spare)?;
-        }
-        self.save_watermark(watermark)?;
-        while !self.runs.read().is_empty() {
-            self.unlink_first()?;
-        }
-        remove_directory(&self.root, &self.dir)
+        Ok(())
     }
 }
 

@@ -194,9 +194,11 @@ impl Lease {
         self.is_draining() && self.held.load(Ordering::SeqCst) == 0
     }
 
-    /// True for the first caller; the final count is written once.
+    /// True for one caller, once nothing will ever be spent from it again: the final count is
+    /// written once. Who has the claim looks no second time: a call that comes too late is among
+    /// the held for a moment, before it sees that the lease drains.
     pub(crate) fn claim_close(&self) -> bool {
-        !self.closed.swap(true, Ordering::AcqRel)
+        self.is_spent() && !self.closed.swap(true, Ordering::AcqRel)
     }
 
     /// Takes the claim back: the final count could not be written.

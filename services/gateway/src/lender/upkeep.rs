@@ -2,15 +2,14 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use proto::{
     events::v1::{RecallRequest, RecallResponse, Record, RecordKind},
     wallet::v1 as wire,
 };
 use runtime::{Stop, crash_point};
-use tonic::{Code as Grpc, Status};
-use types::LeaseId;
+use types::{LeaseId, Refusal};
 
 use super::{
     ATTEMPT_TIMEOUT, Lender,
@@ -23,16 +22,10 @@ use crate::lease::{Account, Lease, Owner};
 const IDLE_TICKS: u64 = 10;
 /// Final counts under way at once: they share what the disk takes its time for.
 const CLOSED_AT_ONCE: usize = 64;
+/// Unanswered requests that are asked again at once: one that takes its time keeps few waiting.
+const ASKED_AT_ONCE: usize = 16;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
-
-/// Whether the wallet has judged a request, and would judge it so again.
-fn is_refusal(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Grpc::InvalidArgument | Grpc::AlreadyExists | Grpc::NotFound | Grpc::PermissionDenied
-    )
-}
 
 impl Lender {
     /// Reports all leases, gives back what is idle, and closes what is to be closed.
@@ -44,45 +37,37 @@ impl Lender {
         }
         self.desk.end_periods(self.monotonic_micros());
         self.report().await;
-        if !self.desk.is_behind() {
-            self.ask_again().await;
-        }
         self.close_spent().await;
     }
 
     /// Learns what became of requests that were never answered. What was lent is in hand then, and
     /// goes back like everything that is idle.
-    async fn ask_again(&self) {
-        let lost: Vec<(Owner, wire::AcquireRequest)> = {
-            let unanswered = self.unanswered.pin();
-            unanswered
-                .iter()
-                .map(|(owner, request)| (*owner, request.clone()))
-                .collect()
+    pub(crate) async fn ask_again(&self) {
+        if self.desk.is_behind() {
+            return; // the wallet is out of reach
+        }
+        let lost: Vec<Owner> = self.unanswered.pin().keys().copied().collect();
+        let asked = futures_util::stream::iter(lost.into_iter().map(Ok));
+        let asked = asked.try_for_each_concurrent(ASKED_AT_ONCE, |owner| self.ask_again_for(owner));
+        if asked.await.is_err() {
+            tracing::debug!("requests for credits stay unanswered");
+        }
+    }
+
+    /// # Errors
+    /// There is no answer, so there is none for others either; or the journal is full.
+    async fn ask_again_for(&self, owner: Owner) -> Result<(), Refusal> {
+        let account = self.account(owner);
+        // Whoever has the turn is asking already.
+        let Ok(_turn) = account.turn.try_lock() else {
+            return Ok(());
         };
-        for (owner, request) in lost {
-            let account = self.account(owner);
-            // Whoever has the turn is asking already.
-            let Ok(_turn) = account.turn.try_lock() else {
-                continue;
-            };
-            let answer = match self.ask(request).await {
-                Ok(answer) => answer,
-                // The wallet is out of reach for everybody.
-                Err(status) if !is_refusal(&status) => return,
-                // Nothing was lent, nor will be: others wait behind this one.
-                Err(status) => {
-                    let (code, error) = (status.code(), status.message());
-                    tracing::warn!(?code, error, "a request for credits was refused");
-                    wire::AcquireResponse::default()
-                }
-            };
-            self.unanswered.pin().remove(&owner);
-            if let Some(lent) = answer.lease
-                && let Err(refusal) = self.accept(&account, lent, 0).await
-            {
-                tracing::debug!(code = refusal.as_str(), "a late grant was not taken");
-            }
+        let Some(request) = self.unanswered(owner) else {
+            return Ok(());
+        };
+        match self.obtain(&account, request, 0).await {
+            Err(refusal) if self.unanswered(owner).is_some() => Err(refusal),
+            _ => Ok(()),
         }
     }
 
@@ -150,17 +135,13 @@ impl Lender {
     async fn close_spent(&self) {
         let _closing = self.closing.lock().await;
         futures_util::stream::iter(self.desk.open())
-            .filter(|lease| std::future::ready(lease.is_spent()))
+            .filter(|lease| std::future::ready(lease.claim_close()))
             .for_each_concurrent(CLOSED_AT_ONCE, |lease| self.close(lease))
             .await;
     }
 
-    /// Writes the final count of a lease.
+    /// Writes the final count of a lease that is claimed for it.
     async fn close(&self, lease: Arc<Lease>) {
-        assert!(lease.is_spent(), "a lease is closed when nothing is held");
-        if !lease.claim_close() {
-            return;
-        }
         let id = lease.id;
         let record = Record {
             kind: RecordKind::Close.into(),

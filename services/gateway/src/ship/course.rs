@@ -3,16 +3,17 @@
 //!
 //! - What was published moves the position, never the end of what is kept.
 //! - What is let go lies below the lowest watermark of the durable consumers.
-//! - What stays unapplied without any progress is shipped again from there, ever more rarely.
+//! - What a consumer lacks while it makes no progress is shipped again, ever more rarely: what
+//!   others have applied meanwhile is no news of it.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use runtime::USAGE_CONSUMERS;
 
-/// Unapplied records are shipped again after so long without progress, at first. Each time that
-/// it does not help doubles the wait: a consumer that is away for an hour does not get its backlog
-/// a thousand times.
-const RESHIP_MIN: Duration = Duration::from_secs(3);
+/// What a consumer lacks is shipped again after so long without progress of its own, at first. Each
+/// time that it does not help doubles the wait: a consumer that is away for an hour does not get
+/// its backlog a thousand times.
+const RESHIP_MIN: Duration = Duration::from_secs(10);
 const RESHIP_MAX: Duration = Duration::from_secs(300);
 /// Watermarks are written and segments let go so often.
 const TRIM_PERIOD: Duration = Duration::from_secs(1);
@@ -20,14 +21,24 @@ const TRIM_PERIOD: Duration = Duration::from_secs(1);
 /// One journal on its way out.
 #[derive(Debug)]
 pub(crate) struct Course {
-    /// How far each consumer has come.
-    marks: BTreeMap<&'static str, u64>,
-    /// Everything below it was published, at least once.
+    marks: BTreeMap<&'static str, Mark>,
+    /// The number of the next record to be published.
     position: u64,
-    /// The present patience, and the moments it and the trimming are counted from.
-    patience: Duration,
-    progress_at: Duration,
+    /// Everything below it was published, at least once.
+    published: u64,
     trimmed_at: Duration,
+    /// What could be let go is still there.
+    is_kept: bool,
+}
+
+/// How far a consumer has come.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    /// It has applied everything below.
+    applied: u64,
+    /// Its present patience, and the moment that is counted from.
+    patience: Duration,
+    since: Duration,
 }
 
 /// What is to be done now.
@@ -43,27 +54,29 @@ impl Course {
     /// Begins where an earlier life left off. `now` is the time of a monotonic clock, as in all
     /// that follows.
     pub(crate) fn new(watermark: u64, now: Duration) -> Self {
-        Self {
-            marks: USAGE_CONSUMERS
-                .iter()
-                .map(|name| (*name, watermark))
-                .collect(),
-            position: watermark,
+        let mark = Mark {
+            applied: watermark,
             patience: RESHIP_MIN,
-            progress_at: now,
+            since: now,
+        };
+        Self {
+            marks: USAGE_CONSUMERS.iter().map(|name| (*name, mark)).collect(),
+            position: watermark,
+            published: watermark,
             trimmed_at: now,
+            is_kept: false,
         }
     }
 
     /// Who has applied least, and all below which number.
     pub(crate) fn last(&self) -> (&'static str, u64) {
-        let last = self.marks.iter().min_by_key(|(_, mark)| **mark);
-        last.map_or(("", 0), |(consumer, mark)| (*consumer, *mark))
+        let last = self.marks.iter().min_by_key(|(_, mark)| mark.applied);
+        last.map_or(("", 0), |(consumer, mark)| (*consumer, mark.applied))
     }
 
     /// The lowest watermark: everything below is applied everywhere.
     pub(crate) fn watermark(&self) -> u64 {
-        self.marks.values().copied().min().unwrap_or(0)
+        self.last().1
     }
 
     /// The number of the next record to be published.
@@ -74,6 +87,7 @@ impl Course {
     /// The stream has acknowledged everything up to `next`, which says nothing of consumers.
     pub(crate) fn published(&mut self, next: u64) {
         self.position = next;
+        self.published = self.published.max(next);
     }
 
     /// A consumer says that it has applied everything below `watermark`; `written` is the number
@@ -84,27 +98,21 @@ impl Course {
             return;
         }
         if let Some(mark) = self.marks.get_mut(consumer)
-            && *mark < watermark
+            && mark.applied < watermark
         {
-            *mark = watermark;
-            self.progress_at = now;
+            mark.applied = watermark;
+            mark.since = now;
         }
     }
 
     /// What is due, when everything below `kept` is gone. `in_haste`: each step forward is let go
     /// at once, since the end is near.
     pub(crate) fn due(&mut self, now: Duration, kept: u64, in_haste: bool) -> Due {
-        let caught_up = self.watermark() >= self.position;
-        let mut due = Due::default();
-        if caught_up {
-            self.progress_at = now;
-            self.patience = RESHIP_MIN;
-        } else if now.saturating_sub(self.progress_at) > self.patience {
-            self.progress_at = now;
-            self.patience = self.patience.saturating_mul(2).min(RESHIP_MAX);
-            self.position = self.watermark();
-            due.reship = Some(self.position);
-        }
+        let mut due = Due {
+            reship: self.reship(now),
+            trim: None,
+        };
+        let caught_up = self.watermark() >= self.published;
         if now.saturating_sub(self.trimmed_at) > TRIM_PERIOD || (caught_up && in_haste) {
             self.trimmed_at = now;
             due.trim = self.let_go(kept);
@@ -112,11 +120,38 @@ impl Course {
         due
     }
 
+    /// Goes back to the first record that a consumer has waited for too long.
+    fn reship(&mut self, now: Duration) -> Option<u64> {
+        let published = self.published;
+        for mark in self.marks.values_mut() {
+            if mark.applied >= published {
+                (mark.patience, mark.since) = (RESHIP_MIN, now);
+            }
+        }
+        let waits_too_long = |mark: &&Mark| now.saturating_sub(mark.since) > mark.patience;
+        let late = self.marks.values().filter(waits_too_long);
+        let from = late.map(|mark| mark.applied).min()?;
+        // Who lacks something behind it gets that too: once is enough.
+        for mark in self.marks.values_mut() {
+            if (from..published).contains(&mark.applied) {
+                mark.patience = mark.patience.saturating_mul(2).min(RESHIP_MAX);
+                mark.since = now;
+            }
+        }
+        self.position = from;
+        Some(from)
+    }
+
     /// What can be let go of, if anything. The journal may let go of less: of nothing that
     /// somebody still needs. Then it is due again.
-    pub(crate) fn let_go(&self, kept: u64) -> Option<u64> {
+    pub(crate) fn let_go(&mut self, kept: u64) -> Option<u64> {
         let watermark = self.watermark();
-        (watermark > kept).then_some(watermark)
+        (std::mem::take(&mut self.is_kept) || watermark > kept).then_some(watermark)
+    }
+
+    /// The disk did not do it, and may do it next time.
+    pub(crate) fn not_let_go(&mut self) {
+        self.is_kept = true;
     }
 }
 

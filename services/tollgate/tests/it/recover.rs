@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use rustix::process::Signal;
@@ -27,6 +28,7 @@ async fn f18_the_journals_of_a_dead_gateway_are_settled_once_whoever_recovers_th
     signal(bus, Signal::STOP);
     call(&stack, &key, 20).await;
     a_held_directory_is_refused(&stack);
+    let stopped = Instant::now();
     let volume = lose_the_gateway(&stack, "volume");
     let copy = stack.data().join("copy");
     copy_tree(&volume, &copy);
@@ -35,6 +37,9 @@ async fn f18_the_journals_of_a_dead_gateway_are_settled_once_whoever_recovers_th
     // Killed between the final counts of its leases, then run again.
     let died = recover(&stack, &volume, Some("gateway.close_written:2"));
     assert!(!died.status.success(), "{}", text(&died));
+    // For all the wallet knew, it could have been cut off and served from its leases.
+    let silence = stopped.elapsed();
+    assert!(silence > Duration::from_secs(29), "{silence:?}");
     let done = recover(&stack, &volume, None);
     let summary = summary(&done);
     println!("recovered by the second run: {summary}");

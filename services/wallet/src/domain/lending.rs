@@ -1,5 +1,7 @@
 //! How much is lent, and what comes back.
 
+use std::time::Duration;
+
 use jiff::{SignedDuration, Timestamp};
 use types::{Credits, JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, lease_part};
 
@@ -106,12 +108,24 @@ pub(crate) fn decide(
 }
 
 /// A journal counts as live when its last heartbeat is no older.
-const LIVE_SECONDS: i64 = 5;
+const LIVE_SECONDS: u64 = 5;
 
 /// Who was heard of since then is alive.
 pub(crate) fn alive_since(now: Timestamp) -> Timestamp {
-    now.checked_sub(SignedDuration::from_secs(LIVE_SECONDS))
-        .unwrap_or(Timestamp::MIN)
+    before(now, Duration::from_secs(LIVE_SECONDS))
+}
+
+/// Whose owner was heard of since then may not be taken over from a copy: by design it serves from
+/// its leases while it is cut off, and what it records after a takeover is never settled. It keeps
+/// its journal for as long as its leases are not orphaned.
+pub(crate) fn kept_since(now: Timestamp, orphan: Duration) -> Timestamp {
+    before(now, orphan).min(alive_since(now))
+}
+
+/// The moment so long ago.
+pub(crate) fn before(now: Timestamp, age: Duration) -> Timestamp {
+    let age = SignedDuration::try_from(age).unwrap_or(SignedDuration::MAX);
+    now.checked_sub(age).unwrap_or(Timestamp::MIN)
 }
 
 impl Book {

@@ -94,12 +94,12 @@ impl Store {
 
     /// Ends a journal for good and returns its open leases: what they still hold comes back by
     /// their final counts only. The lock excludes every [`Store::acquire`] of the journal, so none
-    /// can lend after this has answered. With `unless_alive`, a journal that is heard of is left
-    /// alone.
+    /// can lend after this has answered. A journal that was heard of since `unless_heard_since` is
+    /// left alone.
     pub(crate) async fn retire(
         &self,
         journal: JournalId,
-        unless_alive: bool,
+        unless_heard_since: Option<Timestamp>,
         now: Timestamp,
     ) -> Result<Vec<Lease>> {
         let mut tx = runtime::begin(&self.pool).await?;
@@ -120,11 +120,11 @@ impl Store {
              where id = $1
                for update"#,
             journal.uuid(),
-            alive_since(now).to_sqlx() as _,
+            unless_heard_since.unwrap_or(now).to_sqlx() as _,
         )
         .fetch_one(&mut *tx)
         .await?;
-        if unless_alive && is_alive {
+        if unless_heard_since.is_some() && is_alive {
             return Err(Error::JournalAlive { journal });
         }
         sqlx::query!(

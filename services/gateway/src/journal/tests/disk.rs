@@ -16,6 +16,7 @@ const SECTOR_BYTES: usize = 512;
 pub(crate) struct TestDisk {
     pub(super) is_full: AtomicBool,
     pub(super) fails_sync: AtomicBool,
+    pub(crate) fails_unlink: AtomicBool,
     pub(super) syncs: AtomicU64,
     /// Keeps what was synced, for [`TestDisk::lose_power`].
     pub(crate) remembers: AtomicBool,
@@ -103,6 +104,9 @@ impl Disk for TestDisk {
     }
 
     fn unlink(&self, path: &Path) -> io::Result<()> {
+        if self.fails_unlink.load(Ordering::SeqCst) {
+            return Err(io::Error::from_raw_os_error(5)); // EIO
+        }
         self.note("unlink", path);
         self.durable.lock().remove(path);
         SystemDisk.unlink(path)

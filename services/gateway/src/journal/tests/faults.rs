@@ -38,6 +38,39 @@ fn a_full_disk_refuses_reservations_and_heals() {
     assert!(!journal.is_failed());
 }
 
+/// A disk that removes nothing for a while.
+#[test]
+fn what_the_disk_did_not_remove_is_removed_later() {
+    let rig = Rig::new();
+    let (journal, _) = rig.open(1);
+    let bytes = journal.stats().bytes;
+    while journal.stats().bytes < 2 * bytes {
+        append(&journal, RECORD_BYTES_MAX);
+        journal.maintain(NOW_MS).expect("room");
+    }
+    let full = journal.stats().bytes;
+    let does_pass = |done: crate::journal::Result<()>| {
+        let error = done.expect_err("the disk fails");
+        assert!(!error.is_final() && !error.is_disk_full(), "{error}");
+    };
+    rig.disk.fails_unlink.store(true, Ordering::SeqCst);
+    does_pass(journal.trim(journal.next_seq()));
+    assert_eq!(journal.stats().bytes, full);
+    rig.disk.fails_unlink.store(false, Ordering::SeqCst);
+    journal.trim(journal.next_seq()).expect("trimmed");
+    assert!(journal.stats().bytes < full);
+
+    rig.disk.fails_unlink.store(true, Ordering::SeqCst);
+    does_pass(journal.remove());
+    assert!(journal.reserve().is_none(), "it is over all the same");
+    does_pass(journal.remove());
+    rig.disk.fails_unlink.store(false, Ordering::SeqCst);
+    journal.remove().expect("removed");
+    assert!(!rig.journal_dir(1).exists());
+    assert_eq!(journal.stats().bytes, 0);
+    journal.remove().expect("nothing is left to do");
+}
+
 /// Calls take what they can. What ends the journal has room all the same, in this life and the
 /// next.
 #[test]

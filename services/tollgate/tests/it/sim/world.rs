@@ -321,8 +321,8 @@ impl World {
         }
     }
 
-    /// Asks the wallet for credits, once at a time for each payer. An unanswered request is
-    /// repeated with its nonce.
+    /// Asks the wallet for credits, once at a time for each payer. As in the product, what is
+    /// unanswered is repeated with its nonce before anything else is asked.
     pub(super) fn ask(&mut self, index: usize, payer: Payer, minimum: i64, again: bool) {
         let nonce = u128::from(self.dice.next()).to_be_bytes();
         let want = minimum * self.dice.between(1, 6);

@@ -1,0 +1,288 @@
+//! The lender against a wallet that answers by hand.
+#![expect(
+    clippy::arithmetic_side_effects,
+    reason = "a test that is wrong about its own data may panic"
+)]
+
+use std::{
+    collections::BTreeMap,
+    future::{Ready, ready},
+    sync::atomic::{AtomicBool, AtomicUsize},
+};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use parking_lot::Mutex;
+use prost::Message;
+use tempfile::TempDir;
+use tower::util::BoxCloneSyncService;
+use types::OrgId;
+use uuid::Uuid;
+
+use super::*;
+use crate::tests::rig;
+
+/// No test waits longer.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Before a gRPC message: a flag and its length.
+const PREFIX_BYTES: usize = 5;
+
+/// One wallet, which lends what is needed and not more, all by one lease.
+#[derive(Default)]
+struct Wallet {
+    available: i64,
+    granted_cum: i64,
+    /// The first one is the lease's id too.
+    nonces: Vec<Vec<u8>>,
+}
+
+/// Wallets by their owners, with so many credits each.
+struct Bank(i64, BTreeMap<String, Wallet>);
+
+impl Bank {
+    fn new(credits: i64) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self(credits, BTreeMap::new())))
+    }
+
+    fn acquire(&mut self, request: wire::AcquireRequest) -> wire::AcquireResponse {
+        let owner = request.account.clone().expect("an owner").org_id;
+        let wallet = || Wallet {
+            available: self.0,
+            ..Wallet::default()
+        };
+        self.1.entry(owner).or_insert_with(wallet).acquire(request)
+    }
+}
+
+impl Wallet {
+    fn acquire(&mut self, request: wire::AcquireRequest) -> wire::AcquireResponse {
+        if !self.nonces.contains(&request.nonce) {
+            if self.available < request.minimum {
+                return wire::AcquireResponse {
+                    available: self.available,
+                    lease: None,
+                };
+            }
+            self.nonces.push(request.nonce);
+            self.available -= request.minimum;
+            self.granted_cum += request.minimum;
+        }
+        let lease = wire::Lease {
+            lease_id: self.nonces.first().cloned().unwrap_or_default(),
+            granted_cum: self.granted_cum,
+            ..wire::Lease::default()
+        };
+        wire::AcquireResponse {
+            available: self.available,
+            lease: Some(lease),
+        }
+    }
+}
+
+fn reply(message: &impl Message) -> http::Response<tonic::body::Body> {
+    let encoded = message.encode_to_vec();
+    let length = u32::try_from(encoded.len()).expect("short");
+    let framed = [&[0][..], &length.to_be_bytes(), &encoded].concat();
+    let is_well = [(
+        http::HeaderName::from_static("grpc-status"),
+        http::HeaderValue::from_static("0"),
+    )];
+    let trailers = ready(Some(Ok(http::HeaderMap::from_iter(is_well))));
+    let body = Full::new(Bytes::from(framed)).with_trailers(trailers);
+    let body = tonic::body::Body::new(body);
+    let answer = http::Response::builder().header("content-type", "application/grpc");
+    answer.body(body).expect("a response")
+}
+
+/// A lender whose requests for credits `answer` answers, and the place of its journal. Heartbeats
+/// are always taken.
+async fn lender<F, Fut>(answer: F) -> (Arc<Lender>, TempDir)
+where
+    F: Fn(wire::AcquireRequest) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<wire::AcquireResponse, Status>> + Send,
+{
+    let (host, _) = rig::host(&[]).await;
+    let dir = tempfile::tempdir().expect("a directory");
+    let opened = Journal::open(&rig::options(dir.path()), Uuid::from_u128(4), 0);
+    let (journal, _) = opened.expect("a journal");
+    let (mut lender, _) = Lender::new(&host, journal, "g".to_owned()).expect("a lender");
+    let service = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
+        let answer = answer.clone();
+        async move {
+            let is_acquire = request.uri().path().ends_with("/Acquire");
+            let body = request.into_body().collect().await;
+            let message = body.expect("a request").to_bytes().slice(PREFIX_BYTES..);
+            if !is_acquire {
+                return Ok(reply(&wire::HeartbeatResponse::default()));
+            }
+            let asked = wire::AcquireRequest::decode(message).expect("a request");
+            match answer(asked).await {
+                Ok(lent) => Ok(reply(&lent)),
+                Err(status) => Ok(status.into_http()),
+            }
+        }
+    });
+    let own = Arc::get_mut(&mut lender).expect("nobody else has it");
+    own.channel = BoxCloneSyncService::new(service);
+    (lender, dir)
+}
+
+fn owner(n: u128) -> Owner {
+    Owner::Organisation(OrgId::new(Uuid::from_u128(n)))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_that_come_too_late_do_not_disturb_the_closing() {
+    let bank = Bank::new(1);
+    let (lender, _dir) = lender(move |asked| {
+        let answer = bank.lock().acquire(asked);
+        ready(Ok(answer))
+    })
+    .await;
+    let mut leases = Vec::new();
+    for n in 1..=100 {
+        let account = lender.account(owner(n));
+        let held = lender.hold_or_acquire(&account, 1).await;
+        drop(held.expect("there is one"));
+        leases.extend(account.lease());
+    }
+    let (closing, is_over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let close_one_by_one = async {
+        for (index, lease) in leases.iter().enumerate() {
+            closing.store(index, Ordering::Release);
+            lease.drain();
+            while lender.desk.is_open(lease.id) {
+                lender.heartbeat().await;
+            }
+        }
+    };
+    let call = || {
+        while !is_over.load(Ordering::Acquire) {
+            let lease = leases.get(closing.load(Ordering::Acquire));
+            let lease = lease.filter(|lease| lease.is_draining());
+            let held = lease.and_then(|lease| lease.hold(1, 0));
+            assert!(held.is_none(), "it drains");
+        }
+    };
+    tokio::task::block_in_place(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(call);
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                tokio::runtime::Handle::current().block_on(close_one_by_one);
+            }));
+            is_over.store(true, Ordering::Release);
+            ended.expect("the heartbeat goes on");
+        });
+    });
+    assert!(lender.desk.open().is_empty(), "all have their final counts");
+}
+
+/// What becomes of requests on their way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Line {
+    Good,
+    /// The wallet dies after its commit.
+    LosesReplies,
+    Down,
+}
+
+/// A line to a bank that can be cut.
+fn line_to(
+    bank: Arc<Mutex<Bank>>,
+    line: Arc<Mutex<Line>>,
+) -> impl Fn(wire::AcquireRequest) -> Ready<Result<wire::AcquireResponse, Status>> + Clone {
+    move |asked| {
+        let mut line = line.lock();
+        let answer = (*line != Line::Down).then(|| bank.lock().acquire(asked));
+        if *line == Line::LosesReplies {
+            *line = Line::Down;
+        }
+        let lost = || Status::unavailable("the wallet is away");
+        let answer = answer.filter(|_| *line == Line::Good);
+        ready(answer.ok_or_else(lost))
+    }
+}
+
+#[tokio::test]
+async fn what_a_lost_reply_lent_is_found_before_a_call_is_refused() {
+    let line = Arc::new(Mutex::new(Line::LosesReplies));
+    let (lender, _dir) = lender(line_to(Bank::new(100), Arc::clone(&line))).await;
+    let account = lender.account(owner(1));
+    // The wallet lends 60 and dies; the next call finds it dead.
+    for _ in 0..2 {
+        let refused = lender.hold_or_acquire(&account, 60).await;
+        assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
+    }
+    *line.lock() = Line::Good;
+    // Another call needs more than the wallet has left, and more than was lent: both will do.
+    let held = lender.hold_or_acquire(&account, 90).await.expect("funded");
+    assert_eq!(held.credits(), 90);
+    drop(held);
+    let refused = lender.hold_or_acquire(&account, 101).await;
+    assert_eq!(refused.err(), Some(Refusal::CreditsExhausted));
+    assert_eq!(account.in_hand(), 90, "nothing is lent that is not known");
+}
+
+#[tokio::test]
+async fn a_grant_that_a_client_did_not_wait_for_is_found_by_the_next() {
+    let bank = Bank::new(60);
+    let (lender, _dir) = lender(move |request| {
+        let answer = bank.lock().acquire(request);
+        async move {
+            tokio::task::yield_now().await;
+            Ok(answer)
+        }
+    })
+    .await;
+    let account = lender.account(owner(1));
+    // The wallet has lent by the first step; the next ones write the grant down.
+    for steps in 1..4 {
+        let mut given_up = Box::pin(lender.hold_or_acquire(&account, 60));
+        for _ in 0..steps {
+            if futures_util::poll!(&mut given_up).is_ready() {
+                break;
+            }
+        }
+    }
+    let held = lender.hold_or_acquire(&account, 60).await.expect("funded");
+    assert_eq!(held.credits(), 60);
+}
+
+#[tokio::test]
+async fn a_wallet_that_is_slow_for_some_keeps_neither_heartbeats_nor_others_waiting() {
+    let line = Arc::new(Mutex::new(Line::Good));
+    let good = line_to(Bank::new(100), Arc::clone(&line));
+    let slow = [owner(1), owner(3)].map(|owner| wire_account(&Account::new(owner)).org_id);
+    let state = Arc::clone(&line);
+    let (lender, _dir) = lender(move |asked| {
+        let owner = asked.account.clone().expect("an owner").org_id;
+        let is_slow = *state.lock() == Line::Good && slow.contains(&owner);
+        let answer = good(asked);
+        async move {
+            if is_slow {
+                std::future::pending::<()>().await;
+            }
+            answer.await
+        }
+    })
+    .await;
+    let accounts = [1, 2, 3].map(|n| lender.account(owner(n)));
+    for account in &accounts {
+        *line.lock() = Line::LosesReplies;
+        let refused = lender.hold_or_acquire(account, 7).await;
+        assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
+    }
+    *line.lock() = Line::Good;
+    let beaten = tokio::time::timeout(LIMIT, lender.heartbeat());
+    beaten.await.expect("a heartbeat waits for no owner");
+    let answered = async {
+        while accounts.iter().all(|account| account.in_hand() == 0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        () = lender.ask_again() => panic!("two are never answered"),
+        answered = tokio::time::timeout(LIMIT, answered) => answered.expect("one is answered"),
+    }
+    assert_eq!(accounts.map(|account| account.in_hand()), [0, 7, 0]);
+}
