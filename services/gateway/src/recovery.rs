@@ -97,7 +97,7 @@ pub async fn recover(
 pub(crate) async fn end(host: Host, channel: Channel, found: Recovered, stop: Stop) {
     let figures = watch::Sender::new(Recovery::default());
     let life = Life::new(&host, channel, &found, &figures, false);
-    let mut insistence = Insistence::new(&host, life.id);
+    let mut insistence = Insistence::new(&host, life.id, false);
     while let Err(error) = life.end(&stop).await {
         if !insistence.may_pass(&error, &stop).await {
             tracing::debug!(

@@ -45,16 +45,19 @@ impl Retry {
 pub(crate) struct Insistence {
     host: Host,
     journal: JournalId,
+    /// Of this life: the process is worth nothing without it.
+    is_own: bool,
     retry: Retry,
     failed_at: Duration,
     complaint: Complaint,
 }
 
 impl Insistence {
-    pub(crate) fn new(host: &Host, journal: JournalId) -> Self {
+    pub(crate) fn new(host: &Host, journal: JournalId, is_own: bool) -> Self {
         Self {
             host: host.clone(),
             journal,
+            is_own,
             retry: Retry::new(),
             failed_at: Duration::ZERO,
             complaint: Complaint::default(),
@@ -62,15 +65,22 @@ impl Insistence {
     }
 
     /// Waits until the work is to be tried again. `false`: `stop` was requested, or the error
-    /// cannot pass. Then the process ends, since the next one looks at the disk anew.
+    /// cannot pass. Then the process ends if the journal is its own, since the next one looks at
+    /// the disk anew. One of an earlier life stays for an operator: ended for it, each life would be.
     pub(crate) async fn may_pass(&mut self, error: &anyhow::Error, stop: &Stop) -> bool {
         if stop.is_requested() {
             return false;
         }
         let (now, error_text) = (monotonic(&self.host), format!("{error:#}"));
         if is_final(error) {
-            tracing::error!(journal.id = %self.journal, error = error_text, "a journal is unusable");
-            self.host.fail("a journal can be neither shipped nor ended");
+            tracing::error!(
+                journal.id = %self.journal,
+                error = error_text,
+                "a journal is unusable: see `tollgate journal inspect`"
+            );
+            if self.is_own {
+                self.host.fail("the journal cannot be shipped");
+            }
             return false;
         }
         if now.saturating_sub(self.failed_at) > WELL_MIN {

@@ -271,7 +271,7 @@ async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: S
     } = stops;
     let done =
         |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
-    let mut insistence = Insistence::new(&host, JournalId::new(journal.id()));
+    let mut insistence = Insistence::new(&host, JournalId::new(journal.id()), true);
     let ended = async {
         while let Err(error) = shipper.run(done, &drained).await {
             if !insistence.may_pass(&error, &drained).await {

@@ -19,7 +19,7 @@ async fn what_may_pass_is_tried_again_and_what_cannot_ends_the_process() {
     const EIO: i32 = 5;
     const EMFILE: i32 = 24;
     let (host, _) = rig::host(&[]).await;
-    let mut insistence = Insistence::new(&host, JournalId::new(Uuid::from_u128(1)));
+    let mut insistence = Insistence::new(&host, JournalId::new(Uuid::from_u128(1)), false);
     let stop = Stop::default();
     for error in [
         journal_fails(EMFILE),
