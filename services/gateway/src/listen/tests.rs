@@ -7,6 +7,7 @@
     reason = "a test that is wrong about its own data may panic"
 )]
 
+mod ambiguous;
 mod conformance;
 mod drain;
 mod express;
