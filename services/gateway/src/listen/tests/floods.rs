@@ -1,5 +1,7 @@
 //! HTTP/2 clients that mean harm, while one that means none is served.
 
+use std::time::Instant;
+
 use tokio::io::AsyncWriteExt as _;
 
 use super::{
@@ -10,14 +12,17 @@ use super::{
     },
     with_front,
 };
+use crate::listen::limits::RESETS_PER_SECOND_MAX;
 
 /// More than any limit.
 const MANY: u32 = 20_000;
 const CANCEL: &[u8] = &[0, 0, 0, 8];
+/// Streams that are open before the first of them is taken back.
+const LATE: u32 = 40;
 
-/// Sends what `next` makes of a number, until the gateway has had enough. Returns how many it took
-/// in; somebody else is served meanwhile.
-async fn flood(front: &Front, next: impl Fn(u32) -> Vec<u8>) -> u32 {
+/// Sends what `next` makes of a number, until the gateway has had enough; somebody else is served
+/// meanwhile.
+async fn flood(front: &Front, next: impl Fn(u32) -> Vec<u8>) {
     let mut client = front.connect().await;
     client.send(&hello(&[])).await;
     for number in 0..MANY {
@@ -25,7 +30,7 @@ async fn flood(front: &Front, next: impl Fn(u32) -> Vec<u8>) -> u32 {
             front.assert_serves().await;
         }
         if client.stream.write_all(&next(number)).await.is_err() {
-            return number;
+            return;
         }
         // Nobody reads answers, but the gateway gets its turn.
         tokio::task::yield_now().await;
@@ -33,26 +38,59 @@ async fn flood(front: &Front, next: impl Fn(u32) -> Vec<u8>) -> u32 {
     panic!("the gateway takes everything");
 }
 
+/// Most streams that may be opened and taken back in what has passed since `started`.
+fn taken_back_max(started: Instant) -> u64 {
+    // The count begins anew with each second; what was on its way meanwhile comes on top.
+    (started.elapsed().as_secs() + 2) * u64::from(RESETS_PER_SECOND_MAX)
+}
+
+#[test]
+fn few_of_the_streams_that_are_taken_back_reach_an_upstream() {
+    with_front(&[], async |front| {
+        let head = request("GET", "/api/v1/echo/reset", front.rig.key.reveal(), &[]);
+        let open = |stream| frame(HEADERS, END_STREAM | END_HEADERS, stream, &head);
+        let reset = |stream| frame(RST_STREAM, 0, stream, CANCEL);
+        let reached = async || {
+            let (got, left) = front.arrived().await;
+            assert_eq!(left, [], "each that came was whole");
+            let resets = got.iter().filter(|got| got.line == "GET /reset");
+            u64::try_from(resets.count()).expect("few")
+        };
+
+        // Before the gateway can act: hardly a request leaves, and few connections are opened.
+        let (started, opened) = (Instant::now(), front.upstream.opened());
+        flood(&front, |number| {
+            let stream = 2 * number + 1;
+            [open(stream), reset(stream)].concat()
+        })
+        .await;
+        let came = reached().await;
+        assert!(came <= 10, "{came} requests");
+        let opened = u64::try_from(front.upstream.opened() - opened).expect("few");
+        assert!(opened <= taken_back_max(started), "{opened} connections");
+
+        // So late that the requests are under way: those are what such a flood costs.
+        let started = Instant::now();
+        flood(&front, |number| {
+            let late = number.checked_sub(LATE).map(|number| reset(2 * number + 1));
+            [open(2 * number + 1), late.unwrap_or_default()].concat()
+        })
+        .await;
+        let came = reached().await;
+        assert!(
+            came >= u64::from(LATE) / 2,
+            "{came} is what a flood would cost"
+        );
+        let most = taken_back_max(started) + u64::from(LATE);
+        assert!(came <= most, "{came} requests");
+    });
+}
+
 #[test]
 fn floods_of_frames_end_their_connection_and_nobody_elses() {
     with_front(&[], async |front| {
         let key = front.rig.key.reveal().to_owned();
-        let path = "/api/v1/echo/reset";
-        let reset = |number: u32| {
-            let stream = 2 * number + 1;
-            let head = request("POST", path, &key, &[]);
-            [
-                frame(HEADERS, END_HEADERS, stream, &head),
-                frame(RST_STREAM, 0, stream, CANCEL),
-            ]
-            .concat()
-        };
-        flood(&front, reset).await;
-        let reached = front.upstream.take();
-        let resets = reached.iter().filter(|got| got.line.ends_with("/reset"));
-        assert!(resets.count() <= 200, "most never reached an upstream");
-
-        let head = request("GET", path, &key, &[]);
+        let head = request("GET", "/api/v1/echo/a", &key, &[]);
         let piece = block(&[("x", "y")]);
         flood(&front, |number| match number {
             0 => frame(HEADERS, END_STREAM, 1, &head),
