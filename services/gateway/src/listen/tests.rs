@@ -14,6 +14,7 @@ mod express;
 mod floods;
 mod frames;
 mod limits;
+mod reuse;
 mod smuggling;
 mod spoofing;
 mod tls;
