@@ -370,8 +370,8 @@ const RULES: &[(&str, Before, &[Sent], Told)] = {
     ]
 };
 
-/// Rules of which `h2` says, at once and to the whole connection, only that one was broken: the code
-/// for what has no better one. Nobody gets more or less by it than by the right one.
+/// Rules of which `h2` says only that one was broken, and ends the connection: with the code for
+/// what has no better one. Nobody gets more or less by it than by the right one.
 const SAID_GENERALLY: &[&str] = &[
     "4.3 a list that is no list",
     "4.3 an index that is not there",
