@@ -45,10 +45,15 @@ pub(crate) fn entry(scopes: &[&str]) -> Entry {
 }
 
 /// Puts a key into memory, as read just now, and returns it as a caller presents it.
-pub(crate) fn know(keyring: &Keyring, mut entry: Entry) -> NewKey {
+pub(crate) fn know(keyring: &Keyring, entry: Entry) -> NewKey {
+    know_as(keyring, 7, entry)
+}
+
+/// The same for a key of this number: each has another secret.
+pub(crate) fn know_as(keyring: &Keyring, number: u8, mut entry: Entry) -> NewKey {
     // The first word on changes forgets everything.
     inform(keyring);
-    let key = key(7);
+    let key = key(number);
     let hash = keyring.hashing().hash(&key.presented());
     entry.read_at = keyring.now();
     keyring.known.insert(hash, Arc::new(entry));

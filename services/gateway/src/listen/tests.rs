@@ -7,6 +7,7 @@
     reason = "a test that is wrong about its own data may panic"
 )]
 
+mod ambiguous;
 mod conformance;
 mod drain;
 mod ends;
@@ -14,6 +15,7 @@ mod express;
 mod floods;
 mod frames;
 mod limits;
+mod reuse;
 mod smuggling;
 mod spoofing;
 mod tls;

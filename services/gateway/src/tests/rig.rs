@@ -471,3 +471,13 @@ pub(crate) fn records(journal: &Journal) -> Vec<Record> {
         .map(decode)
         .collect()
 }
+
+/// Bytes of this process in memory; each test has a process of its own.
+pub(crate) fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let text = line.and_then(|line| line.split_whitespace().next());
+    text.and_then(|text| text.parse::<usize>().ok())
+        .unwrap_or(0)
+        << 10
+}

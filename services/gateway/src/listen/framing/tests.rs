@@ -1,5 +1,7 @@
 //! The reader beside hyper, alone.
 
+mod differential;
+
 use proptest::prelude::*;
 use types::Refusal;
 
@@ -61,6 +63,24 @@ fn limits_are_kept_to_the_byte() {
     assert_eq!(read([head(FIELDS_MAX).as_bytes()]), Ok(1));
     let many = head(FIELDS_MAX + 1);
     assert_eq!(read([many.as_bytes()]), Err((Refusal::HeadersTooLarge, 0)));
+}
+
+/// RFC 9110, 5.5: a space or a tab may stand around a value, and nothing else is like them.
+#[test]
+#[ignore = "defect: a form feed or a CR around a length or a coding is trimmed, and left to hyper"]
+fn only_blanks_are_trimmed() {
+    let bad = Err((Refusal::BadRequest, 0));
+    for blank in ["\u{c}", "\r", "\u{b}", "\0"] {
+        for field in [
+            "content-length: {}0",
+            "content-length: 0{}",
+            "transfer-encoding: {}chunked",
+        ] {
+            let field = field.replace("{}", blank);
+            let head = format!("{HEAD}{field}\r\n\r\n");
+            assert_eq!(read([head.as_bytes()]), bad, "{field:?}");
+        }
+    }
 }
 
 /// Something like a stream of requests, with mistakes.

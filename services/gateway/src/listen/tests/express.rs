@@ -9,7 +9,7 @@ use proto::events::v1::Record;
 use types::{Environment, KEY_RANDOM_BYTES, NewKey};
 
 use super::{Front, upstream::Raw, with_front};
-use crate::{listen::roll::Phase, strangers::Origin};
+use crate::{listen::roll::Phase, strangers::Origin, tests::rig};
 
 /// Status, sorted fields and body that a client got, or what came of them.
 type Answered = (u16, Vec<String>, Vec<u8>);
@@ -477,5 +477,34 @@ fn who_sends_on_and_on_is_answered_in_order_and_takes_a_few_buffers() {
         tokio::join!(send, read);
         assert_eq!(front.upstream.take().len(), CALLS);
         assert_eq!(front.hall.expressed.get(), CALLS as u64);
+    });
+}
+
+#[test]
+fn a_long_answer_passes_to_a_slow_reader_in_constant_memory() {
+    with_front(&[], async |front| {
+        const LENGTH: usize = 64 << 20;
+        let mut client = front.connect().await;
+        let request = front.request("GET /api/v1/echo/big", "");
+        let before = rig::resident();
+        assert!(before > 0, "memory can be measured");
+        client.send(request.as_bytes()).await;
+        let (mut left, mut most) = (LENGTH, 0_usize);
+        let mut piece = vec![0; 512 << 10];
+        while left > 0 {
+            // All buffers on the way fill up: whoever keeps more than his share is seen.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            most = most.max(rig::resident());
+            let read = tokio::io::AsyncReadExt::read(&mut client.stream, &mut piece).await;
+            let read = read.expect("read");
+            assert!(read > 0, "{left} bytes are missing");
+            // The head comes with the first of them, and is as good as some of the body.
+            left = left.saturating_sub(read);
+        }
+        let grown = most.saturating_sub(before);
+        assert!(grown < 16 << 20, "{grown} bytes");
+        front.until(|front| front.hall.expressed.get() == 1).await;
     });
 }

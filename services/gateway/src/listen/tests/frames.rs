@@ -28,6 +28,20 @@ pub(super) struct Frame {
     pub(super) content: Vec<u8>,
 }
 
+impl Frame {
+    /// The status of an answer's head, if it is one that the table of RFC 7541 has.
+    pub(super) fn status(&self) -> u16 {
+        assert_eq!(self.kind, HEADERS);
+        match self.content.first() {
+            Some(0x88) => 200,
+            Some(0x8c) => 400,
+            Some(0x8d) => 404,
+            Some(0x8e) => 500,
+            other => panic!("a status of its own, or no head: {other:?}"),
+        }
+    }
+}
+
 pub(super) fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
     let length = u32::try_from(content.len()).expect("short").to_be_bytes();
     let mut bytes = length[1..].to_vec();

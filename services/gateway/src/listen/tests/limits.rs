@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{Front, with_front};
+use super::{Front, upstream::Left, with_front};
 use crate::listen::roll::Phase;
 
 #[test]
@@ -89,20 +89,33 @@ fn who_is_too_slow_is_told_or_cut_and_frees_the_upstream() {
             .await;
         assert_eq!(second.answer().await.expect("an answer").status, 200);
         second.send(b"GET /api/v1/echo/a HT").await;
-        // A body that never ends.
-        let mut sending = front.connect().await;
-        let request = front.request("POST /api/v1/echo/b", "content-length: 50\r\n");
-        sending.send(request.as_bytes()).await;
-        sending.send(b"a few bytes").await;
+        // Bodies that never end: one says how long it is, one could end behind any chunk.
+        let mut sized = front.connect().await;
+        let request = front.request("POST /api/v1/echo/sized", "content-length: 50\r\n");
+        sized.send(request.as_bytes()).await;
+        sized.send(b"a few bytes").await;
+        let mut chunked = front.connect().await;
+        let request = front.request(
+            "POST /api/v1/echo/chunked",
+            "transfer-encoding: chunked\r\n",
+        );
+        chunked.send(request.as_bytes()).await;
+        chunked.send(b"b\r\na few bytes\r\n").await;
         // An answer that is never read.
         let mut reading = front.connect().await;
         reading
             .send(front.request("GET /api/v1/echo/big", "").as_bytes())
             .await;
         front.upstream.until(|upstream| upstream.count() == 2).await;
+        // Both are on their way before they are given up.
+        let has_some = |left: &Left| left.bytes.contains("a few bytes");
+        front
+            .upstream
+            .until(|upstream| upstream.left().iter().filter(|it| has_some(it)).count() == 2)
+            .await;
 
         assert_eq!(silent.answer().await, None);
-        for late in [&mut dripping, &mut second, &mut sending] {
+        for late in [&mut dripping, &mut second, &mut sized, &mut chunked] {
             let answer = late.answer().await.expect("an answer");
             answer.assert_problem(408, "request_timeout");
             assert_eq!(late.answer().await, None);
@@ -115,9 +128,15 @@ fn who_is_too_slow_is_told_or_cut_and_frees_the_upstream() {
         let mut rest = Vec::new();
         let read = reading.stream.read_to_end(&mut rest).await;
         assert!(read.is_err() || rest.len() < 67_108_864, "it was cut");
-        front.assert_serves().await;
-        let got = front.upstream.take();
-        assert!(got.iter().all(|got| !got.line.ends_with("/b")), "{got:?}");
+        // The upstream got the beginnings of both bodies, and no word that they had ended there.
+        let (got, left) = front.arrived().await;
+        let lines: Vec<_> = got.iter().map(|got| got.line.as_str()).collect();
+        assert_eq!(lines, ["GET /a", "GET /big"]);
+        assert_eq!(left.len(), 2, "{left:?}");
+        for line in ["POST /sized", "POST /chunked"] {
+            let is_this = |left: &Left| !left.is_open && left.begins(line, "a few bytes");
+            assert!(left.iter().any(is_this), "{line}: {left:?}");
+        }
     });
 }
 

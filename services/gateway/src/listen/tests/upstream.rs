@@ -2,7 +2,10 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::BTreeMap,
     rc::Rc,
+    sync::atomic::Ordering,
+    time::Duration,
 };
 
 use tokio::{
@@ -10,6 +13,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::Notify,
 };
+
+use super::Front;
 
 /// A request as it came.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -21,11 +26,75 @@ pub(super) struct Got {
     pub(super) body: Vec<u8>,
 }
 
+/// What came on a connection and is no whole request.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Left {
+    pub(super) bytes: String,
+    /// The rest may come.
+    pub(super) is_open: bool,
+}
+
+impl Left {
+    /// Whether it is the beginning of one request, whose body begins with some of `body`.
+    pub(super) fn begins(&self, line: &str, body: &str) -> bool {
+        let line = format!("{line} HTTP/1.1\r\n");
+        let Some((head, came)) = self.bytes.split_once("\r\n\r\n") else {
+            return false;
+        };
+        if !head.starts_with(&line) {
+            return false;
+        }
+        if !head
+            .to_lowercase()
+            .contains("\r\ntransfer-encoding: chunked")
+        {
+            return body.starts_with(came);
+        }
+        let (mut came, mut pieces) = (came, String::new());
+        while !came.is_empty() {
+            // Small chunks are written whole; the last one would say that the request is.
+            let Some((piece, behind)) = chunk(came).filter(|(piece, _)| !piece.is_empty()) else {
+                return false;
+            };
+            pieces += piece;
+            came = behind;
+        }
+        body.starts_with(&pieces)
+    }
+}
+
+/// The first chunk, and what is behind it.
+fn chunk(text: &str) -> Option<(&str, &str)> {
+    let (size, behind) = text.split_once("\r\n")?;
+    let size = usize::from_str_radix(size, 16).ok()?;
+    let (piece, behind) = behind.split_at_checked(size)?;
+    Some((piece, behind.strip_prefix("\r\n")?))
+}
+
+impl Front {
+    /// All that the upstream got since it was last asked, now that nothing is on its way any more.
+    pub(super) async fn arrived(&self) -> (Vec<Got>, Vec<Left>) {
+        let in_flight = &self.rig.worker.edge.in_flight;
+        self.until(|_| in_flight.load(Ordering::Acquire) == 0).await;
+        // What was written before this call was is read before it is answered.
+        self.assert_serves().await;
+        let ended = self
+            .upstream
+            .until(|upstream| upstream.left().iter().all(|left| !left.is_open));
+        // Who waits in vain is told so by what is open still.
+        drop(tokio::time::timeout(Duration::from_secs(2), ended).await);
+        let mut got = self.upstream.take();
+        let good = got.iter().rposition(|got| got.line == "GET /good");
+        got.remove(good.expect("it came"));
+        (got, self.upstream.take_left())
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     got: RefCell<Vec<Got>>,
-    /// What came behind the last whole request of a connection that has ended.
-    left: RefCell<Vec<String>>,
+    /// By the number of the connection.
+    left: RefCell<BTreeMap<usize, Left>>,
     connections: Cell<usize>,
     opened: Cell<usize>,
     changed: Notify,
@@ -58,13 +127,10 @@ impl Upstream {
                     let shared = &own.0;
                     shared.connections.set(shared.connections.get() + 1);
                     shared.opened.set(shared.opened.get() + 1);
-                    let left = own.serve(stream).await;
+                    let number = shared.opened.get();
+                    let left = own.serve(stream, number).await;
                     shared.connections.set(shared.connections.get() - 1);
-                    if !left.is_empty() {
-                        let left = String::from_utf8_lossy(&left).into_owned();
-                        shared.left.borrow_mut().push(left);
-                    }
-                    shared.changed.notify_waiters();
+                    own.note_left(number, &left, false);
                 });
             }
         });
@@ -74,6 +140,28 @@ impl Upstream {
     /// The requests so far; they are forgotten.
     pub(super) fn take(&self) -> Vec<Got> {
         std::mem::take(&mut self.0.got.borrow_mut())
+    }
+
+    /// What is no whole request so far, of each connection.
+    pub(super) fn left(&self) -> Vec<Left> {
+        self.0.left.borrow().values().cloned().collect()
+    }
+
+    /// The same, and it is forgotten.
+    pub(super) fn take_left(&self) -> Vec<Left> {
+        std::mem::take(&mut *self.0.left.borrow_mut())
+            .into_values()
+            .collect()
+    }
+
+    fn note_left(&self, number: usize, bytes: &[u8], is_open: bool) {
+        let mut left = self.0.left.borrow_mut();
+        left.remove(&number);
+        if !bytes.is_empty() {
+            let bytes = String::from_utf8_lossy(bytes).into_owned();
+            left.insert(number, Left { bytes, is_open });
+        }
+        self.0.changed.notify_waiters();
     }
 
     /// Connections, with those that have ended.
@@ -111,7 +199,7 @@ impl Upstream {
     }
 
     /// Serves a connection. Returns what was no whole request.
-    async fn serve(&self, mut stream: TcpStream) -> Vec<u8> {
+    async fn serve(&self, mut stream: TcpStream, number: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         loop {
             while let Some((got, length)) = parse(&bytes) {
@@ -120,9 +208,10 @@ impl Upstream {
                 self.0.got.borrow_mut().push(got);
                 self.0.changed.notify_waiters();
                 if self.answer(&mut stream, &line).await.is_err() {
-                    return Vec::new();
+                    return bytes;
                 }
             }
+            self.note_left(number, &bytes, true);
             match stream.read_buf(&mut bytes).await {
                 Ok(0) | Err(_) => return bytes,
                 Ok(_) => {}

@@ -19,6 +19,8 @@ pub(super) struct Vector {
     pub(super) answers: &'static [u16],
     /// Whether the connection ends then, without a word from the client.
     pub(super) closes: bool,
+    /// The request is sound up to its body, of which so much is: that may be on its way.
+    pub(super) begins: Option<&'static str>,
 }
 
 const fn refused(name: &'static str, sent: &'static str) -> Vector {
@@ -28,6 +30,15 @@ const fn refused(name: &'static str, sent: &'static str) -> Vector {
         arrives: &[],
         answers: &[400],
         closes: true,
+        begins: None,
+    }
+}
+
+/// Refused within its body, behind this part of it.
+const fn broken_off(name: &'static str, sent: &'static str, begins: &'static str) -> Vector {
+    Vector {
+        begins: Some(begins),
+        ..refused(name, sent)
     }
 }
 
@@ -51,5 +62,6 @@ const fn forwarded(
         arrives,
         answers: &[200],
         closes: false,
+        begins: None,
     }
 }

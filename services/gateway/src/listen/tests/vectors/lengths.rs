@@ -1,6 +1,6 @@
 //! Where a request ends.
 
-use super::{Vector, forwarded, refused, second_refused};
+use super::{Vector, broken_off, forwarded, refused, second_refused};
 
 pub(super) const VECTORS: &[Vector] = &[
     // --- one length and another
@@ -188,73 +188,90 @@ pub(super) const VECTORS: &[Vector] = &[
         &[("a", "ok")],
     ),
     // --- chunks
-    refused(
+    broken_off(
         "a chunk with a sign",
         "{POST}transfer-encoding: chunked\r\n\r\n+2\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk with 0x",
         "{POST}transfer-encoding: chunked\r\n\r\n0x2\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk without a size",
         "{POST}transfer-encoding: chunked\r\n\r\n\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk behind a blank",
         "{POST}transfer-encoding: chunked\r\n\r\n 2\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk's size with a blank inside",
         "{POST}transfer-encoding: chunked\r\n\r\n0 2\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk's size with an underscore",
         "{POST}transfer-encoding: chunked\r\n\r\n0_2\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk beyond 64 bits",
         "{POST}transfer-encoding: chunked\r\n\r\n10000000000000002\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk's size that ends in LF",
         "{POST}transfer-encoding: chunked\r\n\r\n2\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk's size that ends in CR",
         "{POST}transfer-encoding: chunked\r\n\r\n2\rok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "an LF in a chunk's extension",
         "{POST}transfer-encoding: chunked\r\n\r\n2;a\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a CR in a chunk's extension",
         "{POST}transfer-encoding: chunked\r\n\r\n2;a\rb\r\nok\r\n0\r\n\r\n{EVIL}",
+        "",
     ),
-    refused(
+    broken_off(
         "a chunk that ends in LF",
         "{POST}transfer-encoding: chunked\r\n\r\n2\r\nok\n0\r\n\r\n{EVIL}",
+        "ok",
     ),
-    refused(
+    broken_off(
         "a chunk that is longer than it says",
         "{POST}transfer-encoding: chunked\r\n\r\n2\r\nokay\r\n0\r\n\r\n{EVIL}",
+        "ok",
     ),
-    refused(
+    broken_off(
         "a chunk that is shorter than it says",
         "{POST}transfer-encoding: chunked\r\n\r\n4\r\nok\r\n0\r\n\r\n{EVIL}",
+        "ok\r\n",
     ),
-    refused(
+    broken_off(
         "a last chunk that ends in LF",
         "{POST}transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\n\n{EVIL}",
+        "ok",
     ),
-    refused(
+    broken_off(
         "a length in the trailers",
         "{POST}transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\ncontent-length: 44\r\n\r\n{EVIL}",
+        "ok",
     ),
-    refused(
+    broken_off(
         "a trailer that goes on",
         "{POST}transfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-a: b\r\n c\r\n\r\n{EVIL}",
+        "ok",
     ),
     forwarded(
         "a chunk with an extension",
