@@ -66,7 +66,7 @@ impl Insistence {
 
     /// Waits until the work is to be tried again. `false`: `stop` was requested, or the error
     /// cannot pass. Then the process ends if the journal is its own, since the next one looks at
-    /// the disk anew. One of an earlier life stays for an operator: ended for it, each life would be.
+    /// the disk anew. One of an earlier life stays for an operator: each life would end for it.
     pub(crate) async fn may_pass(&mut self, error: &anyhow::Error, stop: &Stop) -> bool {
         if stop.is_requested() {
             return false;

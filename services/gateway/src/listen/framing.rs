@@ -350,9 +350,20 @@ fn value<'a>(text: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>, Refusal> {
         is_exact = false;
     }
     match behind.split_first() {
-        Some((b':', value)) if is_exact => Ok(Some(value.trim_ascii())),
+        Some((b':', value)) if is_exact => Ok(Some(without_blanks(value))),
         Some((byte, _)) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') => Ok(None),
         _ => Err(Refusal::BadRequest),
+    }
+}
+
+/// A value without what may stand around it, which is no other blank than these (RFC 9110, 5.5).
+fn without_blanks(value: &[u8]) -> &[u8] {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let begin = value.iter().position(|byte| !is_blank(byte));
+    let end = value.iter().rposition(|byte| !is_blank(byte));
+    match (begin, end) {
+        (Some(begin), Some(end)) => value.get(begin..=end).unwrap_or_default(),
+        _ => &[],
     }
 }
 

@@ -50,8 +50,8 @@ pub(super) async fn pass_on(
     Err(NoAnswer::BrokenOff)
 }
 
-/// The first interim answer, which is no change of protocols, as the client gets it, and how long it was. Who did not ask whether to
-/// go on is not told to: of a 100 nothing is left.
+/// The first interim answer, which is no change of protocols, as the client gets it, and how long
+/// it was. Who did not ask whether to go on is not told to: of a 100 nothing is left.
 fn parse(read: &[u8]) -> Option<(Vec<u8>, usize)> {
     let mut fields = [EMPTY_HEADER; FIELDS_MAX];
     let mut answer = httparse::Response::new(&mut fields);

@@ -135,8 +135,8 @@ impl Storm {
         (outcome, quiet(&self.stack, restarted).await)
     }
 
-    /// Ends the life of one that lives, or at times of all at once. Who is down at the moment is not
-    /// hit again.
+    /// Ends the life of one that lives, or at times of all at once. Who is down at the moment is
+    /// not hit again.
     pub(super) fn kill(&mut self) {
         if self.random.random_ratio(1, ALL_AT_ONCE) {
             for (name, index, _) in self.alive() {

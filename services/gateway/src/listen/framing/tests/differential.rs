@@ -210,12 +210,7 @@ fn is_hypers(bytes: &[u8], is_head: bool) -> bool {
     let text = String::from_utf8_lossy(bytes);
     let lines = text.split("\r\n").filter(|line| !line.is_empty());
     let mut fields = lines.skip(usize::from(is_head));
-    let is_ours = |line: &str| {
-        // See `only_blanks_are_trimmed`: until then these may stand around a value.
-        let (name, value) = line.split_once(':').unwrap_or((line, "\0"));
-        let value = value.trim_matches(['\r', '\u{c}', ' ', '\t']);
-        is_framing(line) && !is_plain(format!("{name}:{value}").as_bytes(), false)
-    };
+    let is_ours = |line: &str| is_framing(line) && !is_plain(line.as_bytes(), false);
     !is_plain(bytes, is_head) && !fields.any(is_ours)
 }
 
