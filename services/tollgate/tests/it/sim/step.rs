@@ -436,7 +436,7 @@ impl World {
         self.figures.faults += 1;
     }
 
-    /// Brings what the dead have left to another place too, where the next life recovers it as well.
+    /// Brings what the dead have left to another place too, where the next life recovers it too.
     fn copy(&mut self, from: usize) {
         let to = self.dice.below(self.slots.len());
         if from == to {
