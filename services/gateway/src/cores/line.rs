@@ -152,8 +152,7 @@ impl Line {
         now: Duration,
     ) -> anyhow::Result<()> {
         let (mut totals, opened) = recovery::read_totals(&self.journal)?;
-        recovery::settle_at_least(&mut totals, open);
-        for record in opened.end(&mut totals, 0)? {
+        for record in opened.end(&mut totals, open, 0)? {
             self.append_synced(record, now)?;
         }
         let has_gaps = !self.gaps.is_empty();

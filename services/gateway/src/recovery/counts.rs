@@ -65,14 +65,12 @@ impl Total {
     }
 }
 
-/// A call that is ended now comes on top of what is settled, also where the records of that are
-/// applied and gone.
-pub(crate) fn settle_at_least(totals: &mut BTreeMap<LeaseId, Total>, open: &[Lease]) {
-    for lease in open {
-        let id = LeaseId::from_slice(&lease.lease_id).ok();
-        if let Some(total) = id.and_then(|id| totals.get_mut(&id)) {
-            total.cum = total.cum.max(lease.settled_cum);
-        }
+/// What is known of a lease that has spent so much.
+#[cfg(test)]
+pub(crate) fn has_spent(cum: i64) -> Total {
+    Total {
+        cum,
+        ..Total::default()
     }
 }
 

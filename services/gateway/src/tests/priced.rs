@@ -302,7 +302,7 @@ async fn a_successor_ends_a_call_by_what_its_last_note_says() {
                 opened.read(record).expect("a call");
             }
             let mut totals = std::collections::BTreeMap::new();
-            let ended = opened.end(&mut totals, 7).expect("leases");
+            let ended = opened.end(&mut totals, &[], 7).expect("leases");
             if dead_at == records.len() {
                 assert!(ended.is_empty(), "it has ended");
                 continue;

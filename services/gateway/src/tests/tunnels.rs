@@ -104,7 +104,7 @@ fn kinds(records: &[Record]) -> Vec<RecordKind> {
 async fn due(host: &Host, rig: &Rig) -> Vec<i64> {
     let read = recovery::totals(host, rig.journal()).await;
     let (mut totals, opened) = read.expect("readable");
-    let ended = opened.end(&mut totals, 1).expect("ended");
+    let ended = opened.end(&mut totals, &[], 1).expect("ended");
     ended.iter().map(|record| record.cost).collect()
 }
 

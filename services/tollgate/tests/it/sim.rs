@@ -3,9 +3,9 @@
 //! Real: the journal with its files, the lease cells, what gateways decide about leases, prices
 //! and shipping, batches and inboxes of the consumers, the wallet's decisions. Simulated: the disk
 //! below the journal (what is not synced may be lost, torn, or kept out of order; files may be
-//! damaged or gone; the process may die at each operation), the network (packets are lost,
-//! repeated, overtaken, late), the stream (loses what it has acknowledged), transactions (rolled
-//! back, or committed and the reply lost), both clocks.
+//! damaged or gone; the process may die at each operation; journals are copied), the network
+//! (packets are lost, repeated, overtaken, late), the stream (loses what it has acknowledged),
+//! transactions (rolled back, or committed and the reply lost), both clocks.
 //!
 //! After each step I1 to I4 are checked, and that nothing is let go of which a consumer has not
 //! applied; when everything has come to rest, that nothing is lost, double, overspent or stranded.
@@ -57,7 +57,7 @@ enum Mutation {
     ForgetWhatWasTold,
 }
 
-/// How often what goes wrong: weights of steps, and losses of a thousand.
+/// How often what goes wrong: weights of steps, and so many of a thousand.
 #[derive(Clone, Copy, Debug)]
 struct Faults {
     kill: usize,
@@ -67,6 +67,9 @@ struct Faults {
     clock: usize,
     stream: usize,
     damage: usize,
+    copy: usize,
+    /// Messages that end before the last records.
+    short: usize,
     loss: usize,
     repeat: usize,
 }
@@ -79,6 +82,8 @@ const KILLS: Faults = Faults {
     clock: 0,
     stream: 5,
     damage: 0,
+    copy: 0,
+    short: 0,
     loss: 60,
     repeat: 60,
 };
@@ -98,6 +103,14 @@ const LONG_LIVES: Faults = Faults {
     doom: 0,
     drain: 0,
     stream: 1,
+    ..KILLS
+};
+
+/// Journals of the dead are copied, and whoever finds a copy recovers it; copies get lost.
+/// Messages are short, so that some of what a recovery has written is applied and the rest is not.
+const COPIES: Faults = Faults {
+    copy: 12,
+    short: 500,
     ..KILLS
 };
 
@@ -148,6 +161,8 @@ struct Figures {
     reshipped: u64,
     /// Times that a running gateway let go of segments.
     let_go: u64,
+    /// Journals that were copied.
+    copies: u64,
 }
 
 impl Figures {
@@ -166,6 +181,7 @@ impl Figures {
         self.noted_as_lost += other.noted_as_lost;
         self.reshipped += other.reshipped;
         self.let_go += other.let_go;
+        self.copies += other.copies;
     }
 }
 
@@ -291,6 +307,11 @@ fn what_a_damaged_disk_loses_is_noted_and_costs_nobody_twice() {
 }
 
 #[test]
+fn copies_of_a_journal_end_its_calls_once_whoever_recovers_them() {
+    holds("copies", &scenario(COPIES), SEEDS);
+}
+
+#[test]
 fn a_seed_does_the_same_again() {
     for seed in [1, 2, 3] {
         for faults in [POWER, DAMAGE] {
@@ -346,7 +367,7 @@ fn broken_payment_of_what_was_told_is_found_out() {
     is_found_out(Mutation::ForgetWhatWasTold, DAMAGE);
 }
 
-/// As long as `SIM_SEEDS` says; a fifth of the seeds for each scenario.
+/// As long as `SIM_SEEDS` says, a fifth of it for each scenario.
 #[test]
 #[ignore = "as many seeds as one has time for"]
 fn many_seeds() {
@@ -356,4 +377,5 @@ fn many_seeds() {
     holds("power", &scenario(POWER), count / 5);
     holds("damage", &scenario(DAMAGE), count / 5);
     holds("long lives", &alone(LONG_LIVES), count / 5);
+    holds("copies", &scenario(COPIES), count / 5);
 }

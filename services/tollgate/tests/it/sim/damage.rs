@@ -111,7 +111,7 @@ impl World {
 }
 
 /// The journals in a place, in order.
-fn folders(place: &std::path::Path) -> Vec<(JournalId, PathBuf)> {
+pub(super) fn folders(place: &std::path::Path) -> Vec<(JournalId, PathBuf)> {
     let mut found = Vec::new();
     for entry in fs::read_dir(place).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

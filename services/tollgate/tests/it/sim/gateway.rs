@@ -349,6 +349,7 @@ impl Running {
     pub(super) fn next_parcel(
         &mut self,
         mutation: Mutation,
+        short: usize,
         dice: &mut Dice,
     ) -> Result<Option<(JournalId, Parcel)>, Error> {
         let lines = self.life.old.len() + 1;
@@ -361,6 +362,11 @@ impl Running {
         let before = match mutation {
             Mutation::ShipUnsynced => line.journal.next_seq(),
             _ => line.journal.synced_seq(),
+        };
+        // The next records make a message of their own, as behind a long backlog.
+        let before = match dice.chance(short) {
+            true => before.saturating_sub(u64::try_from(dice.below(8)).expect("below 8")),
+            false => before,
         };
         let parcel = line.next(before)?;
         Ok(parcel.map(|parcel| (line.id(), parcel)))

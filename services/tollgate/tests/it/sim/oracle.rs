@@ -264,7 +264,10 @@ impl World {
         let unitemised = self.written.iter().filter(|(key, _)| lost(key));
         let unitemised: i64 = unitemised.map(|(_, (_, cost))| cost).sum();
         let most = |(_, dues): &(JournalId, Vec<i64>)| dues.iter().max().copied();
-        let noted: i64 = self.noted.values().filter_map(most).sum();
+        // A call whose successor wrote its record costs what that says, and nothing on top.
+        let rows = self.effects.rows.iter();
+        let ended = rows.filter(|(key, row)| self.written.get(key) != Some(row));
+        let ended: i64 = ended.map(|(_, (_, cost))| cost).sum();
         // What a successor has written may be lost as well, to the life after it.
         let damaged = self.noted.values();
         let damaged = damaged.filter(|(journal, _)| self.damaged_journals.contains(journal));
@@ -276,7 +279,7 @@ impl World {
         let paid = used + late;
         let is_right = match self.unsynced_from.is_empty() {
             true => (costs..=costs + unitemised).contains(&paid) && is_whole,
-            false => (costs..=written + noted).contains(&paid),
+            false => (costs..=written + ended).contains(&paid),
         };
         match is_right {
             true => Ok(()),

@@ -1,6 +1,6 @@
 //! The steps of the world: what may happen next, and what then does.
 
-use std::{rc::Rc, time::Duration};
+use std::{collections::BTreeSet, fs, rc::Rc, time::Duration};
 
 use gateway::cores::Payer;
 use jiff::SignedDuration;
@@ -10,6 +10,7 @@ use types::JournalId;
 
 use super::{
     Mutation,
+    damage::folders,
     gateway::{Call, Durability, Progress, Stage},
     world::{Packet, World, payers},
 };
@@ -55,6 +56,8 @@ enum Step {
     RepeatMessage,
     LosePacket,
     Damage,
+    Copy,
+    LoseCopies,
 }
 
 impl World {
@@ -86,6 +89,8 @@ impl World {
             (trouble(faults.stream), Step::RepeatMessage),
             (trouble(faults.stream), Step::LosePacket),
             (trouble(faults.damage), Step::Damage),
+            (trouble(faults.copy), Step::Copy),
+            (trouble(faults.copy), Step::LoseCopies),
         ]);
         let index = self.dice.below(self.slots.len());
         match step {
@@ -120,6 +125,8 @@ impl World {
             }
             Step::LosePacket => {}
             Step::Damage => self.damage(index),
+            Step::Copy => self.copy(index),
+            Step::LoseCopies => self.lose_copies(index),
         }
     }
 
@@ -216,11 +223,11 @@ impl World {
 
     /// A message is stored or not, and the gateway hears of it or not.
     fn publish(&mut self, index: usize) {
-        let mutation = self.mutation;
+        let (mutation, short) = (self.mutation, self.faults.short);
         let Some(running) = &mut self.slots[index].running else {
             return;
         };
-        let Ok(parcel) = running.next_parcel(mutation, &mut self.dice) else {
+        let Ok(parcel) = running.next_parcel(mutation, short, &mut self.dice) else {
             assert!(self.damaged, "an undamaged journal can be read");
             return;
         };
@@ -313,6 +320,7 @@ impl World {
         let Some(running) = &mut self.slots[index].running else {
             return;
         };
+        let own = running.life.own.id();
         let concluded = &running.concluded;
         let old = running.life.old.iter();
         let asks = old.filter(|line| !concluded.contains(&line.id()) || line.is_done());
@@ -323,10 +331,10 @@ impl World {
             fate = running.drain(now);
         }
         if let Ok(true) = fate {
-            ends.push(running.life.own.id());
+            ends.push(own);
         }
         ends.into_iter()
-            .for_each(|journal| self.send(Packet::Retire(journal)));
+            .for_each(|journal| self.send(Packet::Retire(journal, own)));
         self.died(index, fate.is_err());
     }
 
@@ -426,6 +434,53 @@ impl World {
         let operations = u64::try_from(operations).unwrap();
         self.slots[index].disk.doom(operations, takes_effect);
         self.figures.faults += 1;
+    }
+
+    /// Brings what the dead have left to another place too, where the next life recovers it too.
+    fn copy(&mut self, from: usize) {
+        let to = self.dice.below(self.slots.len());
+        if from == to {
+            return;
+        }
+        for place in [from, to] {
+            self.end(place, "killed");
+        }
+        let there = folders(&self.slots[to].dir);
+        for (journal, dir) in folders(&self.slots[from].dir) {
+            if there.iter().any(|(known, _)| *known == journal) {
+                continue;
+            }
+            let place = self.slots[to].dir.join(dir.file_name().expect("a name"));
+            fs::create_dir_all(&place).expect("creatable");
+            for entry in fs::read_dir(&dir).expect("a folder") {
+                let file = entry.expect("an entry").path();
+                let copy = place.join(file.file_name().expect("a name"));
+                fs::copy(&file, copy).expect("copied");
+            }
+            self.figures.copies += 1;
+            self.note(format!("{journal} is copied from {from} to {to}"));
+        }
+    }
+
+    /// A place is gone with the journals that are somewhere else too: what was done about them here
+    /// ends there.
+    fn lose_copies(&mut self, place: usize) {
+        let others = self.slots.iter().enumerate();
+        let others = others.filter(|(index, _)| *index != place);
+        let elsewhere: BTreeSet<JournalId> = others
+            .flat_map(|(_, slot)| folders(&slot.dir))
+            .map(|(journal, _)| journal)
+            .collect();
+        let here = folders(&self.slots[place].dir).into_iter();
+        let copies: Vec<_> = here.filter(|(it, _)| elsewhere.contains(it)).collect();
+        if copies.is_empty() {
+            return;
+        }
+        self.end(place, "with its copies");
+        for (journal, dir) in copies {
+            fs::remove_dir_all(&dir).expect("removable");
+            self.note(format!("{place}: has {journal} no more"));
+        }
     }
 
     /// Minutes or days, forwards or backwards.

@@ -47,8 +47,9 @@ pub(super) enum Packet {
     Heard(JournalId, u64, Vec<LeaseId>),
     Recall(JournalId, LeaseId),
     Recalled(JournalId, LeaseId, i64),
-    Retire(JournalId),
-    Retired(JournalId, Vec<Lease>),
+    /// With the life that asks, which alone gets the answer.
+    Retire(JournalId, JournalId),
+    Retired(JournalId, JournalId, Vec<Lease>),
     Applied(&'static str, JournalId, u64),
 }
 
@@ -232,7 +233,7 @@ impl World {
             Packet::Recalled(journal, lease, returned) => {
                 self.bank.take_back(journal, lease, returned);
             }
-            Packet::Retire(journal) => {
+            Packet::Retire(journal, by) => {
                 let open = self.bank.retire(journal, self.wallet_time());
                 if self.mutation == Mutation::CloseWithoutFinalCount {
                     let ids = open
@@ -240,7 +241,7 @@ impl World {
                         .map(|lease| LeaseId::from_slice(&lease.lease_id));
                     ids.for_each(|id| self.bank.release_untold(id.expect("an id")));
                 }
-                self.send(Packet::Retired(journal, open));
+                self.send(Packet::Retired(journal, by, open));
             }
             Packet::Answer(..)
             | Packet::Heard(..)
@@ -277,21 +278,29 @@ impl World {
             | Packet::Applied(_, journal, _) => *journal,
             _ => unreachable!("for the wallet"),
         };
-        let mut slots = self.slots.iter_mut();
-        let Some(index) = slots.position(|slot| slot.line(journal).is_some()) else {
-            return;
-        };
-        let slot = &mut self.slots[index];
         if let Packet::Applied(consumer, _, watermark) = packet {
-            let line = slot.line(journal).expect("just found");
-            line.applied(consumer, watermark, now);
+            for slot in &mut self.slots {
+                if let Some(line) = slot.line(journal) {
+                    line.applied(consumer, watermark, now);
+                }
+            }
             return;
         }
-        let running = slot.running.as_mut().expect("just found");
+        let by = match &packet {
+            Packet::Retired(_, by, _) => *by,
+            _ => journal,
+        };
+        let is_its = |slot: &Slot| {
+            let running = slot.running.as_ref();
+            running.is_some_and(|running| running.life.own.id() == by)
+        };
+        let Some(index) = self.slots.iter().position(is_its) else {
+            return;
+        };
+        let running = self.slots[index].running.as_mut().expect("just found");
         let mut reply = None;
         let fate = match packet {
-            Packet::Retired(_, open) => running.retired(journal, &open, now, mutation),
-            _ if running.life.own.id() != journal => Ok(()),
+            Packet::Retired(_, _, open) => running.retired(journal, &open, now, mutation),
             Packet::Answer(_, payer, nonce, answer) => answered(running, payer, nonce, answer, now),
             Packet::Heard(_, number, drain) => {
                 running.life.drain(&drain);
