@@ -105,13 +105,7 @@ impl Config {
                 "a WebSocket or another upgraded connection is closed when nothing has passed for \
                  so long",
             ),
-            disk_cost_min: v.number(
-                "TOLLGATE_GATEWAY_DISK_COST_MIN",
-                10_000,
-                0..=i64::MAX,
-                "the answer to a call that costs so many credits or more waits until its record is \
-                 on disk, whatever its route says; 0: never",
-            ),
+            disk_cost_min: read_disk_cost(v),
             traces_per_second: v.number(
                 "TOLLGATE_GATEWAY_TRACES_PER_SECOND",
                 50,
@@ -131,6 +125,16 @@ impl Config {
             threads => threads,
         }
     }
+}
+
+fn read_disk_cost(v: &mut Variables) -> i64 {
+    v.number(
+        "TOLLGATE_GATEWAY_DISK_COST_MIN",
+        10_000,
+        0..=i64::MAX,
+        "the answer to a call that costs so many credits or more waits until its record is on disk, \
+         whatever its route says; 0: never",
+    )
 }
 
 fn read_country_db(v: &mut Variables) -> Option<PathBuf> {

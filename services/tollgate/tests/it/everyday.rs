@@ -114,7 +114,7 @@ fn page(url: &str, keys: &[(&str, &str)]) -> String {
 }
 
 /// Serves one page to whoever asks, until it is dropped.
-async fn serve(listener: &TcpListener, page: &str) {
+async fn serve(listener: &TcpListener, page: &str) -> ! {
     let answer = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n{page}",
@@ -147,7 +147,7 @@ async fn a_page_in_a_browser_calls_where_its_origin_is_listed_and_reads_nothing_
     let told = testkit::eventually(SETTLE_LIMIT, "gateways know the list", async || {
         let seen = tokio::select! {
             seen = clients::browse(&origin) => seen,
-            () = serve(&listener, &page) => None,
+            never = serve(&listener, &page) => never,
         };
         let Some(seen) = seen else {
             return Ok(None);
