@@ -11,6 +11,7 @@
 
 mod arrears;
 mod failure;
+mod room;
 mod seen;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -25,8 +26,8 @@ use prost::Message as _;
 use proto::events::v1::{Applied, Record, UsageBatch};
 use types::JournalId;
 
-use self::arrears::Arrears;
 pub use self::failure::ApplyError;
+use self::{arrears::Arrears, room::Room};
 use crate::{
     batch, crash_point,
     host::{Host, Stop},
@@ -144,7 +145,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
     }
     drop(connection);
     let mut arrears = Arrears::of(host, &stream, A::SCHEMA, &server).await?;
-    let mut trail = Trail::new(server);
+    let (mut trail, mut room) = (Trail::new(server), Room::default());
     trail.look(host).await?;
     tell_watermarks(host, A::SCHEMA, &mut trail).await?;
     let mut looks = tokio::time::interval(Trail::PERIOD);
@@ -162,6 +163,7 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
             _ = looks.tick() => {
                 trail.look(host).await?;
                 arrears.look(host, &stream).await?;
+                room.look(host, &stream).await;
                 continue;
             }
             () = stop.requested() => return Ok(()),

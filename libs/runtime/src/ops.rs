@@ -1,7 +1,10 @@
 //! The ops listener: health, readiness, metrics, version. Apart from traffic.
 
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,7 @@ use axum::{
 };
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use serde_json::{Map, Value, json};
@@ -41,6 +44,7 @@ pub(crate) struct UsageMetrics {
     lag: Family<ConsumerLabel, Histogram, fn() -> Histogram>,
     dead_letters: Family<ConsumerLabel, Counter>,
     gap_records: Family<ConsumerLabel, Counter>,
+    stream_fill: Gauge<f64, AtomicU64>,
 }
 
 impl UsageMetrics {
@@ -60,10 +64,17 @@ impl UsageMetrics {
             "Records of journals that are lost for good",
             gap_records.clone(),
         );
+        let stream_fill = Gauge::<f64, AtomicU64>::default();
+        registry.register(
+            "usage_stream_fill_ratio",
+            "How much of its limits the stream of usage has used, of 1; 0 without limits",
+            stream_fill.clone(),
+        );
         Self {
             lag,
             dead_letters,
             gap_records,
+            stream_fill,
         }
     }
 
@@ -72,6 +83,10 @@ impl UsageMetrics {
             consumer: consumer.to_owned(),
         };
         self.lag.get_or_create(&label).observe(seconds);
+    }
+
+    pub(crate) fn stream_fill(&self, share: f64) {
+        self.stream_fill.set(share);
     }
 
     pub(crate) fn dead_letters(&self, consumer: &str) {

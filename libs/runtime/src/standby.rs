@@ -1,5 +1,6 @@
 //! Watermarks trail what every standby has flushed: a gateway lets go of a record when its effect
-//! is told, and the standby that is promoted next must have it. Without a standby nothing waits.
+//! is told, and the standby that is promoted next must have it. Without a standby nothing waits, but
+//! one that is cut off is waited for a while: it may be the next primary.
 #![expect(
     clippy::disallowed_methods,
     reason = "the server's own views, which no schema of ours describes"
@@ -25,7 +26,12 @@ pub(crate) struct Trail {
     server: Server,
     /// With the position in the log behind their transaction.
     waiting: VecDeque<(i64, BTreeMap<JournalId, u64>)>,
+    /// When a standby was seen last, by the clock that only goes forward.
+    seen_at: Option<Duration>,
+    /// One is there, or was a moment ago.
     has_standby: bool,
+    /// What all standbys had when they were asked last.
+    flushed: i64,
     /// Positions of standbys are shown to who logs in, not to a service's role.
     positions: Option<PgConnection>,
     warned: bool,
@@ -34,12 +40,17 @@ pub(crate) struct Trail {
 impl Trail {
     /// Between two looks at the standbys.
     pub(crate) const PERIOD: Duration = Duration::from_secs(1);
+    /// A standby that is gone is waited for so long: what cuts it off may be the death of the
+    /// primary, and the standby the next one.
+    const GRACE: Duration = Duration::from_secs(60);
 
     pub(crate) fn new(server: Server) -> Self {
         Self {
             server,
             waiting: VecDeque::new(),
+            seen_at: None,
             has_standby: false,
+            flushed: 0,
             positions: None,
             warned: false,
         }
@@ -73,19 +84,28 @@ impl Trail {
     /// # Errors
     /// [`Moved`], or watermarks cannot be told. A server that does not answer is no error here.
     pub(crate) async fn look(&mut self, host: &Host) -> anyhow::Result<()> {
-        match self.see(host).await {
+        let is_connected = match self.see(host).await {
             Ok((present, _)) if present != self.server => return Err(anyhow::Error::new(Moved)),
-            Ok((_, has_standby)) => self.has_standby = has_standby,
+            Ok((_, is_connected)) => is_connected,
             Err(error) => {
                 tracing::debug!(%error, "PostgreSQL is not seen");
                 return Ok(());
             }
+        };
+        let now = Duration::from_nanos(host.clock().monotonic_nanos());
+        if is_connected {
+            self.seen_at = Some(now);
         }
+        let is_awaited = |seen: Duration| now.saturating_sub(seen) < Self::GRACE;
+        self.has_standby = self.seen_at.is_some_and(is_awaited);
         if self.waiting.is_empty() {
             return Ok(());
         }
+        if is_connected && let Some(flushed) = self.flushed(host).await? {
+            self.flushed = flushed;
+        }
         let flushed = match self.has_standby {
-            true => self.flushed(host).await?,
+            true => self.flushed,
             false => i64::MAX,
         };
         while let Some((written, _)) = self.waiting.front() {
@@ -112,8 +132,8 @@ impl Trail {
         Ok((Server::read(&row)?, row.try_get("has_standby")?))
     }
 
-    /// Up to where every standby has the log on its disk.
-    async fn flushed(&mut self, host: &Host) -> anyhow::Result<i64> {
+    /// Up to where every standby has the log on its disk; none: there is no standby any more.
+    async fn flushed(&mut self, host: &Host) -> anyhow::Result<Option<i64>> {
         let mut connection = match self.positions.take() {
             Some(connection) => connection,
             None => postgres::login(&host.pools.login).await?,
@@ -134,8 +154,7 @@ impl Trail {
         };
         self.positions = Some(connection);
         if row.try_get("is_shown")? {
-            let flushed: Option<i64> = row.try_get("flushed")?;
-            return Ok(flushed.unwrap_or(i64::MAX));
+            return Ok(row.try_get("flushed")?);
         }
         if !self.warned {
             tracing::warn!(
@@ -145,7 +164,7 @@ impl Trail {
             );
         }
         self.warned = true;
-        Ok(i64::MAX)
+        Ok(Some(i64::MAX))
     }
 }
 

@@ -122,6 +122,16 @@ async fn journals(stack: &Stack) -> i64 {
 /// kept what it lacks, because their watermarks trail what it has.
 #[tokio::test]
 async fn f15_a_promoted_standby_is_caught_up_with_from_the_journals() {
+    promote(false).await;
+}
+
+/// The same when the primary loses sight of the standby before it dies, as in a network that splits.
+#[tokio::test]
+async fn f15_a_standby_that_was_cut_off_is_caught_up_with_from_the_journals() {
+    promote(true).await;
+}
+
+async fn promote(is_cut_off: bool) {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
     fund(&stack);
     let primary = Server::of(&stack);
@@ -145,6 +155,22 @@ async fn f15_a_promoted_standby_is_caught_up_with_from_the_journals() {
         .count("select (pg_current_wal_lsn() - min(flush_lsn))::int8 from pg_stat_replication")
         .await;
     assert!(behind > 0, "the standby lacks something");
+    if is_cut_off {
+        proxy.disconnect();
+        let gone = eventually(
+            SETTLE_LIMIT,
+            "the primary sees no standby",
+            async || match stack
+                .count("select count(*) from pg_stat_replication")
+                .await
+            {
+                0 => Ok(()),
+                other => Err(format!("{other} standbys")),
+            },
+        );
+        gone.await.expect("cut off");
+        traffic.more_answers(300).await;
+    }
 
     let began = Instant::now();
     stack

@@ -132,6 +132,14 @@ async fn f10_a_full_stream_pushes_back_into_the_journal() {
         behind - first < 2_000,
         "the journal held it: {first} rows, then {behind}"
     );
+    let told = eventually(SETTLE_LIMIT, "an operator is told", async || {
+        let metrics = stack.metrics("usage-ingest").await;
+        match metrics["tollgate_usage_stream_fill_ratio"].as_f64() {
+            Some(share) if share >= 0.99 => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    told.await.expect("told");
     context.update_stream(&wide).await.expect("widened");
     let outcome = load.finish().await;
     let report = stack.audit_with(&[&outcome]);
