@@ -110,7 +110,7 @@ const LONG_LIVES: Faults = Faults {
 /// Messages are short, so that some of what a recovery has written is applied and the rest is not.
 const COPIES: Faults = Faults {
     copy: 12,
-    short: 500,
+    short: 950,
     ..KILLS
 };
 

@@ -57,7 +57,7 @@ impl World {
 
     /// Lets everything come to rest: faults end, everybody is started, then stopped in order.
     pub(super) fn settle(&mut self) -> Result<(), String> {
-        (self.faults.loss, self.faults.repeat) = (0, 0);
+        (self.faults.loss, self.faults.repeat, self.faults.short) = (0, 0, 0);
         for slot in &self.slots {
             slot.disk.revive();
         }
