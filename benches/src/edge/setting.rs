@@ -52,7 +52,7 @@ const LATER: [&str; 5] = [
     "postgres",
 ];
 /// How far they give way.
-const NICE: i32 = 19;
+const NICE: i32 = 10;
 
 /// What is measured, and where.
 pub(crate) struct Setting {
