@@ -4,6 +4,7 @@ mod flow;
 mod power;
 mod priced;
 pub(crate) mod rig;
+mod secure;
 mod strangers;
 mod tables;
 mod throttle;

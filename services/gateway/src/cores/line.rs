@@ -1,7 +1,8 @@
 //! One journal on its way out.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use anyhow::Context as _;
 use proto::{
     events::v1::{Record, RecordKind},
     wallet::v1::Lease,
@@ -11,7 +12,9 @@ use types::{JournalId, LeaseId};
 use super::millis;
 use crate::{
     journal::{Error, Gap, Journal, Reader, Recovered},
-    record, recovery,
+    opened::Opened,
+    record,
+    recovery::{self, Total},
     ship::{course::Course, parcel},
 };
 
@@ -34,6 +37,9 @@ pub struct Line {
     reader: Reader,
     gaps: Vec<Gap>,
     is_over: bool,
+    /// What an earlier life owes, as its journal said before the wallet was asked what is open:
+    /// what is gone from it by then was settled before the answer.
+    owed: Option<(BTreeMap<LeaseId, Total>, Opened)>,
 }
 
 impl Line {
@@ -46,6 +52,7 @@ impl Line {
             reader,
             gaps: Vec::new(),
             is_over: false,
+            owed: None,
         }
     }
 
@@ -53,6 +60,7 @@ impl Line {
         Self {
             gaps: found.gaps(),
             is_over: true,
+            owed: recovery::read_totals(&found.journal).ok(),
             ..Self::new(found.journal.clone(), now)
         }
     }
@@ -151,7 +159,8 @@ impl Line {
         is_first: bool,
         now: Duration,
     ) -> anyhow::Result<()> {
-        let (mut totals, opened) = recovery::read_totals(&self.journal)?;
+        let owed = self.owed.take();
+        let (mut totals, opened) = owed.context("the journal could not be read")?;
         for record in opened.end(&mut totals, open, 0)? {
             self.append_synced(record, now)?;
         }
@@ -159,6 +168,7 @@ impl Line {
         for (lease, cum) in recovery::finals(&totals, open, has_gaps, is_first)? {
             self.close(lease, now, || cum)?;
         }
+        self.owed = Some((totals, Opened::default()));
         Ok(())
     }
 }

@@ -19,6 +19,7 @@ use hyper_util::{rt::TokioIo, server::conn::auto};
 use prost::Message as _;
 use proto::{events::v1::Record, keys::v1 as wire};
 use runtime::{Host, Node, Settings, Variables};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -232,15 +233,18 @@ fn pool(config: &Config, edge: &Edge) -> Pool {
 }
 
 fn connector(config: &Config, edge: &Edge) -> Connector {
+    // An upstream with this certificate is trusted, as `localhost`.
+    let trusted = include_bytes!("../listen/tests/fixture/first.pem");
+    let mut roots = rustls::RootCertStore::empty();
+    let trusted = CertificateDer::from_pem_slice(trusted).expect("a certificate");
+    roots.add(trusted).expect("a root");
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(
         rustls::crypto::aws_lc_rs::default_provider(),
     ));
     let tls = tls
         .with_safe_default_protocol_versions()
         .expect("a protocol");
-    let tls = tls
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
+    let tls = tls.with_root_certificates(roots).with_no_client_auth();
     Connector::new(
         Arc::new(tls),
         Arc::new(config.upstreams.networks.clone()),

@@ -30,6 +30,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+use tokio_rustls::TlsAcceptor;
 
 use runtime::Host;
 
@@ -43,8 +44,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// An upstream by either version of HTTP, which answers with what it was sent.
-struct Upstream {
-    address: SocketAddr,
+pub(super) struct Upstream {
+    pub(super) address: SocketAddr,
     connections: Rc<Cell<usize>>,
     asked: Rc<Cell<usize>>,
     /// While it is false, calls wait.
@@ -53,6 +54,11 @@ struct Upstream {
 
 impl Upstream {
     async fn start() -> Self {
+        Self::behind(None).await
+    }
+
+    /// One that speaks TLS.
+    pub(super) async fn behind(tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let own = Self {
             address: listener.local_addr().expect("bound"),
@@ -70,13 +76,18 @@ impl Upstream {
                     asked.set(asked.get() + 1);
                     answer(request, gate.subscribe())
                 });
+                let tls = tls.clone();
                 tokio::task::spawn_local(async move {
                     let builder = auto::Builder::new(OnThread);
-                    drop(
-                        builder
-                            .serve_connection(TokioIo::new(stream), service)
-                            .await,
-                    );
+                    let Some(tls) = tls else {
+                        let stream = TokioIo::new(stream);
+                        drop(builder.serve_connection(stream, service).await);
+                        return;
+                    };
+                    if let Ok(stream) = tls.accept(stream).await {
+                        let stream = TokioIo::new(stream);
+                        drop(builder.serve_connection(stream, service).await);
+                    }
                 });
             }
         });
@@ -119,15 +130,15 @@ async fn answer(
 
 /// What a client got.
 #[derive(Debug)]
-struct Got {
-    status: StatusCode,
+pub(super) struct Got {
+    pub(super) status: StatusCode,
     headers: HeaderMap,
     trailers: HeaderMap,
     body: Bytes,
 }
 
 impl Got {
-    fn header(&self, name: &str) -> &str {
+    pub(super) fn header(&self, name: &str) -> &str {
         let value = self.headers.get(name);
         value.and_then(|it| it.to_str().ok()).unwrap_or_default()
     }
@@ -145,7 +156,7 @@ async fn got(response: Response<Incoming>) -> Result<Got, hyper::Error> {
 }
 
 /// A call with a body and a trailer, on a connection of its own.
-async fn call(rig: &Rig, version: Version, body: &str) -> Result<Got, hyper::Error> {
+pub(super) async fn call(rig: &Rig, version: Version, body: &str) -> Result<Got, hyper::Error> {
     call_to(rig, PATH, version, body).await
 }
 
@@ -196,7 +207,7 @@ async fn call_to(rig: &Rig, path: &str, version: Version, body: &str) -> Result<
 }
 
 /// Runs a scene with a rig that is served.
-async fn scene<F: Future<Output = ()>>(
+pub(super) async fn scene<F: Future<Output = ()>>(
     variables: &[(&str, &str)],
     play: impl FnOnce(Rc<Rig>) -> F,
 ) {

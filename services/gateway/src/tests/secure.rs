@@ -1,0 +1,69 @@
+//! Upstreams over TLS: which protocol is spoken, and whom it is spoken with.
+
+use std::sync::Arc;
+
+use http::Version;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio_rustls::TlsAcceptor;
+
+use super::upstreams::{Upstream, call, scene};
+
+const TRUSTED: [&[u8]; 2] = [
+    include_bytes!("../listen/tests/fixture/first.pem"),
+    include_bytes!("../listen/tests/fixture/first.key.pem"),
+];
+const STRANGE: [&[u8]; 2] = [
+    include_bytes!("../listen/tests/fixture/second.pem"),
+    include_bytes!("../listen/tests/fixture/second.key.pem"),
+];
+
+/// Shows this certificate, and takes these protocols.
+fn acceptor([chain, key]: [&[u8]; 2], protocols: &[&str]) -> TlsAcceptor {
+    let chain = CertificateDer::from_pem_slice(chain).expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(key).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("a protocol")
+        .with_no_client_auth();
+    let mut config = config.with_single_cert(vec![chain], key).expect("they fit");
+    config.alpn_protocols = protocols.iter().map(|it| it.as_bytes().to_vec()).collect();
+    TlsAcceptor::from(Arc::new(config))
+}
+
+#[tokio::test]
+async fn an_upstream_over_tls_is_spoken_to_as_both_agree_and_only_if_it_is_the_one() {
+    scene(&[], async |rig| {
+        let both: &[&str] = &["h2", "http/1.1"];
+        for (protocol, takes, spoken) in [
+            ("http1", both, Some("HTTP/1.1")),
+            ("auto", both, Some("HTTP/2.0")),
+            ("auto", &["http/1.1"], Some("HTTP/1.1")),
+            ("auto", &[], Some("HTTP/1.1")),
+            ("h2", both, Some("HTTP/2.0")),
+            ("h2", &["http/1.1"], None),
+            ("h2", &[], None),
+        ] {
+            for (certificate, is_it) in [(TRUSTED, true), (STRANGE, false)] {
+                let upstream = Upstream::behind(Some(acceptor(certificate, takes))).await;
+                let port = upstream.address.port();
+                rig.offer(upstream.address, |it| {
+                    it.upstream_url = format!("https://localhost:{port}");
+                    protocol.clone_into(&mut it.protocol);
+                });
+                for version in [Version::HTTP_11, Version::HTTP_2] {
+                    let got = call(&rig, version, "").await.expect("an answer");
+                    let case = format!("{protocol} {takes:?}: {got:?}");
+                    match spoken.filter(|_| is_it) {
+                        Some(spoken) => {
+                            assert_eq!(got.status, 200, "{case}");
+                            assert_eq!(got.header("x-version"), spoken, "{case}");
+                        }
+                        None => assert_eq!(got.status, 502, "{case}"),
+                    }
+                }
+            }
+        }
+    })
+    .await;
+}
