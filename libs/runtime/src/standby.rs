@@ -1,6 +1,6 @@
 //! Watermarks trail what every standby has flushed: a gateway lets go of a record when its effect
-//! is told, and the standby that is promoted next must have it. Without a standby nothing waits, but
-//! one that is cut off is waited for a while: it may be the next primary.
+//! is told, and the standby that is promoted next must have it. Without a standby nothing waits,
+//! but one that is cut off is waited for a while: it may be the next primary.
 #![expect(
     clippy::disallowed_methods,
     reason = "the server's own views, which no schema of ours describes"

@@ -125,7 +125,7 @@ async fn f15_a_promoted_standby_is_caught_up_with_from_the_journals() {
     promote(false).await;
 }
 
-/// The same when the primary loses sight of the standby before it dies, as in a network that splits.
+/// The same when the primary loses sight of the standby before it dies: the network splits.
 #[tokio::test]
 async fn f15_a_standby_that_was_cut_off_is_caught_up_with_from_the_journals() {
     promote(true).await;
