@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf, time::Instant};
 use anyhow::Context as _;
 use rustix::{
     io::Errno,
-    process::{Pid, getsid, setpriority_process},
+    process::{Pid, setpriority_process},
     thread::{CpuSet, sched_setaffinity},
 };
 
@@ -97,19 +97,6 @@ impl Thread {
             return Ok(()); // it has ended
         }
         set.with_context(|| format!("cannot make {} wait", self.name))
-    }
-
-    /// The same for its session, where the kernel shares cores among sessions before it looks at
-    /// threads: each process of PostgreSQL has one of its own. One that is also ours stays.
-    pub(crate) fn session_steps_back(&self, nice: i32) -> anyhow::Result<()> {
-        let group = PathBuf::from(format!("/proc/{}/autogroup", self.process));
-        // The process may have ended.
-        let session = getsid(Pid::from_raw(self.process));
-        if !group.exists() || session.is_err() || session == getsid(None) {
-            return Ok(());
-        }
-        let set = fs::write(&group, nice.to_string());
-        set.with_context(|| format!("cannot make the session of {} wait", self.name))
     }
 
     fn usage(&self) -> Usage {

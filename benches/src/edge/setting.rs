@@ -164,13 +164,8 @@ impl Setting {
     /// Makes those who work off the records give way, those too that have been started meanwhile.
     pub(crate) fn step_back(&self) -> anyhow::Result<()> {
         for pid in &self.later {
-            let mut process = None;
             for thread in account::threads(*pid)? {
                 thread.step_back(NICE)?;
-                // All threads of a process are of one session.
-                if process.replace(thread.process()) != Some(thread.process()) {
-                    thread.session_steps_back(NICE)?;
-                }
             }
         }
         Ok(())
@@ -271,8 +266,7 @@ impl Setting {
         section.say(&format!(
             "Core {} has the proxy's threads that carry calls, core {} everything else: load, \
              upstream, the gateway's other threads, and the rest of Tollgate (what works off the \
-             records at nice {NICE}, also as \
-             sessions). {} rounds of slices of {} ms; medians, ratios round by round \
+             records at nice {NICE}). {} rounds of slices of {} ms; medians, ratios round by round \
              with the middle half in brackets. {} keys of {} organisations, each with a daily \
              quota; 100 of them are in use where nothing else is said.",
             arguments.core,
