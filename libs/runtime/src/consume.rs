@@ -207,6 +207,7 @@ async fn deliver<A: Apply>(
             Err(ApplyError::Poison { delivery, reason }) => {
                 let aside = parcels.remove(delivery);
                 bury(host, A::SCHEMA, &aside.message, &reason, stop).await?;
+                refusals = 0;
             }
             Err(ApplyError::Refused(reason)) if refusals == REFUSALS_MAX => {
                 let aside = parcels.remove(0);
@@ -221,7 +222,11 @@ async fn deliver<A: Apply>(
                     together,
                     "PostgreSQL refuses a usage batch"
                 );
-                refusals += u32::from(together == 1);
+                if together == 1 {
+                    // What it met may pass in a moment.
+                    refusals += 1;
+                    tokio::time::sleep(RETRY_MIN).await;
+                }
                 together /= 2;
             }
             Err(ApplyError::Later { delivery, reason }) => {
@@ -230,6 +235,7 @@ async fn deliver<A: Apply>(
                 let again = AckKind::Nak(Some(LATER));
                 let told = parcel.message.ack_with(again).await;
                 told.map_err(|error| anyhow::anyhow!(error))?;
+                refusals = 0;
             }
             Err(ApplyError::Failed(error)) if error.is::<Moved>() => return Err(error),
             Err(ApplyError::Failed(error)) => {

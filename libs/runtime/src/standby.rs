@@ -132,7 +132,8 @@ impl Trail {
         Ok((Server::read(&row)?, row.try_get("has_standby")?))
     }
 
-    /// Up to where every standby has the log on its disk; none: there is no standby any more.
+    /// Up to where every standby has the log on its disk; none: nobody is connected any more. Who
+    /// takes a backup follows nothing, and is not waited for.
     async fn flushed(&mut self, host: &Host) -> anyhow::Result<Option<i64>> {
         let mut connection = match self.positions.take() {
             Some(connection) => connection,
@@ -140,6 +141,7 @@ impl Trail {
         };
         let row = sqlx::query(
             "select pg_has_role(current_user, 'pg_read_all_stats', 'usage') as is_shown,
+                    count(*) > 0 as is_connected,
                     (min(flush_lsn) - '0/0'::pg_lsn)::int8 as flushed
                from pg_stat_replication",
         )
@@ -154,7 +156,9 @@ impl Trail {
         };
         self.positions = Some(connection);
         if row.try_get("is_shown")? {
-            return Ok(row.try_get("flushed")?);
+            let flushed: Option<i64> = row.try_get("flushed")?;
+            let is_connected: bool = row.try_get("is_connected")?;
+            return Ok(flushed.or(is_connected.then_some(i64::MAX)));
         }
         if !self.warned {
             tracing::warn!(

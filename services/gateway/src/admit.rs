@@ -87,7 +87,10 @@ pub(crate) async fn admit<'a>(
         Asked::Any(request) => match idempotency::begin(edge, &ticket, request).await {
             Ok(replay) => replay,
             Err(refused) => {
-                give_back_places(&entry, limits);
+                // Else it was judged, at the price of a look into the keys.
+                if refused.refusal == Refusal::MeteringUnavailable {
+                    give_back_places(&entry, limits);
+                }
                 return Err(deny(ticket, refused, limits));
             }
         },

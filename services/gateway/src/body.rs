@@ -135,7 +135,7 @@ pub(crate) async fn gather(
             Poll::Ready(frame) => Poll::Ready(frame.map(|it| it.map_err(BodyError::from))),
         });
         let frame = polled.await;
-        match pauses.go_on() {
+        match pauses.go_on() && frame.is_some() {
             true => Some(Err(TOO_LONG.into())),
             false => frame,
         }
@@ -262,13 +262,13 @@ impl Metered {
                 }
                 Poll::Ready(Some(Ok(frame))) => frame,
             };
-            // What the head says is no longer to come is there.
+            if let Some(data) = frame.data_ref() {
+                self.count(data);
+            }
+            // Its last piece is not too late.
             if self.left != Some(0) && self.pauses.go_on() {
                 self.break_off();
                 return Poll::Ready(Some(Err(TOO_LONG.into())));
-            }
-            if let Some(data) = frame.data_ref() {
-                self.count(data);
             }
             let last = match frame.into_trailers() {
                 Ok(mut trailers) => {

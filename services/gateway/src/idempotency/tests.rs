@@ -156,7 +156,8 @@ proptest! {
         let escaped = text.replace('\\', r"\\").replace('"', "\\\"");
         let quoted = read(&format!("\"{escaped}\""));
         prop_assert_eq!(quoted.as_deref(), Some(text.as_str()));
-        if let Some(bare) = read(&text) {
+        // One that has quotes of its own is a string already.
+        if let Some(bare) = read(&text).filter(|_| !text.starts_with('"')) {
             prop_assert!(bare == text);
         }
     }

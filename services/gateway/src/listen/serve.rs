@@ -6,7 +6,7 @@
 use std::{cell::Cell, net::SocketAddr, pin::Pin, rc::Rc, sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::{
     body::Incoming,
     server::conn,
@@ -117,7 +117,7 @@ pub(super) async fn serve(hall: Rc<Hall>, stream: TcpStream, address: SocketAddr
                 let text = answer::close(&hall.worker.edge, refusal);
                 // Who takes nothing more is not waited for.
                 let written = tokio::time::timeout(FAREWELL, stream.write_all(&text));
-                if let Ok(Ok(Ok(()))) = seat.unless_ordered(written).await {
+                if let Ok(Ok(())) = written.await {
                     farewell(seat, stream).await;
                 }
                 return;
@@ -163,10 +163,12 @@ async fn http1(
     let life = Arc::clone(&seat.life);
     let wire = Wire::http1(stream, read, Arc::clone(&life));
     let (resume, answered) = (Cell::new(resume), Rc::<Cell<u32>>::default());
+    let is_old = Cell::new(false);
     let calls = if is_for_long { HYPER_CALLS } else { 1 };
     let service = service_fn(|request: Request<Incoming>| {
         let (worker, life) = (Rc::clone(&hall.worker), Arc::clone(&life));
         let (resume, answered) = (resume.take(), Rc::clone(&answered));
+        is_old.set(request.version() == Version::HTTP_10);
         async move {
             let response = match resume {
                 Some(resume) => said(express::resume(worker, request, *resume).await)?,
@@ -187,7 +189,7 @@ async fn http1(
     let end = drive(&mut connection, seat, || answered.get() >= calls).await;
     // None: it was upgraded, and is no longer ours.
     match connection.into_parts() {
-        Some(parts) => end.after(parts.io.into_inner().into_stream()),
+        Some(parts) => end.after(parts.io.into_inner().into_stream(), is_old.get()),
         None => After::Gone,
     }
 }
@@ -214,7 +216,6 @@ where
                     }
                     Err(error) => {
                         tracing::debug!(%error, "a connection ended");
-                        // An orderly end would say to HTTP/1.0 that the answer is complete.
                         if error.is_user() {
                             return Poll::Ready(End::Broken);
                         }
@@ -232,7 +233,7 @@ where
             }
             let order = seat.heed(task);
             if order == Some(Order::Cut) {
-                return Poll::Ready(End::Broken);
+                return Poll::Ready(End::Cut);
             }
             // Who has sent half a head is answered first.
             ends |= order == Some(Order::End);
@@ -264,18 +265,23 @@ enum End {
     Ended,
     /// In the middle of an answer.
     Broken,
+    Cut,
 }
 
 impl End {
-    fn after(self, stream: Stream) -> After {
+    /// To a client of HTTP/1.0, who is `old`, an orderly end says that its answer is complete; others
+    /// see that it is not, and get what was sent before.
+    fn after(self, stream: Stream, is_old: bool) -> After {
         match self {
-            Self::Rest => After::Rest(stream),
-            Self::Refuse(refusal) => After::Refuse(stream, refusal),
-            Self::Ended => After::End(stream),
-            Self::Broken => {
+            Self::Broken | Self::Cut if is_old => {
                 stream.break_off();
                 After::Gone
             }
+            Self::Rest => After::Rest(stream),
+            Self::Refuse(refusal) => After::Refuse(stream, refusal),
+            Self::Ended => After::End(stream),
+            Self::Broken => After::End(stream),
+            Self::Cut => After::Gone,
         }
     }
 }

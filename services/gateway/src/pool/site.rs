@@ -185,6 +185,10 @@ impl Site {
         if !direct.target.is_used() {
             return;
         }
+        let is_awaited = !self.queue.borrow().is_empty();
+        if is_awaited && !direct.is_silent() {
+            return; // its place is handed on, and another one opened
+        }
         if let Some(next) = self.next_in_queue() {
             drop(next.send(Handed::Direct(Box::new(direct)))); // who has gone lets it be closed
             return;

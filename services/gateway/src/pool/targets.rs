@@ -50,12 +50,14 @@ pub(crate) struct Target {
 struct Count {
     all: Cell<usize>,
     resting: Cell<usize>,
+    shunned: Cell<usize>,
 }
 
 impl Count {
     /// Whether one more may be left alone for what a client may have caused: never more than half.
     fn spares_one(&self) -> bool {
-        self.resting.get().saturating_add(1).saturating_mul(2) <= self.all.get()
+        let idle = self.resting.get().saturating_add(self.shunned.get());
+        idle.saturating_add(1).saturating_mul(2) <= self.all.get()
     }
 }
 
@@ -102,6 +104,9 @@ impl Target {
 
     fn becomes(&self, health: Health) {
         let before = self.health.replace(health);
+        if self.is_gone.get() {
+            return; // it is not counted
+        }
         let resting = &self.all.resting;
         match (before.is_used(), health.is_used()) {
             (true, false) => resting.set(resting.get().saturating_add(1)),
@@ -172,6 +177,8 @@ impl Targets {
         let list = self.list.borrow();
         let is_down = |target: &Rc<Target>| found(target.address) == Found::Down;
         let is_one_up = list.iter().any(|target| !is_down(target));
+        let shunned = list.iter().filter(|target| is_one_up && is_down(target));
+        self.count.shunned.set(shunned.count());
         for target in list.iter() {
             target.is_shunned.set(is_one_up && is_down(target));
             if !target.health.get().is_used() && found(target.address) == Found::Well {

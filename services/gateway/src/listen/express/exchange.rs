@@ -3,6 +3,7 @@
 use std::{
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use super::{
     ask::{NoAnswer, ask, receive},
     front::{Front, Lost},
     request::Request,
-    resume::{self, Resume},
+    resume::Resume,
     write,
 };
 use crate::{
@@ -223,6 +224,7 @@ impl Call<'_> {
         request: &Request<'_>,
     ) -> Result<Exchanged, Exchanged> {
         let worker = &self.hall.worker;
+        let began = worker.edge.clock.monotonic_nanos();
         let mut direct = match front.during(self.connect()).await? {
             Ok(Some(direct)) => direct,
             Ok(None) => return Ok(self.resumed(None)),
@@ -248,7 +250,7 @@ impl Call<'_> {
         // Connecting has taken of it, if that was needed.
         let timeout = match direct.reused {
             true => self.route.timeout,
-            false => resume::left(worker, &self.ticket, self.route),
+            false => left(worker, self.route, began),
         };
         let mut pauses = worker.patience.pauses(timeout, timeout);
         let asked = ask(front, &mut direct, (&mut head, request.body), &mut pauses).await;
@@ -390,7 +392,9 @@ impl Call<'_> {
                     return Err(Exchanged::Gone);
                 }
             };
-            if pauses.go_on() {
+            // Its last piece is not too late.
+            let is_last = u64::try_from(read.len()).is_ok_and(|bytes| bytes >= left);
+            if pauses.go_on() && !is_last {
                 ticket.abort();
                 return Err(Exchanged::Gone);
             }
@@ -417,6 +421,12 @@ fn facts(
     };
     let asked = (known.service, known.rest);
     edge::facts(edge, peer, &told, id, known.started, asked)
+}
+
+/// What is left of the time to the first byte of an answer.
+fn left(worker: &Worker, route: &Route, began: u64) -> Duration {
+    let past = worker.edge.clock.monotonic_nanos().saturating_sub(began);
+    route.timeout.saturating_sub(Duration::from_nanos(past))
 }
 
 /// Says why a call is refused. If its key is known, its record is written.

@@ -1,6 +1,6 @@
 //! Calls that hyper goes on with: admitted and not sent, or with the beginning of an answer.
 
-use std::{rc::Rc, sync::Arc, time::Duration};
+use std::{rc::Rc, sync::Arc};
 
 use bytes::Bytes;
 use http::{Method, Response, Version};
@@ -84,8 +84,7 @@ async fn relay(
 ) -> Result<Response<EdgeBody>, Refused> {
     let (target, reused) = (Rc::clone(direct.target()), direct.reused);
     let head = direct.into_answer(&worker.pool, method, read);
-    let left = left(worker, &ticket, route);
-    let (lent, response) = match tokio::time::timeout(left, head).await {
+    let (lent, response) = match tokio::time::timeout(route.timeout, head).await {
         Ok(Ok(answered)) => answered,
         Ok(Err(error)) => {
             tracing::debug!(%error, "no answer");
@@ -104,13 +103,6 @@ async fn relay(
         takes_trailers: false,
     };
     proxy::answered(worker, route, ticket, (lent, response), client).await
-}
-
-/// What is left of the time to the first byte of an answer.
-pub(super) fn left(worker: &Worker, ticket: &Ticket, route: &Route) -> Duration {
-    let now = worker.edge.clock.monotonic_nanos();
-    let past = now.saturating_sub(ticket.facts().started);
-    route.timeout.saturating_sub(Duration::from_nanos(past))
 }
 
 fn failed(ticket: Ticket, refusal: Refusal) -> Refused {
