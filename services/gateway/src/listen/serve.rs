@@ -269,8 +269,8 @@ enum End {
 }
 
 impl End {
-    /// To a client of HTTP/1.0, which is old, an orderly end says that its answer is complete. Others
-    /// see that it is not, and get what was sent before.
+    /// To a client of HTTP/1.0, which is old, an orderly end says that its answer is complete.
+    /// Others see that it is not, and get what was sent before.
     fn after(self, stream: Stream, is_old: bool) -> After {
         match self {
             Self::Broken | Self::Cut if is_old => {
