@@ -298,7 +298,7 @@ pub(crate) async fn answer(
         Err(Refusal::InvalidKey) => return Err(malformed(edge, origin()).into()),
         Err(refusal) => return Err(refusal.into()),
     };
-    let entry = find(edge, presented, origin(), started).await?;
+    let entry = find(edge, presented, origin, started).await?;
     // Room for the record first: from here on every way out writes one.
     let Some(reservation) = edge.journal.reserve() else {
         return Err(Refusal::MeteringUnavailable.into());
@@ -368,15 +368,16 @@ pub(crate) fn recall(
 async fn find(
     edge: &Arc<Edge>,
     presented: PresentedKey,
-    origin: Origin,
+    origin: impl Fn() -> Origin,
     started: u64,
 ) -> Result<Arc<Entry>, Refused> {
     let hashing = edge.keyring.hashing();
     let hash = hashing.hash(&presented);
-    if let Some(entry) = recall(edge, &hash, || origin, started)? {
+    if let Some(entry) = recall(edge, &hash, &origin, started)? {
         edge.verified(Source::Local, started);
         return Ok(entry);
     }
+    let origin = origin();
     let keyring = Arc::clone(&edge.keyring);
     let key = Guard::into_inner(hashing).seek(hash, &presented);
     let looked_up = edge

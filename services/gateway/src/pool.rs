@@ -332,6 +332,7 @@ impl Pool {
                 }
             });
             join_all(looked_up).await;
+            self.connector.checks.tidy(now);
             join_all(sites.iter().map(|site| checks::look(&self.connector, site))).await;
             self.connector.metrics.connections(before, connections);
             before = connections;

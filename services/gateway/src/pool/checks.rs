@@ -48,7 +48,6 @@ impl Checks {
     /// Whether it is the caller who asks this time.
     fn is_due(&self, key: &(Upstream, SocketAddr), now: Instant) -> bool {
         let mut table = self.0.lock();
-        table.retain(|_, check| now.saturating_duration_since(check.asked) < KEPT);
         if let Some(check) = table.get_mut(key) {
             // Threads look one after the other: each a little later than a period is no second ask.
             let is_due = now.saturating_duration_since(check.asked) >= UPKEEP_PERIOD;
@@ -64,6 +63,12 @@ impl Checks {
         };
         table.insert(key.clone(), check);
         true
+    }
+
+    /// Forgets addresses that nobody asks any more.
+    pub(super) fn tidy(&self, now: Instant) {
+        let is_young = |check: &Check| now.saturating_duration_since(check.asked) < KEPT;
+        self.0.lock().retain(|_, check| is_young(check));
     }
 
     fn note(&self, key: &(Upstream, SocketAddr), is_good: bool) {

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::Instant,
 };
 
 use super::{
@@ -32,6 +33,8 @@ pub(crate) struct Direct {
     pub(crate) stream: TcpStream,
     /// False for one that was opened for this call.
     pub(crate) reused: bool,
+    /// What opening it took of this call's time.
+    pub(crate) opened_in: Duration,
     pub(super) slot: Slot,
     pub(super) target: Rc<Target>,
     trial: Option<Trial>,
@@ -58,6 +61,7 @@ impl Direct {
     /// Puts the connection back: its answer was read to its end.
     pub(crate) fn give_back(mut self) {
         self.reused = true;
+        self.opened_in = Duration::ZERO;
         let site = Rc::clone(self.slot.site());
         site.put_direct(self);
     }
@@ -127,14 +131,15 @@ impl Pool {
         if let Some(direct) = site.take_direct() {
             return Ok(Some(direct));
         }
-        let opened = Box::pin(self.open_direct(site));
+        let began = Instant::now();
+        let opened = Box::pin(self.open_direct(site, began));
         match tokio::time::timeout(timeout, opened).await {
             Ok(opened) => opened.map_err(Some),
             Err(_elapsed) => Err(None),
         }
     }
 
-    async fn open_direct(&self, site: Rc<Site>) -> Result<Option<Direct>, Unlent> {
+    async fn open_direct(&self, site: Rc<Site>, began: Instant) -> Result<Option<Direct>, Unlent> {
         site.touch();
         let Some(mut slot) = site.reserve(false) else {
             return Ok(None);
@@ -150,6 +155,7 @@ impl Pool {
         Ok(Some(Direct {
             stream,
             reused: false,
+            opened_in: began.elapsed(),
             slot,
             target,
             trial,

@@ -175,16 +175,18 @@ impl Targets {
     /// Leaves alone what is not well while something else is; what is well rests no more.
     pub(super) fn judge(&self, found: impl Fn(SocketAddr) -> Found) {
         let list = self.list.borrow();
-        let is_down = |target: &Rc<Target>| found(target.address) == Found::Down;
-        let is_one_up = list.iter().any(|target| !is_down(target));
-        let shunned = list.iter().filter(|target| is_one_up && is_down(target));
-        self.count.shunned.set(shunned.count());
-        for target in list.iter() {
-            target.is_shunned.set(is_one_up && is_down(target));
-            if !target.health.get().is_used() && found(target.address) == Found::Well {
+        let found: Vec<Found> = list.iter().map(|target| found(target.address)).collect();
+        let is_one_up = found.iter().any(|found| *found != Found::Down);
+        let mut shunned = 0_usize;
+        for (target, found) in list.iter().zip(found) {
+            let is_shunned = is_one_up && found == Found::Down;
+            shunned = shunned.saturating_add(usize::from(is_shunned));
+            target.is_shunned.set(is_shunned);
+            if !target.health.get().is_used() && found == Found::Well {
                 target.becomes(Health::NEW);
             }
         }
+        self.count.shunned.set(shunned);
     }
 
     /// Looks the name up unless what it stands for is younger than `age_max`.

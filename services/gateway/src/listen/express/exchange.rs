@@ -3,7 +3,6 @@
 use std::{
     net::IpAddr,
     sync::{Arc, atomic::Ordering},
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -224,7 +223,6 @@ impl Call<'_> {
         request: &Request<'_>,
     ) -> Result<Exchanged, Exchanged> {
         let worker = &self.hall.worker;
-        let began = worker.edge.clock.monotonic_nanos();
         let mut direct = match front.during(self.connect()).await? {
             Ok(Some(direct)) => direct,
             Ok(None) => return Ok(self.resumed(None)),
@@ -247,11 +245,7 @@ impl Call<'_> {
             let disposition = Disposition::Refused;
             return self.refuse(front, refusal.into(), disposition).await;
         }
-        // Connecting has taken of it, if that was needed.
-        let timeout = match direct.reused {
-            true => self.route.timeout,
-            false => left(worker, self.route, began),
-        };
+        let timeout = self.route.timeout.saturating_sub(direct.opened_in);
         let mut pauses = worker.patience.pauses(timeout, timeout);
         let asked = ask(front, &mut direct, (&mut head, request.body), &mut pauses).await;
         drop(pauses);
@@ -421,12 +415,6 @@ fn facts(
     };
     let asked = (known.service, known.rest);
     edge::facts(edge, peer, &told, id, known.started, asked)
-}
-
-/// What is left of the time to the first byte of an answer.
-fn left(worker: &Worker, route: &Route, began: u64) -> Duration {
-    let past = worker.edge.clock.monotonic_nanos().saturating_sub(began);
-    route.timeout.saturating_sub(Duration::from_nanos(past))
 }
 
 /// Says why a call is refused. If its key is known, its record is written.
