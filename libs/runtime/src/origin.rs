@@ -104,12 +104,7 @@ pub(crate) async fn settle(
             set system_identifier = $1, timeline = $2, moved_at = now(), caught_up_at = null
           where is_only"
     );
-    sqlx::query(AssertSqlSafe(statement))
-        .bind(server.identifier)
-        .bind(&server.timeline)
-        .execute(connection)
-        .await?;
-    Ok(())
+    note(connection, statement, server).await
 }
 
 /// Whether what the server may have lost is still being read again.
@@ -137,6 +132,15 @@ pub(crate) async fn caught_up(
             set caught_up_at = now()
           where caught_up_at is null and system_identifier = $1 and timeline = $2"
     );
+    note(connection, statement, server).await
+}
+
+/// Executes a statement about a server.
+async fn note(
+    connection: &mut PgConnection,
+    statement: String,
+    server: &Server,
+) -> sqlx::Result<()> {
     sqlx::query(AssertSqlSafe(statement))
         .bind(server.identifier)
         .bind(&server.timeline)

@@ -48,6 +48,11 @@ const OURS: &str = "tollgate-";
 const CORS: &str = "access-control-";
 const FORWARDED_ANYTHING: &str = "x-forwarded-";
 
+/// Whether a byte may stand in a token, such as a name (RFC 9110, 5.6.2).
+pub(crate) fn is_of_token(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte)
+}
+
 /// Whether a body comes as it is or `chunked`. The header goes no further than here, so another
 /// coding would be undone by nobody.
 pub(crate) fn is_framed_plainly(headers: &HeaderMap) -> bool {

@@ -37,6 +37,7 @@ use crate::{
     body::EdgeBody,
     credential, domain,
     edge::{Edge, Worker},
+    headers,
     meter::Ticket,
     pool::Lent,
     proxy,
@@ -122,10 +123,7 @@ fn nominates_upgrade(headers: &HeaderMap) -> bool {
 /// A name, and maybe a version behind a slash.
 fn is_protocol(text: &[u8]) -> bool {
     let mut parts = text.split(|byte| *byte == b'/');
-    let is_token = |part: &[u8]| {
-        let is_sign = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
-        !part.is_empty() && part.iter().all(is_sign)
-    };
+    let is_token = |part: &[u8]| !part.is_empty() && part.iter().all(headers::is_of_token);
     parts.next().is_some_and(is_token)
         && parts.next().is_none_or(is_token)
         && parts.next().is_none()

@@ -9,6 +9,7 @@ use memchr::{memchr, memrchr};
 use types::Refusal;
 
 use super::limits::{FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX};
+use crate::headers;
 
 /// Longest line that says how long a chunk is, its extensions included.
 const CHUNK_LINE_BYTES_MAX: usize = 256;
@@ -357,7 +358,7 @@ fn value<'a>(text: &'a [u8], name: &[u8]) -> Result<Option<&'a [u8]>, Refusal> {
 }
 
 /// A value without what may stand around it, which is no other blank than these (RFC 9110, 5.5).
-fn without_blanks(value: &[u8]) -> &[u8] {
+pub(super) fn without_blanks(value: &[u8]) -> &[u8] {
     let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let begin = value.iter().position(|byte| !is_blank(byte));
     let end = value.iter().rposition(|byte| !is_blank(byte));
@@ -381,7 +382,7 @@ fn read_chunk_size(text: &[u8]) -> Option<u64> {
     let (digits, extension) = text.split_at_checked(end)?;
     // Extensions go no further, but each has a name (RFC 9112, 7.1.1).
     let mut names = extension.split(|byte| *byte == b';').skip(1);
-    let is_named = names.all(|it| it.trim_ascii().first().is_some_and(|it| is_of_name(*it)));
+    let is_named = names.all(|it| it.trim_ascii().first().is_some_and(headers::is_of_token));
     let is_plain = is_named
         && digits.len() <= CHUNK_DIGITS_MAX
         && digits.iter().all(u8::is_ascii_hexdigit)
@@ -390,10 +391,6 @@ fn read_chunk_size(text: &[u8]) -> Option<u64> {
             .all(|byte| *byte == b'\t' || !byte.is_ascii_control());
     let digits = str::from_utf8(digits).ok().filter(|_| is_plain)?;
     u64::from_str_radix(digits, 16).ok()
-}
-
-fn is_of_name(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
 /// Whether a text can name a host: with or without a port, never empty.

@@ -7,7 +7,7 @@ use http::{
 use types::Refusal;
 
 use super::{
-    framing::{is_forbidden_method, is_host, read_length},
+    framing::{is_forbidden_method, is_host, read_length, without_blanks},
     limits::{FIELD_OVERHEAD_BYTES, FIELDS_MAX, HEAD_BYTES_MAX, TARGET_BYTES_MAX},
 };
 
@@ -62,6 +62,6 @@ fn is_framed(headers: &HeaderMap) -> bool {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let is_read = |length: &HeaderValue| read_length(length.as_bytes()).is_some();
     let is_one = lengths.next().is_none_or(is_read) && lengths.next().is_none();
-    let is_trimmed = |value: &HeaderValue| value.as_bytes().trim_ascii() == value.as_bytes();
+    let is_trimmed = |value: &HeaderValue| without_blanks(value.as_bytes()) == value.as_bytes();
     is_one && headers.values().all(is_trimmed)
 }

@@ -5,14 +5,12 @@
 
 use std::{
     future::poll_fn,
-    io::{self, IoSlice},
     pin::Pin,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
@@ -25,9 +23,10 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use runtime::Clock;
 use rustls::pki_types::ServerName;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
+use tokio_util::io::InspectReader;
 use types::{Gcra, Networks, Rate};
 
 use super::{
@@ -344,10 +343,12 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let heard = Arc::<AtomicU64>::default();
-    let counted = Counted {
-        stream,
-        heard: Arc::clone(&heard),
-    };
+    let count = Arc::clone(&heard);
+    // hyper does not say whether an answer had begun when its connection broke off.
+    let counted = InspectReader::new(stream, move |read: &[u8]| {
+        let bytes = u64::try_from(read.len()).unwrap_or(u64::MAX);
+        count.fetch_add(bytes, Ordering::Relaxed);
+    });
     let (sender, connection) = http1::Builder::new()
         .preserve_header_case(false)
         .max_buf_size(PIECE_BYTES_MAX)
@@ -363,59 +364,6 @@ where
         driver: Box::pin(driver),
         heard,
     })
-}
-
-/// A connection whose bytes are counted as they are read: hyper does not say whether an answer had
-/// begun when it broke off.
-struct Counted<S> {
-    stream: S,
-    heard: Arc<AtomicU64>,
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        task: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut this.stream).poll_read(task, buffer);
-        let bytes = buffer.filled().len().saturating_sub(before);
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        this.heard.fetch_add(bytes, Ordering::Relaxed);
-        read
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        task: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(task, bytes)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        task: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(task, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(task)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(task)
-    }
 }
 
 async fn two<S>(stream: S) -> anyhow::Result<Opened>

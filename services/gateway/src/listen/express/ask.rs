@@ -35,6 +35,14 @@ impl NoAnswer {
         }
     }
 
+    /// The same, but of a broken connection what is known of it.
+    pub(super) fn or_broken(self, known: Self) -> Self {
+        match self {
+            Self::Broken(_) => known,
+            other => other,
+        }
+    }
+
     /// Whether it is safe to send a request again: as in `send.rs`.
     pub(super) fn repeat(self, request: &Request<'_>, reused: bool) -> Option<Repeat> {
         let is_idempotent = request.method == Method::GET && request.body.is_empty();
@@ -72,10 +80,7 @@ pub(super) async fn ask(
     })
     .await?;
     let read = receive(front, direct, pauses).await;
-    let mut read = read.map_err(|why| match why {
-        NoAnswer::Broken(_) => NoAnswer::Broken(sent),
-        other => other,
-    })?;
+    let mut read = read.map_err(|why| why.or_broken(NoAnswer::Broken(sent)))?;
     interim::pass_on(front, direct, pauses, &mut read).await?;
     Ok(read)
 }

@@ -1,16 +1,13 @@
 //! Interim answers (RFC 9110, 15.2): hints that come before an answer are passed on at once.
 
-use httparse::{EMPTY_HEADER, Header, Status};
+use httparse::{EMPTY_HEADER, Status};
 
 use super::{
-    super::answer::field,
     ask::{NoAnswer, receive},
     front::Front,
+    write,
 };
-use crate::{
-    headers,
-    pool::{Direct, patience::Pauses},
-};
+use crate::pool::{Direct, patience::Pauses};
 
 /// Interim answers to one call; more are no hints.
 const INTERIM_MAX: usize = 16;
@@ -41,10 +38,7 @@ pub(super) async fn pass_on(
         read.drain(..bytes);
         if read.is_empty() {
             let more = receive(front, direct, pauses).await;
-            *read = more.map_err(|why| match why {
-                NoAnswer::Broken(_) => NoAnswer::BrokenOff,
-                other => other,
-            })?;
+            *read = more.map_err(|why| why.or_broken(NoAnswer::BrokenOff))?;
         }
     }
     Err(NoAnswer::BrokenOff)
@@ -63,16 +57,8 @@ fn parse(read: &[u8]) -> Option<(Vec<u8>, usize)> {
         return Some((Vec::new(), bytes));
     }
     let mut head = Vec::with_capacity(HEAD_BYTES);
-    head.extend_from_slice(b"HTTP/1.1 ");
-    head.extend_from_slice(itoa::Buffer::new().format(code).as_bytes());
-    head.extend_from_slice(b" ");
-    head.extend_from_slice(answer.reason.unwrap_or_default().as_bytes());
-    head.extend_from_slice(b"\r\n");
-    for Header { name, value } in &*answer.headers {
-        if !headers::is_not_for_clients(name) {
-            field(&mut head, name, value);
-        }
-    }
+    let line = (code, answer.reason.unwrap_or_default());
+    write::pass_on(&mut head, line, answer.headers);
     head.extend_from_slice(b"\r\n");
     Some((head, bytes))
 }

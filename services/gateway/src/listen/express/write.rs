@@ -70,24 +70,13 @@ pub(super) fn answer(
     is_last: bool,
 ) -> Vec<u8> {
     let mut head = hall.buffer();
-    head.extend_from_slice(b"HTTP/1.1 ");
-    let mut digits = itoa::Buffer::new();
-    head.extend_from_slice(digits.format(answer.status).as_bytes());
-    head.extend_from_slice(b" ");
     let status = StatusCode::from_u16(answer.status).ok();
     let reason = status.and_then(|status| status.canonical_reason());
-    head.extend_from_slice(reason.unwrap_or_default().as_bytes());
-    head.extend_from_slice(b"\r\n");
-    // Beside these a length is none of theirs (RFC 9110, 8.6).
-    let is_empty = !has_body(answer.status);
-    for Header { name, value } in answer.fields {
-        let is_idle = is_empty && name.eq_ignore_ascii_case("content-length");
-        if !is_idle && !headers::is_not_for_clients(name) {
-            field(&mut head, name, value);
-        }
-    }
+    let line = (answer.status, reason.unwrap_or_default());
+    pass_on(&mut head, line, answer.fields);
     field(&mut head, "via", b"1.1 tollgate");
     if let Some(cost) = cost {
+        let mut digits = itoa::Buffer::new();
         field(&mut head, COST.as_str(), digits.format(cost).as_bytes());
     }
     field(&mut head, REQUEST_ID.as_str(), id.text.as_bytes());
@@ -106,4 +95,20 @@ pub(super) fn answer(
     }
     head.extend_from_slice(b"\r\n");
     head
+}
+
+/// What an upstream's answer begins with for its client: the status, and the fields that pass.
+pub(super) fn pass_on(head: &mut Vec<u8>, (status, reason): (u16, &str), fields: &[Header<'_>]) {
+    let mut digits = itoa::Buffer::new();
+    for piece in ["HTTP/1.1 ", digits.format(status), " ", reason, "\r\n"] {
+        head.extend_from_slice(piece.as_bytes());
+    }
+    // Beside these a length is none of theirs (RFC 9110, 8.6).
+    let is_empty = !has_body(status);
+    for Header { name, value } in fields {
+        let is_idle = is_empty && name.eq_ignore_ascii_case("content-length");
+        if !is_idle && !headers::is_not_for_clients(name) {
+            field(head, name, value);
+        }
+    }
 }
