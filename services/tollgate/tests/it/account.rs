@@ -10,11 +10,10 @@ use totp_rs::Totp;
 
 use crate::{
     client::{Client, PASSWORD, is, refusal, refused, shot, text},
-    stack::Stack,
+    stack::{DISTANCE, Stack},
     world::{SOON, mailed},
 };
 
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
 /// Whom the proxy in front says it has seen.
 const HOME: &str = "198.51.100.7";
 const OTHER_PASSWORD: &str = "another horse, another battery";

@@ -10,16 +10,8 @@ use tokio::{
 
 use crate::{
     clients,
-    stack::{Customer, SETTLE_LIMIT, Stack},
+    stack::{Customer, DISTANCE, LIVE, SETTLE_LIMIT, Stack},
 };
-
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
 
 fn used(stack: &Stack, customer: &Customer) -> Value {
     stack.audit();

@@ -3,14 +3,10 @@
 use proto::keys::v1 as pb;
 use tonic::Code;
 
-use crate::world::{World, by, by_two_factors, code_of};
-
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
+use crate::{
+    stack::LIVE,
+    world::{World, by, by_two_factors, code_of},
+};
 
 #[tokio::test]
 async fn keys_are_rotated_deleted_reported_and_guarded_by_policy() {

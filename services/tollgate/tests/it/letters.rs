@@ -16,16 +16,9 @@ use testkit::eventually;
 use tonic::{Code, Status};
 
 use crate::{
-    stack::Stack,
+    stack::{LIVE, Stack},
     world::{PASSWORD, SOON, World, by, code_of},
 };
-
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
 
 /// A scanner's key pair, and the variable that makes the services believe it.
 fn scanner() -> (EcdsaKeyPair, String) {

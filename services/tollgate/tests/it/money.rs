@@ -8,15 +8,7 @@ use testkit::{
     load::{Connection, Shot},
 };
 
-use crate::stack::{COUNTRIES, Customer, SETTLE_LIMIT, Stack, address_in};
-
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
+use crate::stack::{COUNTRIES, Customer, DISTANCE, LIVE, SETTLE_LIMIT, Stack, address_in};
 
 #[tokio::test]
 async fn two_gateways_share_wallets_keys_and_limits() {

@@ -7,17 +7,10 @@ use testkit::{
     load::{Answer, Shot},
 };
 
-use crate::stack::{SETTLE_LIMIT, Stack};
+use crate::stack::{LIVE, SETTLE_LIMIT, Stack};
 
 const APP: &str = "https://app.example.com";
 const EVIL: &str = "https://evil.example";
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
-
 fn distance() -> Shot {
     Shot::get("/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37")
 }

@@ -20,16 +20,10 @@ use tonic::Code;
 use uuid::Uuid;
 
 use crate::{
-    stack::{Customer, Stack, signal},
+    stack::{Customer, LIVE, Stack, signal},
     world::{SOON, World, by, code_of},
 };
 
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
 /// A revocation is effective within this on gateways that hear the bus, and so is the opposite.
 const REVOCATION_BOUND: Duration = Duration::from_secs(1);
 

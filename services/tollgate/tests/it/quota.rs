@@ -10,15 +10,8 @@ use testkit::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::stack::{Customer, SETTLE_LIMIT, Stack, signal};
+use crate::stack::{Customer, DISTANCE, LIVE, SETTLE_LIMIT, Stack, signal};
 
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
-const LIVE: [&str; 4] = [
-    "--environment",
-    "production",
-    "--scope",
-    "mileage:calculate",
-];
 /// A key's new limits are in force after so long.
 const CHANGE_LIMIT: Duration = Duration::from_secs(2);
 

@@ -8,11 +8,10 @@ use testkit::{
     load::{Answer, Shot},
 };
 
-use crate::stack::{SETTLE_LIMIT, Stack};
+use crate::stack::{DISTANCE, SETTLE_LIMIT, Stack};
 
 const CHAT: &str = r#"{"model": "small", "messages": [{"role": "user", "content":
     "A tollgate stands at the entrance of a bridge. Who passes pays. What stands there?"}]}"#;
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
 
 fn render() -> Shot {
     Shot::post("/api/v1/pdf/render", r#"{"text": "Hello, bridge."}"#)

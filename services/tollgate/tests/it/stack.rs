@@ -15,6 +15,15 @@ use testkit::{
     load::{Answer, Connection, Outcome, Shot},
 };
 
+/// A call that costs one credit.
+pub(crate) const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
+/// What a key is created with that may make it.
+pub(crate) const LIVE: [&str; 4] = [
+    "--environment",
+    "production",
+    "--scope",
+    "mileage:calculate",
+];
 /// The stack is up after so long, cold caches included.
 const START_LIMIT: Duration = Duration::from_secs(120);
 /// Effects of a call are durable after so long, unless something was just killed.

@@ -12,10 +12,8 @@ use testkit::{
 
 use crate::{
     client::{Client, refused},
-    stack::{SETTLE_LIMIT, Stack},
+    stack::{DISTANCE, SETTLE_LIMIT, Stack},
 };
-
-const DISTANCE: &str = "/api/v1/mileage/distance?from=48.85,2.35&to=43.29,5.37";
 
 /// What nobody on the internet could call, in the spellings that URLs allow.
 const INTERNAL: [&str; 12] = [
