@@ -1,5 +1,6 @@
 //! What needs several modules at once: decisions as tables, and calls from end to end.
 
+mod costs;
 mod flow;
 mod power;
 mod priced;
