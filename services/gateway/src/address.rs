@@ -4,6 +4,8 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use ipnet::IpNet;
 
+use crate::headers;
+
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +28,43 @@ pub(crate) fn write(text: &mut String, address: IpAddr) {
             }
         }
         IpAddr::V6(address) => write!(text, "{address}").expect("a string takes all"),
+    }
+}
+
+/// Appends where a request came from as `Forwarded` says it (RFC 7239): the same as the three
+/// `X-Forwarded-` fields.
+pub(crate) fn write_forwarded(
+    text: &mut String,
+    (client, scheme): (IpAddr, &str),
+    host: Option<&str>,
+) {
+    let (before, after) = match client {
+        IpAddr::V4(_) => ("for=", ";proto="),
+        // Brackets and colons stand in no token.
+        IpAddr::V6(_) => ("for=\"[", "]\";proto="),
+    };
+    text.push_str(before);
+    write(text, client);
+    text.push_str(after);
+    text.push_str(scheme);
+    let Some(host) = host else {
+        return;
+    };
+    let is_token = host.as_bytes().iter().all(headers::is_of_token);
+    text.push_str(";host=");
+    match is_token {
+        true => text.push_str(host),
+        false => {
+            text.push('"');
+            for sign in host.chars() {
+                // The listener lets no such host in; a quotation ends where we end it, even so.
+                if matches!(sign, '"' | '\\') {
+                    text.push('\\');
+                }
+                text.push(sign);
+            }
+            text.push('"');
+        }
     }
 }
 

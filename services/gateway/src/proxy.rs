@@ -35,6 +35,9 @@ use crate::{
 
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Beside those, the standard's own (RFC 7239): some frameworks look for it first, most only for
+/// those.
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const TRACE: HeaderName = HeaderName::from_static(TRACEPARENT);
 /// Room for a principal of a key with a few scopes.
 const PRINCIPAL_BYTES: usize = 320;
@@ -307,6 +310,10 @@ impl Ours<'_> {
         if let Some(host) = self.host {
             put(&X_FORWARDED_HOST, host);
         }
+        text.clear();
+        let host = self.host.and_then(|host| str::from_utf8(host).ok());
+        address::write_forwarded(&mut text, (facts.client, scheme), host);
+        put(&FORWARDED, text.as_bytes());
         put(&REQUEST_ID, facts.request_text.as_bytes());
         if self.span.is_some() && edge.tracer.propagates() {
             let carried = self.span.traceparent();

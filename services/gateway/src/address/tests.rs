@@ -44,3 +44,31 @@ fn a_mapped_network_admits_ipv4_but_a_wide_ipv6_network_does_not() {
     assert!(allowed(&nets(&["::/0"]), ip("2001:db8::1")));
     assert!(!allowed(&nets(&["0.0.0.0/0"]), ip("2001:db8::1")));
 }
+
+#[test]
+fn where_a_call_came_from_is_quoted_as_the_standard_wants_it() {
+    let said = |client: &str, scheme, host| {
+        let mut text = String::new();
+        write_forwarded(&mut text, (ip(client), scheme), host);
+        text
+    };
+    assert_eq!(
+        said("192.0.2.7", "http", Some("edge")),
+        "for=192.0.2.7;proto=http;host=edge"
+    );
+    // Colons and brackets stand in quotation marks, an IPv6 address in both.
+    assert_eq!(
+        said("2001:db8::1", "https", Some("edge:8443")),
+        "for=\"[2001:db8::1]\";proto=https;host=\"edge:8443\""
+    );
+    assert_eq!(
+        said("::1", "http", Some("[::1]:80")),
+        "for=\"[::1]\";proto=http;host=\"[::1]:80\""
+    );
+    assert_eq!(said("10.0.0.1", "http", None), "for=10.0.0.1;proto=http");
+    // Nobody ends a quotation and says something more.
+    assert_eq!(
+        said("10.0.0.1", "http", Some("a\";for=evil\\")),
+        "for=10.0.0.1;proto=http;host=\"a\\\";for=evil\\\\\""
+    );
+}

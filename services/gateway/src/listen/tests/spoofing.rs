@@ -58,6 +58,7 @@ fn an_upstream_hears_only_from_the_gateway_what_is_the_gateways_to_say() {
                 "tollgate-principal",
                 "x-request-id",
                 "x-forwarded-for",
+                "forwarded",
                 "via",
                 "host",
             ] {
@@ -72,6 +73,8 @@ fn an_upstream_hears_only_from_the_gateway_what_is_the_gateways_to_say() {
                 fields.contains("\r\nx-forwarded-proto: http\r\n"),
                 "{fields}"
             );
+            let whole = "\r\nforwarded: for=127.0.0.1;proto=http;host=edge\r\n";
+            assert!(fields.contains(whole), "{fields}");
             for hidden in [front.rig.key.reveal(), "x-secret", "authorization"] {
                 assert!(!fields.contains(&hidden.to_lowercase()), "{fields}");
             }
@@ -86,6 +89,34 @@ fn an_upstream_hears_only_from_the_gateway_what_is_the_gateways_to_say() {
             got[0].fields.contains("\r\nx-forwarded-proto: http\r\n"),
             "{got:?}"
         );
+    });
+}
+
+#[test]
+fn behind_trusted_proxies_both_ways_of_saying_it_name_the_same_client() {
+    let hops = [("TOLLGATE_GATEWAY_TRUSTED_HOPS", "1")];
+    with_front(&hops, async |front| {
+        let mut client = front.connect().await;
+        for (told, plain, quoted) in [
+            ("9.9.9.9, 192.0.2.7", "192.0.2.7", "192.0.2.7"),
+            ("2001:db8::7", "2001:db8::7", "\"[2001:db8::7]\""),
+        ] {
+            let fields = format!("x-forwarded-for: {told}\r\nforwarded: for=9.9.9.9\r\n");
+            // Both ways of a call: OPTIONS is hyper's.
+            for method in ["GET", "OPTIONS"] {
+                let line = format!("{method} /api/v1/echo/a");
+                client.send(front.request(&line, &fields).as_bytes()).await;
+                assert_eq!(client.answer().await.expect("an answer").status, 200);
+                let got = front.upstream.take();
+                for whole in [
+                    format!("\r\nx-forwarded-for: {plain}\r\n"),
+                    format!("\r\nforwarded: for={quoted};proto=http;host=edge\r\n"),
+                ] {
+                    assert!(got[0].fields.contains(&whole), "{whole}: {got:?}");
+                }
+                assert!(!got[0].fields.contains("9.9.9.9"), "{got:?}");
+            }
+        }
     });
 }
 
