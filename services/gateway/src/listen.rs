@@ -7,6 +7,7 @@ mod express;
 mod flows;
 mod frames;
 mod framing;
+mod hints;
 mod life;
 mod limits;
 mod patience;
@@ -39,6 +40,7 @@ use tokio_util::{io::poll_read_buf, sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use self::{
     door::{Door, Peer, Rules},
+    hints::Hinted,
     patience::Patience,
     serve::OnThread,
 };

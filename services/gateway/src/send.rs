@@ -20,6 +20,7 @@ use types::Refusal;
 use crate::{
     catalogue::{Protocol, Service},
     edge::Worker,
+    listen::Hinted,
     metrics::Repeat,
     pool::{Fault, Lent, Target, Unlent},
     refuse::Refused,
@@ -80,6 +81,7 @@ async fn attempt(
         true => request.body_mut().keep(),
         false => None,
     };
+    let hinted = request.extensions_mut().remove::<Hinted>();
     for attempt in 1..=SEND_ATTEMPTS_MAX {
         // The last attempt is made on a connection of its own.
         let is_new = may_switch || attempt == SEND_ATTEMPTS_MAX;
@@ -88,6 +90,9 @@ async fn attempt(
         asked.replace(Some(lent.target()));
         if lent.is_h2() || request.version() == Version::HTTP_2 {
             address(&mut request, service, lent.is_h2());
+        }
+        if let Some(hinted) = hinted.clone().filter(|_| !lent.is_h2()) {
+            hinted.hear(&mut request);
         }
         let mut failed = match lent.send(request).await {
             Ok(response) => {

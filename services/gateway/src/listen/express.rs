@@ -20,8 +20,11 @@ mod write;
 
 use bytes::Bytes;
 
-pub(super) use self::resume::{Resume, resume};
 use self::{exchange::Exchanged, front::Front, request::Request};
+pub(super) use self::{
+    interim::write_interim,
+    resume::{Resume, resume},
+};
 use super::{
     Hall,
     door::Peer,

@@ -51,6 +51,9 @@ pub(super) const PING_TIMEOUT: Duration = Duration::from_secs(15);
 /// is tried without it.
 pub(super) const HYPER_CALLS: u32 = 64;
 
+/// Interim answers to one call; more are no hints.
+pub(super) const INTERIM_MAX: usize = 16;
+
 /// After the last answer, what a client still sends is thrown away for so long and up to so many
 /// bytes: closed at once, it might never read that answer.
 pub(super) const FAREWELL: Duration = Duration::from_secs(1);

@@ -26,6 +26,7 @@ use super::{
     door::Peer,
     express::{self, Next, Resume},
     flows::{Flow, Flowing},
+    hints::Hints,
     life::HeadClock,
     limits::{
         BUFFER_BYTES_MAX, CONNECTION_WINDOW_BYTES, FAREWELL, FAREWELL_BYTES_MAX,
@@ -161,19 +162,27 @@ async fn http1(
     (read, resume, is_for_long): (Bytes, Option<Box<Resume>>, bool),
 ) -> After {
     let life = Arc::clone(&seat.life);
-    let wire = Wire::http1(stream, read, Arc::clone(&life));
+    let hints = Hints::new(Arc::clone(&life));
+    let wire = Wire::http1(stream, read, Arc::clone(&life), Arc::clone(&hints));
     let (resume, answered) = (Cell::new(resume), Rc::<Cell<u32>>::default());
     let is_old = Cell::new(false);
     let calls = if is_for_long { HYPER_CALLS } else { 1 };
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let (worker, life) = (Rc::clone(&hall.worker), Arc::clone(&life));
+        let hints = Arc::clone(&hints);
+        if request.version() == Version::HTTP_11 {
+            request.extensions_mut().insert(hints.begin());
+        }
         let (resume, answered) = (resume.take(), Rc::clone(&answered));
         is_old.set(request.version() == Version::HTTP_10);
         async move {
-            let response = match resume {
-                Some(resume) => said(express::resume(worker, request, *resume).await)?,
-                None => respond(worker, peer, request).await?,
-            };
+            let answering = std::pin::pin!(async {
+                match resume {
+                    Some(resume) => said(express::resume(worker, request, *resume).await),
+                    None => respond(worker, peer, request).await,
+                }
+            });
+            let response = hints.during(answering).await?;
             life.is_tunnel
                 .set(response.status() == http::StatusCode::SWITCHING_PROTOCOLS);
             answered.set(answered.get().saturating_add(1));

@@ -14,6 +14,7 @@ mod ends;
 mod express;
 mod floods;
 mod frames;
+mod hints;
 mod limits;
 mod reuse;
 mod smuggling;

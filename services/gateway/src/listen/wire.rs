@@ -4,7 +4,7 @@ use std::{
     io::{self, ErrorKind, IoSlice},
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -18,6 +18,7 @@ use types::Refusal;
 use super::{
     frames::Frames,
     framing::{Breach, Framing},
+    hints::Hints,
     life::Life,
 };
 
@@ -53,11 +54,18 @@ pub(super) struct Wire {
     /// What was read behind a breach. It is no request if the one before changes protocols.
     behind: Bytes,
     life: Arc<Life>,
+    /// Interim answers, which hyper does not send.
+    hints: Option<Arc<Hints>>,
 }
 
 impl Wire {
     /// A connection of HTTP/1 whose first bytes were read.
-    pub(super) fn http1(stream: Stream, mut first: Bytes, life: Arc<Life>) -> Self {
+    pub(super) fn http1(
+        stream: Stream,
+        mut first: Bytes,
+        life: Arc<Life>,
+        hints: Arc<Hints>,
+    ) -> Self {
         let mut wire = Self {
             stream,
             first: Bytes::new(),
@@ -65,6 +73,7 @@ impl Wire {
             breach: Breached::No,
             behind: Bytes::new(),
             life,
+            hints: Some(hints),
         };
         // hyper has nothing yet that could be in a body.
         let sound = wire.look_at(&first).unwrap_or(0);
@@ -82,6 +91,7 @@ impl Wire {
             breach: Breached::No,
             behind: Bytes::new(),
             life,
+            hints: None,
         };
         match wire.look_at(frames) {
             Ok(_) => wire.first = [preface, frames].concat().into(),
@@ -154,6 +164,14 @@ impl Wire {
             && memchr::memmem::find(head, b"\r\nx-request-id:").is_none()
     }
 
+    /// Writes what was hinted at.
+    fn poll_hints(&mut self, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &self.hints {
+            Some(hints) => hints.poll_write(Pin::new(&mut self.stream), task),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
     fn note_write(&self, written: &Poll<io::Result<usize>>) {
         self.life.write_waits.set(written.is_pending());
         if let Poll::Ready(Ok(bytes)) = written {
@@ -221,6 +239,7 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(bytes.len()));
         }
         this.life.is_unflushed.set(true);
+        ready!(this.poll_hints(task))?;
         let written = Pin::new(&mut this.stream).poll_write(task, bytes);
         this.note_write(&written);
         written
@@ -237,6 +256,7 @@ impl AsyncWrite for Wire {
             return Poll::Ready(Ok(head.len()));
         }
         this.life.is_unflushed.set(true);
+        ready!(this.poll_hints(task))?;
         let written = Pin::new(&mut this.stream).poll_write_vectored(task, slices);
         this.note_write(&written);
         written
@@ -248,7 +268,10 @@ impl AsyncWrite for Wire {
 
     fn poll_flush(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        let flushed = Pin::new(&mut this.stream).poll_flush(task);
+        let flushed = match this.poll_hints(task) {
+            Poll::Ready(Ok(())) => Pin::new(&mut this.stream).poll_flush(task),
+            other => other,
+        };
         // hyper asks when its own buffer is empty.
         this.life.is_unflushed.set(flushed.is_pending());
         // TLS takes more than the socket: its client is waited for here.

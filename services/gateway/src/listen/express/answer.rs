@@ -85,5 +85,5 @@ const fn is_last(status: u16) -> bool {
 
 /// Whether it has a body, whatever its fields say.
 pub(super) const fn has_body(status: u16) -> bool {
-    !matches!(status, 204 | 304)
+    !matches!(status, 100..=199 | 204 | 304)
 }

@@ -2,6 +2,7 @@
 
 use httparse::{EMPTY_HEADER, Status};
 
+use super::super::limits::INTERIM_MAX;
 use super::{
     ask::{NoAnswer, receive},
     front::Front,
@@ -9,8 +10,6 @@ use super::{
 };
 use crate::pool::{Direct, patience::Pauses};
 
-/// Interim answers to one call; more are no hints.
-const INTERIM_MAX: usize = 16;
 /// Fields of one of them.
 const FIELDS_MAX: usize = 64;
 /// Room for one as it mostly is.
@@ -58,7 +57,21 @@ fn parse(read: &[u8]) -> Option<(Vec<u8>, usize)> {
     }
     let mut head = Vec::with_capacity(HEAD_BYTES);
     let line = (code, answer.reason.unwrap_or_default());
-    write::pass_on(&mut head, line, answer.headers);
-    head.extend_from_slice(b"\r\n");
+    let fields = answer.headers.iter();
+    write_interim(
+        &mut head,
+        line,
+        fields.map(|field| (field.name, field.value)),
+    );
     Some((head, bytes))
+}
+
+/// Appends an interim answer as the client gets it.
+pub(in crate::listen) fn write_interim<'a>(
+    head: &mut Vec<u8>,
+    line: (u16, &str),
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+) {
+    write::pass_on(head, line, fields);
+    head.extend_from_slice(b"\r\n");
 }

@@ -73,7 +73,12 @@ pub(super) fn answer(
     let status = StatusCode::from_u16(answer.status).ok();
     let reason = status.and_then(|status| status.canonical_reason());
     let line = (answer.status, reason.unwrap_or_default());
-    pass_on(&mut head, line, answer.fields);
+    let fields = answer.fields.iter();
+    pass_on(
+        &mut head,
+        line,
+        fields.map(|field| (field.name, field.value)),
+    );
     field(&mut head, "via", b"1.1 tollgate");
     if let Some(cost) = cost {
         let mut digits = itoa::Buffer::new();
@@ -98,14 +103,18 @@ pub(super) fn answer(
 }
 
 /// What an upstream's answer begins with for its client: the status, and the fields that pass.
-pub(super) fn pass_on(head: &mut Vec<u8>, (status, reason): (u16, &str), fields: &[Header<'_>]) {
+pub(super) fn pass_on<'a>(
+    head: &mut Vec<u8>,
+    (status, reason): (u16, &str),
+    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+) {
     let mut digits = itoa::Buffer::new();
     for piece in ["HTTP/1.1 ", digits.format(status), " ", reason, "\r\n"] {
         head.extend_from_slice(piece.as_bytes());
     }
     // Beside these a length is none of theirs (RFC 9110, 8.6).
     let is_empty = !has_body(status);
-    for Header { name, value } in fields {
+    for (name, value) in fields {
         let is_idle = is_empty && name.eq_ignore_ascii_case("content-length");
         if !is_idle && !headers::is_not_for_clients(name) {
             field(head, name, value);

@@ -229,7 +229,7 @@ fn strange_keys_are_refused_alike() {
     });
 }
 
-fn raw(pieces: &[&str], ends: bool) -> Raw {
+pub(super) fn raw(pieces: &[&str], ends: bool) -> Raw {
     Raw {
         pieces: pieces.iter().map(|it| it.as_bytes().to_vec()).collect(),
         ends,
@@ -345,53 +345,6 @@ fn answers_reach_the_client_alike() {
             // Nobody got what belongs to another, and the address has not failed too often.
             front.assert_serves().await;
             front.upstream.take();
-        }
-    });
-}
-
-#[test]
-fn hints_come_before_their_answer_and_cost_nothing() {
-    with_front(&[], async |front| {
-        let answer = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-        let hint = "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\nTollgate-Cost: 9\r\n\r\n";
-        let going_on = "HTTP/1.1 100 Continue\r\n\r\n";
-        let passed = "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
-        let request = front.request("GET /api/v1/echo/raw", "");
-        let together = format!("{hint}{hint}{answer}");
-        for pieces in [
-            &[hint, hint, answer][..],
-            &[&together],
-            &[hint, going_on, hint, answer],
-        ] {
-            front.upstream.say(raw(pieces, false));
-            let (records, expressed) = (front.rig.records().len(), front.hall.expressed.get());
-            let mut client = front.connect().await;
-            client.send(request.as_bytes()).await;
-            let twice = format!("{passed}{passed}");
-            while client.got().len() < twice.len() {
-                assert!(client.more().await, "{:?}", client.got());
-            }
-            assert!(client.got().starts_with(twice.as_bytes()));
-            client.drop_front(twice.len());
-            assert_eq!(client.answer().await.expect("an answer").body, b"ok");
-            drop(client);
-            front
-                .until(|front| front.rig.records().len() > records)
-                .await;
-            assert_eq!(front.rig.records().len(), records + 1);
-            assert!(front.hall.expressed.get() > expressed);
-        }
-        // Hints without end, and an upstream that breaks off behind one: it is not asked again.
-        for (pieces, ends) in [(vec![hint; 100], false), (vec![hint], true)] {
-            front.upstream.say(raw(&pieces, ends));
-            front.upstream.take();
-            let mut client = front.connect().await;
-            client.send(request.as_bytes()).await;
-            let end = b"HTTP/1.1 502 ";
-            while memchr::memmem::find(client.got(), end).is_none() {
-                assert!(client.more().await, "{:?}", client.got());
-            }
-            assert_eq!(front.upstream.take().len(), 1);
         }
     });
 }
