@@ -10,6 +10,7 @@ mod framing;
 mod hints;
 mod life;
 mod limits;
+mod opened;
 mod patience;
 mod request;
 mod roll;
@@ -41,6 +42,7 @@ use tokio_util::{io::poll_read_buf, sync::CancellationToken, task::TaskTracker};
 pub(crate) use self::{
     door::{Door, Peer, Rules},
     hints::Hinted,
+    opened::Opened,
     patience::Patience,
     serve::OnThread,
 };

@@ -95,6 +95,27 @@ pub(super) struct Held {
     heard: Arc<AtomicU64>,
 }
 
+/// What a call needs of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Need {
+    /// One that is there will do.
+    Any,
+    /// One of its own, where another one may be opened.
+    New,
+    /// The same, for HTTP/1.1: it asks for another protocol, which HTTP/2 cannot change to.
+    Switch,
+}
+
+impl Need {
+    /// What may be agreed upon.
+    const fn protocol(self, protocol: Protocol) -> Protocol {
+        match (self, protocol) {
+            (Self::Switch, Protocol::Auto) => Protocol::Http1,
+            (_, protocol) => protocol,
+        }
+    }
+}
+
 /// What is spoken on it.
 pub(crate) enum Wire {
     /// HTTP/1.1, for one call at a time.
@@ -197,21 +218,24 @@ impl Pool {
         site
     }
 
-    /// A connection for a call: one that is there, or with `is_new` and where none is free another.
+    /// A connection for a call: one that is there, or where none is free or will do another.
     ///
     /// # Errors
     /// There is none to be had.
-    pub(crate) async fn lend(&self, upstream: &Upstream, is_new: bool) -> Result<Lent, Unlent> {
+    pub(crate) async fn lend(&self, upstream: &Upstream, need: Need) -> Result<Lent, Unlent> {
         let site = self.site(upstream);
-        if !is_new && let Some(lent) = site.take() {
+        if need == Need::Any
+            && let Some(lent) = site.take()
+        {
             return Ok(lent);
         }
-        Box::pin(self.find(site)).await
+        Box::pin(self.find(site, need)).await
     }
 
-    async fn find(&self, site: Rc<Site>) -> Result<Lent, Unlent> {
+    async fn find(&self, site: Rc<Site>, need: Need) -> Result<Lent, Unlent> {
         site.touch();
-        let is_shared = site.upstream.protocol == Protocol::H2;
+        let protocol = need.protocol(site.upstream.protocol);
+        let is_shared = protocol == Protocol::H2;
         // One that waits without hyper makes room for one with it.
         let reserved = site.reserve(is_shared).or_else(|| {
             drop(site.take_direct()?);
@@ -220,6 +244,10 @@ impl Pool {
         let slot = match reserved {
             Some(slot) => slot,
             None => match self.wait(&site).await? {
+                // It cannot change, and what could is in use.
+                Handed::Lent(lent) if lent.is_h2() && protocol == Protocol::Http1 => {
+                    return Err(Unlent::Crowded);
+                }
                 Handed::Lent(lent) => return Ok(lent),
                 Handed::Direct(direct) => {
                     let lent = direct.into_lent().await;
@@ -229,7 +257,7 @@ impl Pool {
             },
         };
         let opening = site.opening();
-        let opened = self.open(&site, slot).await;
+        let opened = self.open(&site, slot, protocol).await;
         drop(opening);
         opened
     }
@@ -257,9 +285,14 @@ impl Pool {
     }
 
     /// Opens a connection to the first address that takes one.
-    async fn open(&self, site: &Rc<Site>, mut slot: Slot) -> Result<Lent, Unlent> {
+    async fn open(
+        &self,
+        site: &Rc<Site>,
+        mut slot: Slot,
+        protocol: Protocol,
+    ) -> Result<Lent, Unlent> {
         let opened = self.open_by(site, &mut slot, async |target| {
-            self.connector.open(site, target).await
+            self.connector.open(site, target, protocol).await
         });
         let (opened, chosen) = opened.await?;
         Ok(opened.lend(site, slot, chosen))

@@ -104,9 +104,15 @@ pub(crate) async fn forward(
         i64::from(response.status().as_u16()),
     );
     drop(span);
-    let is_switch = response.status().is_informational();
-    if let Some(switch) = switch.filter(|it| is_switch && it.is_meant(response.headers())) {
-        return switch.begin(worker, response, ticket, (lent, upload)).await;
+    if let Some(switch) = switch {
+        let status = response.status();
+        if status.is_informational() && switch.is_meant(response.headers()) {
+            return switch.begin(worker, response, ticket, (lent, upload)).await;
+        }
+        if let Some(refused) = switch.refusal(status) {
+            ticket.refuse(refused.refusal, Disposition::UpstreamFailed);
+            return Err(refused);
+        }
     }
     answered(worker, route, ticket, (lent, response), client).await
 }
@@ -152,7 +158,11 @@ fn prepare(
     rest: &str,
     span: &Span,
 ) -> Result<(Request<Incoming>, Option<Switch>), Refused> {
-    let switch = upgrade::asked(&mut request, ticket.facts().keyed.is_some())?;
+    let switch = upgrade::asked(
+        &worker.edge.ids,
+        &mut request,
+        ticket.facts().keyed.is_some(),
+    )?;
     let outgoing = outgoing(worker, request, ticket, service, rest, span);
     let mut request = outgoing.ok_or(Refusal::BadRequest)?;
     if let Some(switch) = &switch {

@@ -22,7 +22,7 @@ use crate::{
     edge::Worker,
     listen::Hinted,
     metrics::Repeat,
-    pool::{Fault, Lent, Target, Unlent},
+    pool::{Fault, Lent, Need, Target, Unlent},
     refuse::Refused,
     upload::{Upload, Uploaded},
 };
@@ -84,8 +84,12 @@ async fn attempt(
     let hinted = request.extensions_mut().remove::<Hinted>();
     for attempt in 1..=SEND_ATTEMPTS_MAX {
         // The last attempt is made on a connection of its own.
-        let is_new = may_switch || attempt == SEND_ATTEMPTS_MAX;
-        let lent = worker.pool.lend(&service.upstream, is_new).await;
+        let need = match attempt {
+            _ if may_switch => Need::Switch,
+            SEND_ATTEMPTS_MAX => Need::New,
+            _ => Need::Any,
+        };
+        let lent = worker.pool.lend(&service.upstream, need).await;
         let mut lent = lent.map_err(|unlent| refused(service, unlent))?;
         asked.replace(Some(lent.target()));
         if lent.is_h2() || request.version() == Version::HTTP_2 {

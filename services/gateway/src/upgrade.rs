@@ -7,7 +7,10 @@
 //! - Bytes pass as they come, both ways, no faster than they are taken; each way ends by itself.
 //! - A tunnel is a call in flight. It ends with both its ways, after silence, when its key is not
 //!   valid any more, or when a gateway that stops has waited long enough.
+//! - By HTTP/2 a stream becomes a tunnel (RFC 8441): WebSockets only (`socket.rs`).
 //! - HTTP never passes through a tunnel: what it carried would be calls that nobody checks.
+
+mod socket;
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,7 +23,7 @@ use std::{
 };
 
 use http::{
-    HeaderMap, HeaderValue, Request, Response, Version,
+    HeaderMap, HeaderValue, Request, Response, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, UPGRADE},
 };
 use http_body::Body as _;
@@ -30,14 +33,19 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use proto::events::v1::Disposition;
+use runtime::Ids;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use types::{PresentedKey, Refusal};
 
+#[cfg(test)]
+pub(crate) use self::socket::accept;
+use self::socket::{Socket, WEBSOCKET};
 use crate::{
     body::EdgeBody,
     credential, domain,
     edge::{Edge, Worker},
     headers,
+    listen::Opened,
     meter::Ticket,
     pool::Lent,
     proxy,
@@ -61,6 +69,8 @@ pub(crate) struct Switch {
     client: OnUpgrade,
     /// Looked at again while the tunnel lasts.
     key: PresentedKey,
+    /// Of a client of HTTP/2.
+    socket: Option<Socket>,
 }
 
 /// Whether a request asks for a protocol that can be tunnelled. Who asks for another one is
@@ -70,9 +80,13 @@ pub(crate) struct Switch {
 /// It does, and has a body: where that ends, and the tunnel begins, is not left to be guessed. Or
 /// an idempotency key: a tunnel cannot be given again.
 pub(crate) fn asked(
+    ids: &Ids,
     request: &mut Request<Incoming>,
     is_keyed: bool,
 ) -> Result<Option<Switch>, Refused> {
+    if let Some(opened) = request.extensions_mut().remove::<Opened>() {
+        return stream(ids, request, opened).map(Some);
+    }
     // Set by the server where a connection can change: not in HTTP/1.0, not in HTTP/2.
     if request.extensions().get::<OnUpgrade>().is_none() || request.version() != Version::HTTP_11 {
         return Ok(None);
@@ -95,7 +109,23 @@ pub(crate) fn asked(
         protocol,
         client: hyper::upgrade::on(request),
         key,
+        socket: None,
     }))
+}
+
+/// What a stream of HTTP/2 is to become. Unlike a connection of HTTP/1.1 it can be nothing else.
+fn stream(ids: &Ids, request: &mut Request<Incoming>, opened: Opened) -> Result<Switch, Refused> {
+    if !opened.protocol().eq_ignore_ascii_case(WEBSOCKET) {
+        return Err(refused(
+            "Open streams for `:protocol` websocket; ask for other protocols by HTTP/1.1.",
+        ));
+    }
+    Ok(Switch {
+        protocol: HeaderValue::from_static(WEBSOCKET),
+        key: credential::find(request.headers(), request.uri().query())?,
+        client: hyper::upgrade::on(request),
+        socket: Some(Socket::new(ids, opened)),
+    })
 }
 
 fn refused(detail: &'static str) -> Refused {
@@ -141,13 +171,28 @@ impl Switch {
     pub(crate) fn put(&self, headers: &mut HeaderMap) {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, self.protocol.clone());
+        if let Some(socket) = &self.socket {
+            socket.put(headers);
+        }
     }
 
     /// Whether the upstream, which has answered 101, means this.
     pub(crate) fn is_meant(&self, head: &HeaderMap) -> bool {
-        wanted(head).is_some_and(|protocol| {
+        let is_same = wanted(head).is_some_and(|protocol| {
             let (told, asked) = (protocol.as_bytes(), self.protocol.as_bytes());
             told.eq_ignore_ascii_case(asked)
+        });
+        let socket = self.socket.as_ref();
+        is_same && socket.is_none_or(|socket| socket.is_meant(head))
+    }
+
+    /// How a call is refused whose upstream has answered something else, which its client would
+    /// take for the tunnel.
+    pub(crate) fn refusal(&self, status: StatusCode) -> Option<Refused> {
+        let is_mistaken = self.socket.is_some() && status.is_success();
+        is_mistaken.then(|| Refused {
+            detail: "The service opened no WebSocket; the call was not charged.",
+            ..Refusal::UpstreamUnreachable.into()
         })
     }
 
@@ -178,7 +223,10 @@ impl Switch {
         let (mut parts, _) = response.into_parts();
         proxy::head(&mut parts, None, cost, false);
         parts.headers.remove(CONTENT_LENGTH);
-        self.put(&mut parts.headers);
+        match &self.socket {
+            None => self.put(&mut parts.headers),
+            Some(_) => Socket::tell(&mut parts.status, &mut parts.headers),
+        }
         let tunnel = Tunnel {
             edge: Arc::clone(&worker.edge),
             ticket: RefCell::new(ticket),
@@ -187,6 +235,7 @@ impl Switch {
             is_broken: [Cell::new(false), Cell::new(false)],
             key: self.key,
             lent,
+            _socket: self.socket,
         };
         let carried = tunnel.carry(self.client, upstream);
         tokio::task::spawn_local(worker.beyond.track_future(carried));
@@ -201,11 +250,13 @@ struct Tunnel {
     upload: Rc<Upload>,
     /// Bytes, both ways.
     passed: Cell<u64>,
-    /// Whether reading from the client, or from the upstream, has failed.
+    /// Whether the client's connection, or the upstream's, has broken.
     is_broken: [Cell<bool>; 2],
     key: PresentedKey,
     /// The connection counts as used.
     lent: Lent,
+    /// So does that of a client of HTTP/2.
+    _socket: Option<Socket>,
 }
 
 /// Why a tunnel ended before its ends did.
@@ -334,6 +385,17 @@ struct End<'a, F> {
     seen: F,
 }
 
+impl<F> End<'_, F> {
+    /// A stream of HTTP/2 that its client has reset is read to an orderly end: only who still has
+    /// something to send hears of it.
+    fn note<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        if done.is_err() {
+            self.is_broken.set(true);
+        }
+        done
+    }
+}
+
 impl<F: FnMut(&[u8]) + Unpin> AsyncRead for End<'_, F> {
     fn poll_read(
         self: Pin<&mut Self>,
@@ -343,7 +405,7 @@ impl<F: FnMut(&[u8]) + Unpin> AsyncRead for End<'_, F> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = ready!(Pin::new(&mut this.io).poll_read(task, buffer));
-        this.is_broken.set(read.is_err());
+        let read = this.note(read);
         (this.seen)(buffer.filled().get(before..).unwrap_or_default());
         Poll::Ready(read)
     }
@@ -357,16 +419,19 @@ impl<F: Unpin> AsyncWrite for End<'_, F> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = ready!(Pin::new(&mut this.io).poll_write(task, data));
-        this.is_broken.set(written.is_err());
-        Poll::Ready(written)
+        Poll::Ready(this.note(written))
     }
 
     fn poll_flush(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_flush(task)
+        let this = self.get_mut();
+        let flushed = ready!(Pin::new(&mut this.io).poll_flush(task));
+        Poll::Ready(this.note(flushed))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().io).poll_shutdown(task)
+        let this = self.get_mut();
+        let ended = ready!(Pin::new(&mut this.io).poll_shutdown(task));
+        Poll::Ready(this.note(ended))
     }
 }
 

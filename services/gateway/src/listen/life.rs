@@ -71,6 +71,8 @@ pub(super) struct Life {
     pub(super) is_in_body: Mark,
     /// It carries another protocol now.
     pub(super) is_tunnel: Mark,
+    /// Streams of HTTP/2 that are tunnels, or ask to be.
+    pub(super) tunnels: Tally,
     /// The client sends its body too slowly: reading is to fail.
     pub(super) is_too_slow: Mark,
     /// Resets and idle frames of HTTP/2 since the last look.

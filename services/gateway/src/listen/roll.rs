@@ -201,7 +201,9 @@ impl Seat {
             Phase::Resting => Waits::Idle,
             _ if life.write_waits.is_set() => Waits::Reader,
             Phase::Express => Waits::Us,
-            Phase::Http2 if self.flows.borrow().is_empty() => Waits::Idle,
+            Phase::Http2 if life.tunnels.get() == 0 && self.flows.borrow().is_empty() => {
+                Waits::Idle
+            }
             Phase::Http2 => Waits::Us,
             Phase::Http1 if life.is_in_body.is_set() && life.read_waits.is_set() => Waits::Body,
             Phase::Http1 if !life.is_between_calls() => Waits::Us,

@@ -34,6 +34,7 @@ use super::{
         RESETS_PROVOKED_MAX, RESETS_WAITING_MAX, STREAM_SEND_BYTES_MAX, STREAM_WINDOW_BYTES,
         STREAMS_MAX,
     },
+    opened::Opened,
     request,
     roll::{Order, Phase, Seat},
     wire::{Stream, Wire},
@@ -319,7 +320,8 @@ async fn farewell(seat: &Seat, mut stream: Stream) {
 async fn http2(hall: Rc<Hall>, seat: &Rc<Seat>, peer: Peer, stream: Stream, read: &[u8]) {
     let (_, frames) = read.split_at_checked(PREFACE.len()).unwrap_or_default();
     let wire = Wire::http2(stream, &PREFACE, frames, Arc::clone(&seat.life));
-    let service = service_fn(|request: Request<Incoming>| {
+    let service = service_fn(|mut request: Request<Incoming>| {
+        Opened::read(&mut request, &seat.life);
         let (worker, flow) = (Rc::clone(&hall.worker), Rc::<Flow>::default());
         seat.add_flow(&flow);
         async move {
@@ -342,6 +344,7 @@ async fn http2(hall: Rc<Hall>, seat: &Rc<Seat>, peer: Peer, stream: Stream, read
         .max_header_list_size(FIELD_LIST_BYTES_MAX)
         .keep_alive_interval(PING_PERIOD)
         .keep_alive_timeout(PING_TIMEOUT)
+        .enable_connect_protocol()
         .serve_connection(TokioIo::new(wire), service);
     seat.set_phase(Phase::Http2);
     let mut connection = std::pin::pin!(connection);

@@ -18,6 +18,7 @@ mod hints;
 mod limits;
 mod reuse;
 mod smuggling;
+mod sockets;
 mod spoofing;
 mod tls;
 mod upstream;

@@ -218,8 +218,13 @@ impl Connector {
     ///
     /// # Errors
     /// Nobody listens, TLS fails, or it takes too long.
-    pub(super) async fn open(&self, site: &Site, target: &Target) -> anyhow::Result<Opened> {
-        self.within(site, self.connect(&site.upstream, target))
+    pub(super) async fn open(
+        &self,
+        site: &Site,
+        target: &Target,
+        protocol: Protocol,
+    ) -> anyhow::Result<Opened> {
+        self.within(site, self.connect(&site.upstream, target, protocol))
             .await
     }
 
@@ -234,7 +239,11 @@ impl Connector {
         path: &str,
     ) -> anyhow::Result<u16> {
         let Upstream {
-            host, port, tls, ..
+            host,
+            port,
+            tls,
+            protocol,
+            ..
         } = &site.upstream;
         let host = match host.contains(':') {
             true => format!("[{host}]:{port}"),
@@ -242,7 +251,7 @@ impl Connector {
         };
         let scheme = if *tls { "https" } else { "http" };
         let request = Request::get(path).header(USER_AGENT, "tollgate-health");
-        let answer = match self.connect(&site.upstream, target).await? {
+        let answer = match self.connect(&site.upstream, target, *protocol).await? {
             Opened::One(mut spoken) => {
                 tokio::task::spawn_local(spoken.driver);
                 let request = request.header(HOST, host).body(Uploaded::nothing())?;
@@ -284,15 +293,20 @@ impl Connector {
         opened
     }
 
-    async fn connect(&self, upstream: &Upstream, target: &Target) -> anyhow::Result<Opened> {
+    async fn connect(
+        &self,
+        upstream: &Upstream,
+        target: &Target,
+        protocol: Protocol,
+    ) -> anyhow::Result<Opened> {
         let stream = dial(target).await?;
         if !upstream.tls {
-            return match upstream.protocol {
+            return match protocol {
                 Protocol::Http1 | Protocol::Auto => Ok(Opened::One(one(stream).await?)),
                 Protocol::H2 => two(stream).await,
             };
         }
-        let offered: &[&[u8]] = match upstream.protocol {
+        let offered: &[&[u8]] = match protocol {
             Protocol::Http1 => &[b"http/1.1"],
             Protocol::Auto => &[b"h2", b"http/1.1"],
             Protocol::H2 => &[b"h2"],
@@ -302,7 +316,7 @@ impl Connector {
         let name = ServerName::try_from(upstream.host.clone())?;
         let stream = connector.with_alpn(offered).connect(name, stream).await?;
         let speaks_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        match upstream.protocol {
+        match protocol {
             Protocol::H2 if !speaks_h2 => anyhow::bail!("the upstream does not offer h2"),
             _ if speaks_h2 => two(stream).await,
             _ => Ok(Opened::One(one(stream).await?)),

@@ -4,6 +4,10 @@ use std::sync::Arc;
 
 use http::Version;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use tokio_rustls::TlsAcceptor;
 
 use super::upstreams::{Upstream, call, scene};
@@ -64,6 +68,43 @@ async fn an_upstream_over_tls_is_spoken_to_as_both_agree_and_only_if_it_is_the_o
                 }
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_wants_to_change_protocols_gets_a_connection_that_can() {
+    scene(&[], async |rig| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let port = address.port();
+        rig.offer(address, |it| {
+            it.upstream_url = format!("https://localhost:{port}");
+            "auto".clone_into(&mut it.protocol);
+        });
+        let mut client = TcpStream::connect(rig.address()).await.expect("connected");
+        let key = rig.key.reveal();
+        let asked = format!(
+            "GET /api/v1/echo/x HTTP/1.1\r\nhost: edge\r\nx-api-key: {key}\r\n\
+             connection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        );
+        client.write_all(asked.as_bytes()).await.expect("sent");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let tls = acceptor(TRUSTED, &["h2", "http/1.1"]);
+        let mut upstream = tls.accept(stream).await.expect("TLS");
+        let agreed = upstream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+        assert_eq!(agreed.as_deref(), Some(&b"http/1.1"[..]));
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(upstream.read_u8().await.expect("a head"));
+        }
+        let switched = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\n\
+                        upgrade: websocket\r\n\r\n";
+        upstream.write_all(switched.as_bytes()).await.expect("sent");
+        upstream.flush().await.expect("sent");
+        let mut told = [0; 12];
+        client.read_exact(&mut told).await.expect("an answer");
+        assert_eq!(&told, b"HTTP/1.1 101");
     })
     .await;
 }

@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeSet, process::Command};
 
+use bytes::Bytes;
+use h2::{RecvStream, SendStream, ext::Protocol};
+use http::{Method, Request, StatusCode};
 use rustix::process::Signal;
 use serde_json::Value;
 use sqlx::Row as _;
 use testkit::eventually;
+use tokio::net::TcpStream;
 use types::RequestId;
 
 use crate::{
@@ -89,6 +93,7 @@ async fn a_websocket_is_charged_once_however_it_or_its_gateway_ends() {
 
     let said = clients::run(client("talk", &gateways[0], &key)).await;
     let talked = BTreeSet::from([id(&said)]);
+    seen.insert(talk_by_http2(&gateways[0], &key).await);
     let refused = clients::run(client("talk", &gateways[0], "sk_live_no")).await;
     assert_eq!(
         (refused["status"].as_i64(), &refused["body"]["code"]),
@@ -107,10 +112,13 @@ async fn a_websocket_is_charged_once_however_it_or_its_gateway_ends() {
     for client in &mut held {
         seen.insert(id(&client.next()));
     }
+    let mut by_http2 = Socket::open(&gateways[0], &key).await;
+    seen.insert(by_http2.hear().await);
     signal(stack.pids("gateway")[0], Signal::KILL);
     for client in &mut held {
         assert_eq!(client.next()["closed"], "ConnectionClosedError");
     }
+    assert!(by_http2.down.data().await.is_none_or(|data| data.is_err()));
     // One that stops has cut them, when their time is over.
     let mut held: Vec<Running> = (0..TUNNELS)
         .map(|_| Running::start(client("hold", &gateways[1], &key)))
@@ -124,12 +132,94 @@ async fn a_websocket_is_charged_once_however_it_or_its_gateway_ends() {
     }
     stack.audit();
     let found = rows(&stack, &seen).await;
-    assert_eq!(found.len(), 2 * TUNNELS, "{found:?}");
+    assert_eq!(found.len(), 2 * TUNNELS + 2, "{found:?}");
     for (status, credits, _, details) in &found {
         assert_eq!((*status, *credits), (101, COST), "{details}");
     }
     die_after_the_note(&stack, &key).await;
     stack.audit();
+}
+
+/// A WebSocket on a stream of HTTP/2 (RFC 8441), as far as short messages go.
+struct Socket {
+    up: SendStream<Bytes>,
+    down: RecvStream,
+    got: Vec<u8>,
+}
+
+impl Socket {
+    async fn open(gateway: &str, key: &str) -> Self {
+        let address = gateway.strip_prefix("http://").expect("in the clear");
+        let stream = TcpStream::connect(address).await.expect("connected");
+        let (client, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(async move {
+            drop(connection.await); // a gateway is killed
+        });
+        while !client.is_extended_connect_protocol_enabled() {
+            tokio::task::yield_now().await;
+        }
+        let request = Request::builder()
+            .method(Method::CONNECT)
+            .uri(format!("{gateway}/api/v1/chat/room?x=1"))
+            .header("authorization", format!("Bearer {key}"))
+            .header("sec-websocket-version", "13")
+            .header("sec-websocket-protocol", "echo.v1")
+            .extension(Protocol::from("websocket"))
+            .body(());
+        let mut client = client.ready().await.expect("ready");
+        let sent = client.send_request(request.expect("a request"), false);
+        let (answer, up) = sent.expect("sent");
+        let answer = answer.await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK, "{answer:?}");
+        let said = |name| answer.headers()[name].to_str().expect("text").to_owned();
+        assert_eq!(said("sec-websocket-protocol"), "echo.v1");
+        assert_eq!(said("tollgate-cost"), COST.to_string());
+        Self {
+            up,
+            down: answer.into_body(),
+            got: Vec::new(),
+        }
+    }
+
+    /// Sends a short message.
+    fn say(&mut self, text: &str, is_last: bool) {
+        let mask = [1, 2, 3, 4];
+        let length = u8::try_from(text.len()).expect("short");
+        let masked = text.bytes().zip(mask.iter().cycle());
+        let mut frame = vec![0x81, 0x80 | length];
+        frame.extend(mask);
+        frame.extend(masked.map(|(byte, mask)| byte ^ mask));
+        self.up.send_data(frame.into(), is_last).expect("sent");
+    }
+
+    /// The next short message.
+    async fn hear(&mut self) -> String {
+        loop {
+            if let [0x81, length, rest @ ..] = &self.got[..]
+                && let Some(text) = rest.get(..usize::from(*length))
+            {
+                let text = String::from_utf8(text.to_vec()).expect("text");
+                self.got.drain(..2 + text.len());
+                return text;
+            }
+            let data = self.down.data().await.expect("more").expect("data");
+            self.got.extend_from_slice(&data);
+        }
+    }
+}
+
+/// Talks to the same server over HTTP/2, which it does not know. Returns the call's id, as it saw
+/// it.
+async fn talk_by_http2(gateway: &str, key: &str) -> String {
+    let mut socket = Socket::open(gateway, key).await;
+    let id = socket.hear().await;
+    for text in ["", "x", &"y".repeat(125)] {
+        socket.say(text, false);
+        assert_eq!(socket.hear().await, text);
+    }
+    socket.say("last", true);
+    assert_eq!(socket.hear().await, "last", "each way ends by itself");
+    id
 }
 
 /// The gateway dies between the note and the answer: nobody has heard of the change, and the books
