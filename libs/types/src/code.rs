@@ -136,6 +136,7 @@ refusals! {
     UpstreamTimeout = 504 "upstream_timeout" "The service did not answer in time";
     MeteringUnavailable = 503 "metering_unavailable" "Calls cannot be recorded at the moment";
     CreditsUnavailable = 503 "credits_unavailable" "Credits cannot be checked at the moment";
+    Overloaded = 503 "overloaded" "This gateway has too many calls";
     Draining = 503 "draining" "This gateway is stopping";
 }
 

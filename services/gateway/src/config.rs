@@ -8,6 +8,11 @@ use types::{Networks, Pepper};
 
 use crate::listen::{Patience, Rules};
 
+/// Calls in flight, unless the environment says otherwise. One that waits for its upstream takes
+/// some 20 kB, one that streams a few times as much: about a gigabyte at most. Connections and
+/// streams alone would allow six million.
+const CALLS_MAX: u64 = 16_384;
+
 /// What the environment says.
 #[derive(Debug)]
 pub struct Config {
@@ -27,6 +32,8 @@ pub struct Config {
     pub(crate) unknown_lookups_per_second_max: u32,
     pub(crate) drain: Duration,
     pub(crate) door: Rules,
+    /// In flight.
+    pub(crate) calls_max: u64,
     pub(crate) tunnel_idle: Duration,
     /// Credits; 0: never.
     pub(crate) disk_cost_min: i64,
@@ -98,6 +105,7 @@ impl Config {
                 "calls in flight have so long to end when the gateway stops",
             ),
             door: read_door(v),
+            calls_max: read_calls_max(v),
             tunnel_idle: v.seconds(
                 "TOLLGATE_GATEWAY_TUNNEL_IDLE_SECONDS",
                 600,
@@ -125,6 +133,15 @@ impl Config {
             threads => threads,
         }
     }
+}
+
+fn read_calls_max(v: &mut Variables) -> u64 {
+    v.number(
+        "TOLLGATE_GATEWAY_CALLS_MAX",
+        CALLS_MAX,
+        1..=10_000_000,
+        "calls in flight, tunnels included; further ones answer 503 at once",
+    )
 }
 
 fn read_disk_cost(v: &mut Variables) -> i64 {

@@ -84,6 +84,8 @@ pub(crate) struct Edge {
     /// The calls still in flight are being cut off.
     pub(crate) is_cut: AtomicBool,
     pub(crate) in_flight: AtomicU64,
+    /// Beyond, calls are refused.
+    pub(crate) calls_max: u64,
     /// A call that costs so much is as durable as the disk at least; 0: as its route says.
     pub(crate) disk_cost_min: i64,
     /// Tunnels end when nothing has passed for so long.
@@ -147,6 +149,7 @@ pub(crate) async fn handle(
             Ok((response, Limits::default()))
         }
         Some(Err(refused)) => Err(refused.into()),
+        None if edge.is_full() => Err(Refusal::Overloaded.into()),
         None => match idempotency::find(request.method(), request.headers()) {
             Ok(None) => answer(&worker, peer, request, id.clone(), None).await,
             Ok(Some(keyed)) => relay::answer(&worker, peer, request, id.clone(), keyed).await,
@@ -507,6 +510,12 @@ fn span(edge: &Edge, told: &Told<'_>, service: &str, id: RequestId) -> Span {
 }
 
 impl Edge {
+    /// There are as many calls in flight as there may be. Asked before anything else of a call, so
+    /// that refusing it costs next to nothing; those whose keys are being looked up come on top.
+    pub(crate) fn is_full(&self) -> bool {
+        self.in_flight.load(Ordering::Relaxed) >= self.calls_max
+    }
+
     /// Ready to carry calls: keys and services are known.
     pub(crate) fn is_ready(&self) -> bool {
         self.keyring.is_informed()

@@ -255,6 +255,12 @@ impl Metrics {
         host.metrics(|registry| registry.register_collector(Box::new(staleness)));
     }
 
+    /// Offers how many calls are in flight.
+    pub(crate) fn offer_in_flight(host: &Host, calls: impl Fn() -> u64 + Send + Sync + 'static) {
+        let in_flight = InFlight(Box::new(calls));
+        host.metrics(|registry| registry.register_collector(Box::new(in_flight)));
+    }
+
     /// Counts an answer of a service.
     pub(crate) fn answered(&self, service: &Service, status: u16, added_nanos: u64) {
         let find = || self.counter(&service.name, &status.to_string());
@@ -303,5 +309,26 @@ impl Collector for Staleness {
             ConstGauge::<f64>::TYPE,
         )?;
         age.encode(metric)
+    }
+}
+
+struct InFlight(Box<dyn Fn() -> u64 + Send + Sync>);
+
+impl fmt::Debug for InFlight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("InFlight")
+    }
+}
+
+impl Collector for InFlight {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let calls = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
+        let metric = encoder.encode_descriptor(
+            "calls_in_flight",
+            "Calls that have begun and not ended, tunnels included",
+            None,
+            ConstGauge::<i64>::TYPE,
+        )?;
+        calls.encode(metric)
     }
 }

@@ -29,6 +29,7 @@ impl From<Refusal> for Refused {
             Refusal::MeteringUnavailable
             | Refusal::CreditsUnavailable
             | Refusal::UpstreamBusy
+            | Refusal::Overloaded
             | Refusal::Draining => Some(1),
             _ => None,
         };
@@ -120,6 +121,9 @@ fn detail(refusal: Refusal) -> &'static str {
         Refusal::UpstreamTimeout => "The service is too slow; the call was not charged.",
         Refusal::MeteringUnavailable => "Nothing can be recorded now; the call was not forwarded.",
         Refusal::CreditsUnavailable => "Credits cannot be had now; the call was not forwarded.",
+        Refusal::Overloaded => {
+            "Call again when Retry-After has passed; nothing was looked at, and nothing charged."
+        }
         Refusal::Draining => "Connect again; another gateway will answer.",
     }
 }

@@ -105,6 +105,8 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     host.spawn_vital("ship-journal", move |_| {
         ship_until(shipper, journal, own, ending)
     });
+    let own = Arc::clone(&edge);
+    Metrics::offer_in_flight(host, move || own.in_flight.load(Ordering::Relaxed));
     let (own, tls, door) = (host.clone(), tls()?, Arc::new(Door::new(host, &config)?));
     host.spawn("edge", move |asked| {
         run(own, (edge, door), config, sockets, tls, asked, stops)
@@ -151,6 +153,7 @@ pub(crate) fn edge(
         draining: AtomicBool::new(false),
         is_cut: AtomicBool::new(false),
         in_flight: AtomicU64::new(0),
+        calls_max: config.calls_max,
         disk_cost_min: config.disk_cost_min,
         tunnel_idle: config.tunnel_idle,
         synced: watch::Sender::new(0),

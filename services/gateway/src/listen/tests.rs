@@ -16,6 +16,7 @@ mod floods;
 mod frames;
 mod hints;
 mod limits;
+mod overload;
 mod reuse;
 mod smuggling;
 mod sockets;

@@ -155,6 +155,16 @@ async fn carry(
     if edge.draining.load(Ordering::Acquire) {
         return Err(Exchanged::Unfit); // the answer says that the connection ends
     }
+    if edge.is_full() {
+        front.seat.life.heads.add(1);
+        return refuse(
+            hall,
+            front,
+            CallId::new(&edge.ids),
+            Refusal::Overloaded.into(),
+        )
+        .await;
+    }
     let known = match look_up(worker, peer, request) {
         Ok(known) => known,
         Err(Unknown::Strange(refused)) => {
