@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::{connect::Connector, direct::Direct, health::Fault, targets::Target};
 use self::{
+    connect::Opened,
     line::Stream,
     site::{Handed, Site, Slot},
     targets::{Chosen, LOOKUP_PERIOD, STALE_MAX, Trial},
@@ -235,7 +236,7 @@ impl Pool {
     async fn find(&self, site: Rc<Site>, need: Need) -> Result<Lent, Unlent> {
         site.touch();
         let protocol = need.protocol(site.upstream.protocol);
-        let is_shared = protocol == Protocol::H2;
+        let is_shared = site.is_shared(protocol);
         // One that waits without hyper makes room for one with it.
         let reserved = site.reserve(is_shared).or_else(|| {
             drop(site.take_direct()?);
@@ -295,6 +296,9 @@ impl Pool {
             self.connector.open(site, target, protocol).await
         });
         let (opened, chosen) = opened.await?;
+        if protocol == Protocol::Auto {
+            site.agreed(matches!(opened, Opened::Two(..)));
+        }
         Ok(opened.lend(site, slot, chosen))
     }
 

@@ -8,6 +8,7 @@
 )]
 
 mod ambiguous;
+mod burst;
 mod conformance;
 mod drain;
 mod ends;

@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     Lent, Pool, Unlent,
     connect::one,
-    site::{Site, Slot},
+    site::{Handed, Site, Slot},
     targets::{Chosen, Target, Trial},
 };
 use crate::{catalogue::Upstream, upload::Uploaded};
@@ -141,8 +141,19 @@ impl Pool {
 
     async fn open_direct(&self, site: Rc<Site>, began: Instant) -> Result<Option<Direct>, Unlent> {
         site.touch();
-        let Some(mut slot) = site.reserve(false) else {
-            return Ok(None);
+        let mut slot = match site.reserve(false) {
+            Some(slot) => slot,
+            // One of hyper's that waits makes room for one without it: else a burst would leave
+            // them all to hyper.
+            None if site.close_idle() => match self.wait(&site).await? {
+                Handed::Slot(slot) => slot,
+                Handed::Direct(direct) => return Ok(Some(*direct)),
+                Handed::Lent(lent) => {
+                    lent.give_back();
+                    return Ok(None);
+                }
+            },
+            None => return Ok(None),
         };
         let opening = site.opening();
         let connected = self

@@ -20,7 +20,10 @@ use super::{
     line::{Line, STREAMS_TARGET},
     targets::{Target, Targets},
 };
-use crate::{catalogue::Upstream, upload::Uploaded};
+use crate::{
+    catalogue::{Protocol, Upstream},
+    upload::Uploaded,
+};
 
 #[cfg(test)]
 mod tests;
@@ -48,6 +51,8 @@ pub(crate) struct Site {
     connections: Cell<usize>,
     /// Being opened.
     opening: Cell<usize>,
+    /// What was agreed upon last, where either version may be.
+    speaks_h2: Cell<Option<bool>>,
     idle: RefCell<VecDeque<Idle>>,
     /// The same without hyper.
     direct: RefCell<VecDeque<(Direct, Instant)>>,
@@ -125,6 +130,7 @@ impl Site {
             connections_max,
             connections: Cell::default(),
             opening: Cell::default(),
+            speaks_h2: Cell::default(),
             idle: RefCell::default(),
             direct: RefCell::default(),
             lines: RefCell::default(),
@@ -164,6 +170,20 @@ impl Site {
             held: Some(held),
             was_heard: false,
         }
+    }
+
+    /// Closes one of hyper's that waits, so that its place becomes free in a moment. False: none
+    /// does, or somebody waits for a place already.
+    pub(super) fn close_idle(&self) -> bool {
+        if !self.queue.borrow().is_empty() {
+            return false;
+        }
+        while let Some(idle) = self.pop() {
+            if idle.held.upgrade().is_some() {
+                return true;
+            }
+        }
+        false
     }
 
     fn pop(&self) -> Option<Idle> {
@@ -208,6 +228,34 @@ impl Site {
         let lines = self.lines.borrow();
         let roomy = lines.iter().filter(|line| line.has_room(most));
         roomy.min_by_key(|line| line.streams()).map(Rc::clone)
+    }
+
+    /// Whether streams share a connection that is opened now, as far as is known: who finds out is
+    /// waited for.
+    pub(super) fn is_shared(&self, protocol: Protocol) -> bool {
+        match protocol {
+            Protocol::Http1 => false,
+            Protocol::H2 => true,
+            Protocol::Auto => self.upstream.tls && self.speaks_h2.get() != Some(false),
+        }
+    }
+
+    /// What both sides have agreed upon. Who waited for a connection to share, and cannot, opens
+    /// his own.
+    pub(super) fn agreed(self: &Rc<Self>, is_h2: bool) {
+        self.speaks_h2.set(Some(is_h2));
+        while !is_h2
+            && self.connections.get() < self.connections_max
+            && let Some(next) = self.next_in_queue()
+        {
+            self.connections
+                .set(self.connections.get().saturating_add(1));
+            let slot = Slot {
+                site: Rc::clone(self),
+                target: None,
+            };
+            drop(next.send(Handed::Slot(slot))); // whoever has gone hands it on
+        }
     }
 
     /// The right to open a connection, if there may be one more. Where streams share connections,

@@ -1,6 +1,6 @@
 //! Upstreams over TLS: which protocol is spoken, and whom it is spoken with.
 
-use std::sync::Arc;
+use std::{rc::Rc, sync::Arc, time::Duration};
 
 use http::Version;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
@@ -105,6 +105,39 @@ async fn who_wants_to_change_protocols_gets_a_connection_that_can() {
         let mut told = [0; 12];
         client.read_exact(&mut told).await.expect("an answer");
         assert_eq!(&told, b"HTTP/1.1 101");
+    })
+    .await;
+}
+
+/// Nobody knows yet what will be spoken: the first calls wait for who finds out.
+#[tokio::test]
+async fn first_calls_at_once_share_a_connection_where_they_can() {
+    const CALLS: usize = 20;
+    scene(&[], async |rig| {
+        for (takes, connections) in [(&["h2", "http/1.1"][..], 1), (&["http/1.1"], CALLS)] {
+            let upstream = Upstream::behind(Some(acceptor(TRUSTED, takes))).await;
+            let port = upstream.address.port();
+            rig.offer(upstream.address, |it| {
+                it.upstream_url = format!("https://localhost:{port}");
+                "auto".clone_into(&mut it.protocol);
+            });
+            upstream.gate.send_replace(false);
+            let begin = |_| {
+                let rig = Rc::clone(&rig);
+                tokio::task::spawn_local(async move { call(&rig, Version::HTTP_11, "").await })
+            };
+            let calls: Vec<_> = (0..CALLS).map(begin).collect();
+            // None has its answer before all were asked.
+            while upstream.asked.get() < CALLS {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            upstream.gate.send_replace(true);
+            for call in calls {
+                let got = call.await.expect("no panic").expect("an answer");
+                assert_eq!(got.status, 200, "{takes:?}");
+            }
+            assert_eq!(upstream.connections.get(), connections, "{takes:?}");
+        }
     })
     .await;
 }

@@ -46,10 +46,10 @@ type Body = UnsyncBoxBody<Bytes, Infallible>;
 /// An upstream by either version of HTTP, which answers with what it was sent.
 pub(super) struct Upstream {
     pub(super) address: SocketAddr,
-    connections: Rc<Cell<usize>>,
-    asked: Rc<Cell<usize>>,
+    pub(super) connections: Rc<Cell<usize>>,
+    pub(super) asked: Rc<Cell<usize>>,
     /// While it is false, calls wait.
-    gate: watch::Sender<bool>,
+    pub(super) gate: watch::Sender<bool>,
 }
 
 impl Upstream {
