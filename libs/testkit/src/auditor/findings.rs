@@ -58,8 +58,8 @@ pub struct Report {
     /// Records that can never be read again, as their journals' owners have declared: explained,
     /// and no difference.
     pub recorded_gaps: u64,
-    /// Credits of such records, debited by the total that a later record states: no row says for
-    /// which call.
+    /// Credits of such records, debited by the total that a later record states, and what owners who
+    /// were given up had told last: no row says for which call.
     pub unitemised: u64,
     /// Calls that were paid for though no upstream says that it answered them.
     pub unserved: u64,
@@ -120,7 +120,7 @@ impl Findings {
         }
     }
 
-    /// Counts credits that were spent by calls whose records are lost, as recorded.
+    /// Counts credits that were spent by calls that have no row, as stated elsewhere.
     pub(super) fn add_unitemised(&mut self, credits: i128) {
         let credits = u64::try_from(credits.max(0)).unwrap_or(u64::MAX);
         self.report.unitemised = self.report.unitemised.saturating_add(credits);

@@ -16,6 +16,7 @@ pub mod records;
 mod rows;
 mod statistics;
 mod transcript;
+mod unitemised;
 mod upstream;
 
 #[cfg(test)]
@@ -115,11 +116,10 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     connection.close().await?;
 
     money.check(&mut findings);
-    let with_gaps = rows.with_gaps();
-    money.check_spend(&rows.spend, &with_gaps, &mut findings);
+    money.check_spend(&rows.spend, &rows.unitemised, &mut findings);
     money
         .quotas
-        .check_uses(&rows.uses, &with_gaps, &mut findings);
+        .check_uses(&rows.uses, &rows.unitemised, &mut findings);
     if !sources.journals.is_empty() {
         money.check_owners(&journals, &mut findings);
     }

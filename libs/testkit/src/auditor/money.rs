@@ -4,7 +4,7 @@
     reason = "an oracle writes its own statements and is not compiled against the schema"
 )]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use futures_util::TryStreamExt;
 use sqlx::postgres::{PgConnection, PgRow};
@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use super::journal::Journals;
 use super::quotas::Quotas;
-use super::rows::{Inbox, Spend, read_inbox};
+use super::rows::{Inbox, Spend, number_of, read_inbox};
+use super::unitemised::Unitemised;
 use super::{Findings, Kind};
 
 /// A journal that was heard of so recently has a living owner.
@@ -52,7 +53,7 @@ pub(super) struct Lease {
     /// A wallet, or a bucket of permits.
     pub(super) owner: Uuid,
     pub(super) journal: Uuid,
-    epoch: i64,
+    pub(super) epoch: i64,
     pub(super) granted: i128,
     pub(super) settled: i128,
     pub(super) known: i128,
@@ -135,10 +136,6 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Money> {
     Ok(money)
 }
 
-pub(super) fn number(row: &PgRow, column: &str) -> sqlx::Result<i128> {
-    row.try_get::<i64, _>(column).map(i128::from)
-}
-
 fn wallet(row: &PgRow) -> sqlx::Result<Wallet> {
     let owner: Uuid = row.try_get("owner")?;
     let is_test = row.try_get("is_test")?;
@@ -152,13 +149,13 @@ fn wallet(row: &PgRow) -> sqlx::Result<Wallet> {
         owner,
         is_test,
         epoch: row.try_get("epoch")?,
-        balance: number(row, "balance")?,
-        reserved: number(row, "reserved")?,
-        purchased: number(row, "total_purchased")?,
-        granted: number(row, "total_granted")?,
-        refunded: number(row, "total_refunded")?,
-        expired: number(row, "total_expired")?,
-        used: number(row, "total_used")?,
+        balance: number_of(row, "balance")?,
+        reserved: number_of(row, "reserved")?,
+        purchased: number_of(row, "total_purchased")?,
+        granted: number_of(row, "total_granted")?,
+        refunded: number_of(row, "total_refunded")?,
+        expired: number_of(row, "total_expired")?,
+        used: number_of(row, "total_used")?,
     })
 }
 
@@ -167,11 +164,11 @@ fn lease(row: &PgRow) -> sqlx::Result<Lease> {
         owner: row.try_get("owner")?,
         journal: row.try_get("journal_id")?,
         epoch: row.try_get("epoch")?,
-        granted: number(row, "granted")?,
-        settled: number(row, "settled_cum")?,
-        known: number(row, "known_cum")?,
+        granted: number_of(row, "granted")?,
+        settled: number_of(row, "settled_cum")?,
+        known: number_of(row, "known_cum")?,
         state: row.try_get("state")?,
-        late_spend: number(row, "late_spend")?,
+        late_spend: number_of(row, "late_spend")?,
     })
 }
 
@@ -182,12 +179,12 @@ impl Money {
         let mut rows = sqlx::query(sql).fetch(connection);
         while let Some(row) = rows.try_next().await? {
             self.entries += 1;
-            let credits = number(&row, "credits")?;
+            let credits = number_of(&row, "credits")?;
             let kind: String = row.try_get("kind")?;
             let ledger = self.ledger.entry(row.try_get("wallet")?).or_default();
             ledger.balance += credits;
             ledger.lowest = ledger.lowest.min(ledger.balance);
-            if ledger.balance != number(&row, "balance_after")? && ledger.wrong_at.is_none() {
+            if ledger.balance != number_of(&row, "balance_after")? && ledger.wrong_at.is_none() {
                 ledger.wrong_at = Some(row.try_get("id")?);
             }
             match kind.as_str() {
@@ -258,24 +255,23 @@ impl Money {
     pub(super) fn check_spend(
         &self,
         spend: &HashMap<Uuid, Spend>,
-        with_gaps: &BTreeSet<Uuid>,
+        unitemised: &Unitemised,
         findings: &mut Findings,
     ) {
         for (id, lease) in &self.leases {
             let (cost, calls) = spend.get(id).map_or((0, 0), |it| (it.credits, it.calls));
             let over = lease.settled - cost;
-            // The rows of a journal that never came back are unknown; up to what its owner had
-            // reported they were debited all the same.
-            if over == 0 || (lease.state == "written_off" && over > 0) {
+            if over == 0 {
                 continue;
             }
-            // A total counts what was before it, also what nobody can read any more.
-            if over > 0 && with_gaps.contains(&lease.journal) {
+            let stated = unitemised.stated(*id, lease, cost);
+            if over > 0 && over == stated {
                 findings.add_unitemised(over);
                 continue;
             }
             let text = format!(
-                "lease {id} of jrn_{}: settled {}, its {calls} calls cost {cost}",
+                "lease {id} of jrn_{}: settled {}, its {calls} calls cost {cost}, and {stated} \
+                 are stated beside them",
                 lease.journal.simple(),
                 lease.settled,
             );

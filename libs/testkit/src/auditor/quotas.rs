@@ -4,14 +4,15 @@
     reason = "an oracle writes its own statements and is not compiled against the schema"
 )]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
-use super::money::{Lease, number};
-use super::rows::Uses;
+use super::money::Lease;
+use super::rows::{Uses, number_of};
+use super::unitemised::Unitemised;
 use super::{Findings, Kind};
 
 /// All buckets, and the leases of their permits.
@@ -41,9 +42,9 @@ impl Quotas {
             let bucket = Bucket {
                 name: format!("{kind} quota of key_{} for {period}", key.simple()),
                 organisation: row.try_get("org_id")?,
-                quota_max: number(&row, "quota_max")?,
-                used: number(&row, "used")?,
-                reserved: number(&row, "reserved")?,
+                quota_max: number_of(&row, "quota_max")?,
+                used: number_of(&row, "used")?,
+                reserved: number_of(&row, "reserved")?,
             };
             self.buckets.insert(row.try_get("id")?, bucket);
         }
@@ -91,16 +92,20 @@ impl Quotas {
     pub(super) fn check_uses(
         &self,
         uses: &HashMap<Uuid, Uses>,
-        with_gaps: &BTreeSet<Uuid>,
+        unitemised: &Unitemised,
         findings: &mut Findings,
     ) {
         for (id, lease) in &self.leases {
             let calls = uses.get(id).map_or(0, |it| i128::from(it.calls));
             let over = lease.settled - calls;
             // As for credits: what the owner had told before it was given up is used, and so are
-            // the permits of calls whose records are lost.
-            let is_explained = lease.state == "written_off" || with_gaps.contains(&lease.journal);
-            if over == 0 || (is_explained && over > 0) {
+            // the permits of calls whose records are lost, of each at most one.
+            let told = match lease.state.as_str() {
+                "written_off" if lease.settled == lease.known => over,
+                _ => 0,
+            };
+            let most = told.max(unitemised.lost_of(lease.journal));
+            if (0..=most).contains(&over) {
                 continue;
             }
             let text = format!(

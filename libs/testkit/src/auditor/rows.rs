@@ -14,6 +14,7 @@ use sqlx::{Connection, Row};
 use uuid::Uuid;
 
 use super::records::{CallOnDisk, Replay};
+use super::unitemised::Unitemised;
 use super::{Findings, Kind, Transcript};
 
 pub(super) const SNAPSHOT: &str = "begin isolation level repeatable read, read only";
@@ -169,6 +170,7 @@ pub(super) struct Rows {
     pub(super) spend: HashMap<Uuid, Spend>,
     pub(super) uses: HashMap<Uuid, Uses>,
     pub(super) hours: BTreeMap<Period, Sums>,
+    pub(super) unitemised: Unitemised,
     pub(super) inbox: Inbox,
 }
 
@@ -176,6 +178,7 @@ pub(super) struct Rows {
 pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Rows> {
     let mut snapshot = connection.begin_with(SNAPSHOT).await?;
     let inbox = read_inbox!(&mut snapshot, "usage_ingest");
+    let unitemised = Unitemised::read(&mut snapshot, inbox.gaps.clone()).await?;
     let mut rows = Rows {
         by_record: HashMap::new(),
         by_request: HashMap::new(),
@@ -184,6 +187,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Rows> {
         spend: HashMap::new(),
         uses: HashMap::new(),
         hours: BTreeMap::new(),
+        unitemised,
         inbox,
     };
     let sql = "select journal_id, seq, request_id, credits_used, lease_id, day, \
@@ -319,11 +323,6 @@ impl Rows {
         records.sum()
     }
 
-    /// Journals of which records will never be rows.
-    pub(super) fn with_gaps(&self) -> BTreeSet<Uuid> {
-        self.inbox.gaps.keys().copied().collect()
-    }
-
     /// I6 within the schema.
     pub(super) fn check(&self, findings: &mut Findings) {
         for text in &self.twice {
@@ -414,6 +413,11 @@ impl Rows {
             }
         }
     }
+}
+
+/// A whole number, wide enough for any sum.
+pub(super) fn number_of(row: &PgRow, column: &str) -> sqlx::Result<i128> {
+    row.try_get::<i64, _>(column).map(i128::from)
 }
 
 fn sum(row: &PgRow, column: &str) -> sqlx::Result<i128> {

@@ -4,7 +4,9 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::journal::Journals;
+use super::money::Lease;
 use super::records::{Call, Permit, Record, replay};
+use super::unitemised::{Step, Totals, Unitemised};
 use super::{Findings, Transcript, read_transcript};
 
 const JOURNAL: Uuid = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001);
@@ -248,4 +250,58 @@ fn a_line_cut_short_by_a_kill_is_left_out_of_the_transcript() {
     let line = serde_json::to_string(&answer).unwrap();
     fs::write(file.path(), format!("{line}\n{}", &line[..20])).unwrap();
     assert_eq!(read_transcript(file.path()).unwrap(), [answer]);
+}
+
+fn lease(state: &str, settled: i128, known: i128) -> Lease {
+    Lease {
+        owner: LEASE,
+        journal: JOURNAL,
+        epoch: 0,
+        granted: 1_000,
+        settled,
+        known,
+        state: state.to_owned(),
+        late_spend: 0,
+    }
+}
+
+#[test]
+fn an_owner_who_was_given_up_explains_what_it_had_told_and_nothing_else() {
+    let nothing_lost = Unitemised::default();
+    let stated = |lease| nothing_lost.stated(LEASE, &lease, 40);
+    assert_eq!(stated(lease("written_off", 50, 50)), 10);
+    assert_eq!(stated(lease("written_off", 60, 50)), 0, "nobody said so");
+    assert_eq!(stated(lease("closed", 50, 50)), 0);
+}
+
+#[test]
+fn lost_records_explain_only_what_grew_over_them() {
+    // Rows 0, 4 and 9: the totals 10, 30 and 45, of costs 10, 5 and 5.
+    let step = |after, seq, credits| Step {
+        after: Some(after),
+        seq,
+        credits,
+    };
+    let with = |gaps: &[(i64, i64)]| {
+        let totals = Totals {
+            steps: vec![step(0, 4, 15), step(4, 9, 10)],
+            last: Some((9, 45)),
+        };
+        Unitemised {
+            gaps: [(JOURNAL, gaps.to_vec())].into(),
+            totals: [(LEASE, totals)].into(),
+        }
+    };
+    let stated = |gaps: &[(i64, i64)], lease| with(gaps).stated(LEASE, &lease, 20);
+    assert_eq!(stated(&[(1, 3)], lease("closed", 45, 45)), 15);
+    assert_eq!(stated(&[(1, 3), (8, 9)], lease("closed", 45, 45)), 25);
+    assert_eq!(
+        stated(&[(9, 10)], lease("closed", 45, 45)),
+        0,
+        "a row is there"
+    );
+    // Behind the last row.
+    assert_eq!(stated(&[(1, 3)], lease("closed", 49, 49)), 15);
+    assert_eq!(stated(&[(1, 3), (10, 12)], lease("closed", 49, 49)), 19);
+    assert_eq!(stated(&[(1, 3)], lease("written_off", 49, 49)), 19);
 }
