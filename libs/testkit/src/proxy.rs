@@ -5,6 +5,8 @@ mod tests;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -39,6 +41,26 @@ pub struct Faults {
     pub refuse: bool,
     /// Each connection is reset after so many bytes from the client; counted from its start.
     pub cut_after_request_bytes: Option<u64>,
+    /// Some requests lose their connection.
+    pub cut_around: Option<Around>,
+}
+
+/// Of all requests with these bytes every n-th loses its connection: in turn before the server has
+/// it, and after the server has answered what nobody will hear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Around {
+    /// In one piece of what the client sends.
+    pub text: &'static [u8],
+    /// Not zero.
+    pub every: u64,
+}
+
+/// What became of requests that were looked for.
+#[derive(Debug, Default)]
+struct Seen {
+    all: AtomicU64,
+    lost_requests: AtomicU64,
+    lost_replies: AtomicU64,
 }
 
 /// A listener on loopback that forwards to one server. Dropping it closes everything.
@@ -48,6 +70,7 @@ pub struct Proxy {
     faults: watch::Sender<Faults>,
     /// Counts the cuts; connections of an older count are gone.
     cuts: watch::Sender<u64>,
+    seen: Arc<Seen>,
     _accepting: JoinSet<()>,
 }
 
@@ -59,12 +82,20 @@ impl Proxy {
         let listener = listener.with_context(|| format!("the proxy cannot listen on {port}"))?;
         let (faults, faults_seen) = watch::channel(Faults::default());
         let (cuts, cuts_seen) = watch::channel(0);
+        let seen = Arc::<Seen>::default();
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept(listener, target, faults_seen, cuts_seen));
+        accepting.spawn(accept(
+            listener,
+            target,
+            faults_seen,
+            cuts_seen,
+            Arc::clone(&seen),
+        ));
         Ok(Self {
             port,
             faults,
             cuts,
+            seen,
             _accepting: accepting,
         })
     }
@@ -111,6 +142,18 @@ impl Proxy {
         self.cut();
     }
 
+    /// Requests that [`Faults::cut_around`] has kept from the server so far.
+    #[must_use]
+    pub fn lost_requests(&self) -> u64 {
+        self.seen.lost_requests.load(Ordering::Relaxed)
+    }
+
+    /// Requests that the server has answered so far, and [`Faults::cut_around`] the client never.
+    #[must_use]
+    pub fn lost_replies(&self) -> u64 {
+        self.seen.lost_replies.load(Ordering::Relaxed)
+    }
+
     /// Ends every fault; what was held back goes on.
     pub fn resume(&self) {
         self.set(Faults::default());
@@ -122,6 +165,7 @@ async fn accept(
     target: SocketAddr,
     faults: watch::Receiver<Faults>,
     cuts: watch::Receiver<u64>,
+    seen: Arc<Seen>,
 ) {
     let mut connections = JoinSet::new();
     loop {
@@ -131,7 +175,9 @@ async fn accept(
                 if faults.borrow().refuse {
                     reset(&client);
                 } else {
-                    connections.spawn(forward(client, target, faults.clone(), cuts.clone()));
+                    let seen = Arc::clone(&seen);
+                    let forward = forward(client, target, faults.clone(), cuts.clone(), seen);
+                    connections.spawn(forward);
                 }
             }
             Some(_ended) = connections.join_next() => {}
@@ -144,6 +190,7 @@ async fn forward(
     target: SocketAddr,
     faults: watch::Receiver<Faults>,
     mut cuts: watch::Receiver<u64>,
+    seen: Arc<Seen>,
 ) {
     cuts.mark_unchanged();
     let Ok(mut server) = TcpStream::connect(target).await else {
@@ -154,10 +201,16 @@ async fn forward(
             tracing::debug!(%error, "small pieces may be delayed");
         }
     }
+    let is_awaited = AtomicBool::new(false);
     let (from_client, to_client) = client.split();
     let (from_server, to_server) = server.split();
-    let requests = pump(from_client, to_server, faults.clone(), Way::Request);
-    let replies = pump(from_server, to_client, faults, Way::Reply);
+    let way = |is_reply| Way {
+        is_reply,
+        seen: &seen,
+        is_awaited: &is_awaited,
+    };
+    let requests = pump(from_client, to_server, faults.clone(), way(false));
+    let replies = pump(from_server, to_client, faults, way(true));
     // An orderly end of one way lets the other finish; a cut or an error ends both.
     let orderly = tokio::select! {
         _cut = cuts.changed() => false,
@@ -176,17 +229,48 @@ fn reset(stream: &TcpStream) {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Way {
-    Request,
-    Reply,
+/// One direction of a connection.
+#[derive(Debug, Clone, Copy)]
+struct Way<'a> {
+    is_reply: bool,
+    seen: &'a Seen,
+    /// The next reply on this connection is one that nobody is to hear.
+    is_awaited: &'a AtomicBool,
+}
+
+impl Way<'_> {
+    /// Is this where the connection is to be lost?
+    fn is_end(self, around: Option<Around>, bytes: &[u8]) -> bool {
+        if self.is_reply {
+            let is_end = self.is_awaited.load(Ordering::Acquire) && !bytes.is_empty();
+            if is_end {
+                self.seen.lost_replies.fetch_add(1, Ordering::Relaxed);
+            }
+            return is_end;
+        }
+        let Some(around) = around.filter(|around| contains(bytes, around.text)) else {
+            return false;
+        };
+        let nth = self.seen.all.fetch_add(1, Ordering::Relaxed) + 1;
+        let is_before = nth.is_multiple_of(2 * around.every);
+        if is_before {
+            self.seen.lost_requests.fetch_add(1, Ordering::Relaxed);
+        } else if nth.is_multiple_of(around.every) {
+            self.is_awaited.store(true, Ordering::Release);
+        }
+        is_before
+    }
+}
+
+fn contains(bytes: &[u8], text: &[u8]) -> bool {
+    bytes.windows(text.len().max(1)).any(|part| part == text)
 }
 
 impl Faults {
-    fn holds(&self, way: Way) -> bool {
-        match way {
-            Way::Request => self.hold_requests,
-            Way::Reply => self.hold_replies,
+    fn holds(&self, way: Way<'_>) -> bool {
+        match way.is_reply {
+            false => self.hold_requests,
+            true => self.hold_replies,
         }
     }
 
@@ -212,7 +296,7 @@ async fn pump(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
     mut faults: watch::Receiver<Faults>,
-    way: Way,
+    way: Way<'_>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK_BYTES];
     let mut passed = 0_u64;
@@ -236,12 +320,17 @@ async fn pump(
         let limit = faults
             .borrow()
             .cut_after_request_bytes
-            .filter(|_| way == Way::Request);
+            .filter(|_| !way.is_reply);
         let allowed = limit.map_or(u64::MAX, |limit| limit.saturating_sub(passed));
         let sent = usize::try_from(allowed).unwrap_or(usize::MAX).min(count);
-        let dropped = way == Way::Reply && faults.borrow().drop_replies;
+        let dropped = way.is_reply && faults.borrow().drop_replies;
+        let piece = buffer.get(..sent).unwrap_or_default();
+        let around = faults.borrow().cut_around;
+        if way.is_end(around, piece) {
+            return Err(io::ErrorKind::ConnectionReset.into());
+        }
         if !dropped {
-            to.write_all(buffer.get(..sent).unwrap_or_default()).await?;
+            to.write_all(piece).await?;
         }
         passed = passed.saturating_add(u64::try_from(sent).unwrap_or(u64::MAX));
         if sent < count {

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use super::{Faults, Proxy};
+use super::{Around, Faults, Proxy};
 
 const SOON: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_millis(300);
@@ -85,6 +85,21 @@ async fn the_proxy_does_what_networks_do() -> Result<()> {
             .await?
             .is_err()
     );
+
+    proxy.set(Faults {
+        cut_around: Some(Around {
+            text: b"end",
+            every: 2,
+        }),
+        ..Faults::default()
+    });
+    let mut heard = Vec::new();
+    for word in ["end", "other", "end", "end", "end"] {
+        let mut stream = connect().await?;
+        heard.push(timeout(SOON, shout(&mut stream, word)).await?.is_ok());
+    }
+    assert_eq!(heard, [true, true, false, true, false]);
+    assert_eq!((proxy.lost_replies(), proxy.lost_requests()), (1, 1));
 
     proxy.disconnect();
     let mut stream = connect().await?;

@@ -41,7 +41,13 @@ impl Server<Postgres> {
     /// For connecting to `database` as its owner.
     #[must_use]
     pub fn url(&self, database: &str) -> String {
-        self.kind.url(self.port(), database)
+        self.url_through(self.port(), database)
+    }
+
+    /// The same through another port, where a proxy listens.
+    #[must_use]
+    pub fn url_through(&self, port: u16, database: &str) -> String {
+        self.kind.url(port, database)
     }
 
     /// Makes an empty database.

@@ -55,6 +55,12 @@ pub(crate) struct Dev {
     /// The sample upstreams note every answered call in this file
     #[arg(long, value_name = "FILE", hide = true)]
     transcript: Option<PathBuf>,
+    /// PostgreSQL listens here
+    #[arg(long, value_name = "PORT", hide = true)]
+    postgres_port: Option<u16>,
+    /// The services reach PostgreSQL through this port, where a proxy listens
+    #[arg(long, value_name = "PORT", hide = true)]
+    postgres_proxy: Option<u16>,
 }
 
 fn gateways() -> clap::builder::RangedI64ValueParser<u16> {
@@ -126,10 +132,11 @@ pub(crate) async fn run(args: Dev, data: Option<&Path>, output: &Output) -> Resu
     let mut signals = Signals::listen()?;
 
     let progress = output.progress("starting PostgreSQL, Redis and NATS");
-    let options = match layout.servers() {
+    let mut options = match layout.servers() {
         Some(folder) => Options::persistent(folder),
         None => Options::ephemeral(),
     };
+    options.ports.postgres = args.postgres_port;
     let servers = tokio::select! {
         servers = Servers::start(&options) => servers?,
         () = signals.next() => return Ok(()),

@@ -129,10 +129,12 @@ impl<'a> Stack<'a> {
         }
         self.spawn(samples).await?;
 
+        let postgres = &self.servers.postgres;
+        let postgres_port = self.args.postgres_proxy.unwrap_or(postgres.port());
         let world = World {
             secrets: &self.secrets,
             peppers: self.layout.peppers(),
-            postgres_url: self.servers.postgres.url(DATABASE),
+            postgres_url: postgres.url_through(postgres_port, DATABASE),
             redis_url: self.servers.redis.url(),
             nats_url: self.nats_url(outside),
             otlp_endpoint: outside.traces.map(Receiver::otlp_endpoint),
