@@ -46,7 +46,8 @@ pub(crate) struct Figures {
     pub(crate) kills: usize,
     /// Faults of any kind, kills among them.
     pub(crate) faults: usize,
-    /// Answers 402 though there was credit.
+    /// Answers 402 though there was credit: any, unless a test lets its customers run out and counts
+    /// for itself.
     pub(crate) false_402: usize,
     /// From the end of the last fault to quiet.
     pub(crate) quiet: Duration,
@@ -58,10 +59,12 @@ pub(crate) struct Figures {
 
 impl Figures {
     pub(crate) fn of(id: &'static str, outcomes: &[&Outcome]) -> Self {
+        let all = outcomes.iter().flat_map(|outcome| &outcome.done);
         Self {
             id,
             calls: outcomes.iter().map(|outcome| outcome.sent).sum(),
             complete: outcomes.iter().map(|outcome| outcome.done.len()).sum(),
+            false_402: all.filter(|done| done.status == 402).count(),
             ..Self::default()
         }
     }
@@ -86,7 +89,8 @@ impl Figures {
         figures.print(stack, report).await;
     }
 
-    /// Prints the line, with what the auditor counted and the versions of the servers.
+    /// Prints the line, with what the auditor counted and the versions of the servers. Fails when
+    /// anybody was refused though funded.
     pub(crate) async fn print(&self, stack: &Stack, report: &Value) {
         let versions = versions(stack).await;
         let found = |name: &str| report[name].as_u64().unwrap_or(0);
@@ -120,6 +124,7 @@ impl Figures {
                 .expect("opened");
             file.write_all(line.as_bytes()).expect("written");
         }
+        assert_eq!(self.false_402, 0, "refused though funded: {line}");
     }
 }
 
