@@ -51,9 +51,11 @@ grant insert, update
        anomaly_detector.uses, anomaly_detector.sprays, anomaly_detector.inbox
     to tollgate_anomaly_detector;
 grant insert
-    on anomaly_detector.created_keys, anomaly_detector.crossings, anomaly_detector.dead_letters,
+    on anomaly_detector.created_keys, anomaly_detector.crossings,
        anomaly_detector.gaps
     to tollgate_anomaly_detector;
+grant insert, update, delete on anomaly_detector.dead_letters to tollgate_anomaly_detector;
+grant insert on anomaly_detector.discards to tollgate_anomaly_detector;
 grant delete
     on anomaly_detector.sightings, anomaly_detector.loads, anomaly_detector.sprays,
        anomaly_detector.created_keys, anomaly_detector.crossings

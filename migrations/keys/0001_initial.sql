@@ -329,7 +329,36 @@ create table keys.dead_letters (
     -- An event that comes again is one dead letter.
     payload_sha256  bytea not null generated always as (sha256(payload)) stored
                     constraint dead_letters_payload_key unique,
-    at           timestamptz not null
+    -- When it came first and last, and how often.
+    at           timestamptz not null,
+    last_at      timestamptz not null default now(),
+    times        bigint not null default 1,
+    -- What its records and gaps lie between, where it says so and can be believed.
+    journal_id   uuid,
+    from_seq     bigint,
+    below_seq    bigint
+);
+
+-- Letters that an operator has decided never to apply, or what was left of them. Append-only.
+create table keys.discards (
+    -- Of the letter that is gone.
+    letter_id       bigint primary key,
+    subject         text not null,
+    -- The rule it broke.
+    reason          text not null,
+    payload_sha256  bytea not null,
+    -- Numbers of its journal that count as applied by it; none where it says no number.
+    journal_id      uuid,
+    records         int8multirange not null,
+    -- Those records, as a batch, without addresses and agents of clients.
+    batch           bytea not null,
+    -- Other records of the letter, which were applied.
+    applied         bigint not null,
+    -- Why the operator decided so, and who and where that was.
+    why             text not null,
+    discarded_by    text not null,
+    address         text not null,
+    at              timestamptz not null
 );
 
 create table keys.audit_log (

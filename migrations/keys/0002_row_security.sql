@@ -50,7 +50,9 @@ grant insert, update
        keys.anomalies, keys.anomaly_actions, keys.changes, keys.gateways, keys.instances,
        keys.peppers, keys.low_balances
     to tollgate_keys;
-grant insert on keys.organisation_members, keys.audit_log, keys.dead_letters to tollgate_keys;
+grant insert on keys.organisation_members, keys.audit_log to tollgate_keys;
+grant insert, update, delete on keys.dead_letters to tollgate_keys;
+grant insert on keys.discards to tollgate_keys;
 grant update on keys.invitations, keys.api_keys, keys.outbox_created, keys.audit_head
     to tollgate_keys;
 grant delete

@@ -49,13 +49,14 @@ create table stats_aggregator.origin (
 insert into stats_aggregator.origin (system_identifier, timeline)
 select system_identifier, left(pg_walfile_name(pg_current_wal_lsn()), 8) from pg_control_system();
 
--- Records that will never come, as the owner of their journal has declared. Append-only.
+-- Records that will never come, as the owner of their journal has declared, or
+-- an operator: see `discards`. Append-only.
 create table stats_aggregator.gaps (
     journal_id  uuid not null,
     from_seq    bigint not null check (from_seq >= 0),
     -- The number after the last one.
     below_seq   bigint not null,
-    cause       text not null check (cause in ('damaged', 'missing')),
+    cause       text not null check (cause in ('damaged', 'missing', 'discarded')),
     at          timestamptz not null,
     primary key (journal_id, from_seq),
     constraint gaps_range_check check (from_seq < below_seq)
@@ -70,7 +71,36 @@ create table stats_aggregator.dead_letters (
     -- A batch that is shipped again is one dead letter.
     payload_sha256  bytea not null generated always as (sha256(payload)) stored
                     constraint dead_letters_payload_key unique,
-    at           timestamptz not null
+    -- When it came first and last, and how often.
+    at           timestamptz not null,
+    last_at      timestamptz not null default now(),
+    times        bigint not null default 1,
+    -- What its records and gaps lie between, where it says so and can be believed.
+    journal_id   uuid,
+    from_seq     bigint,
+    below_seq    bigint
+);
+
+-- Letters that an operator has decided never to apply, or what was left of them. Append-only.
+create table stats_aggregator.discards (
+    -- Of the letter that is gone.
+    letter_id       bigint primary key,
+    subject         text not null,
+    -- The rule it broke.
+    reason          text not null,
+    payload_sha256  bytea not null,
+    -- Numbers of its journal that count as applied by it; none where it says no number.
+    journal_id      uuid,
+    records         int8multirange not null,
+    -- Those records, as a batch, without addresses and agents of clients.
+    batch           bytea not null,
+    -- Other records of the letter, which were applied.
+    applied         bigint not null,
+    -- Why the operator decided so, and who and where that was.
+    why             text not null,
+    discarded_by    text not null,
+    address         text not null,
+    at              timestamptz not null
 );
 
 -- Adds two objects of counts, e.g. {"pdf": 150} and {"pdf": 1, "ai": 2} to {"ai": 2, "pdf": 151}.

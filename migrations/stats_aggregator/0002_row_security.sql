@@ -49,7 +49,9 @@ grant update on stats_aggregator.origin to tollgate_stats_aggregator;
 grant insert, update
     on stats_aggregator.daily_stats, stats_aggregator.hourly_stats, stats_aggregator.inbox
     to tollgate_stats_aggregator;
-grant insert on stats_aggregator.dead_letters, stats_aggregator.gaps to tollgate_stats_aggregator;
+grant insert on stats_aggregator.gaps to tollgate_stats_aggregator;
+grant insert, update, delete on stats_aggregator.dead_letters to tollgate_stats_aggregator;
+grant insert on stats_aggregator.discards to tollgate_stats_aggregator;
 grant select on stats_aggregator.daily_stats, stats_aggregator.hourly_stats
     to tollgate_stats_aggregator_tenant;
 

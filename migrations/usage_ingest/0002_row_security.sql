@@ -50,8 +50,10 @@ grant insert, update on usage_ingest.api_usage_logs, usage_ingest.inbox to tollg
 grant insert, update, delete on usage_ingest.idempotency_keys, usage_ingest.ended_journals
     to tollgate_usage_ingest;
 grant insert, delete on usage_ingest.idempotency_full to tollgate_usage_ingest;
-grant insert on usage_ingest.erasures, usage_ingest.dead_letters, usage_ingest.gaps
+grant insert on usage_ingest.erasures, usage_ingest.gaps
     to tollgate_usage_ingest;
+grant insert, update, delete on usage_ingest.dead_letters to tollgate_usage_ingest;
+grant insert on usage_ingest.discards to tollgate_usage_ingest;
 grant select on usage_ingest.api_usage_logs to tollgate_usage_ingest_tenant;
 
 -- Partitions are reached by their table only. Their owner is let in: it moves rows between them.

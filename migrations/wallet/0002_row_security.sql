@@ -52,7 +52,9 @@ grant insert, update
 grant update on wallet.origin, wallet.freeze to tollgate_wallet;
 grant insert on wallet.acquisitions to tollgate_wallet;
 grant delete on wallet.acquisitions, wallet.lows to tollgate_wallet;
-grant insert on wallet.ledger_entries, wallet.dead_letters, wallet.gaps to tollgate_wallet;
+grant insert on wallet.ledger_entries, wallet.gaps to tollgate_wallet;
+grant insert, update, delete on wallet.dead_letters to tollgate_wallet;
+grant insert on wallet.discards to tollgate_wallet;
 
 -- Grants and epochs of test credits are written for a tenant; lending and settling are not.
 grant select

@@ -34,6 +34,7 @@ package!(wallet, "tollgate.wallet");
 package!(usage_ingest, "tollgate.usage_ingest");
 package!(stats_aggregator, "tollgate.stats_aggregator");
 package!(anomaly_detector, "tollgate.anomaly_detector");
+package!(letters, "tollgate.letters");
 
 /// Descriptors of every service, for gRPC reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!("gen/descriptors.bin");

@@ -17,6 +17,7 @@ fn generate(out: &Path) -> Vec<PathBuf> {
         "usage_ingest/v1/usage_ingest",
         "stats_aggregator/v1/stats_aggregator",
         "anomaly_detector/v1/anomaly_detector",
+        "letters/v1/letters",
     ] {
         protos.push(root.join(format!("tollgate/{name}.proto")));
     }

@@ -91,6 +91,15 @@ impl Ranges {
 /// # Errors
 /// It breaks a rule that every batch has to keep, in words for an operator.
 pub fn open(subject: &str, payload: &[u8]) -> Result<(JournalId, UsageBatch), String> {
+    let (journal, batch) = read(subject, payload)?;
+    for it in &batch.records {
+        record::check(it).map_err(|reason| format!("record {}: {reason}", it.seq))?;
+    }
+    Ok((journal, batch))
+}
+
+/// As [`open`], whatever its records say: their numbers can be believed.
+pub(crate) fn read(subject: &str, payload: &[u8]) -> Result<(JournalId, UsageBatch), String> {
     let batch =
         UsageBatch::decode(payload).map_err(|error| format!("not a usage batch: {error}"))?;
     let journal = check(&batch)?;
@@ -98,6 +107,20 @@ pub fn open(subject: &str, payload: &[u8]) -> Result<(JournalId, UsageBatch), St
         return Err(format!("a batch of {journal} came on {subject}"));
     }
     Ok((journal, batch))
+}
+
+/// The rule that a record breaks, whoever reads it.
+pub(crate) fn flaw(record: &Record) -> Option<String> {
+    record::check(record).err()
+}
+
+/// What the records and gaps of a batch lie between: the first number, and the one after the last.
+pub(crate) fn extent(batch: &UsageBatch) -> Option<(u64, u64)> {
+    let records = batch.records.iter();
+    let records = records.map(|record| (record.seq, record.seq.saturating_add(1)));
+    let gaps = batch.gaps.iter().map(|gap| (gap.from, gap.below));
+    let widest = |(from, below): (u64, u64), it: (u64, u64)| (from.min(it.0), below.max(it.1));
+    records.chain(gaps).reduce(widest)
 }
 
 /// The records of a batch that are not in the ranges, which are in them from now on.
@@ -119,8 +142,8 @@ pub fn unreadable(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<(u64, u64, Gap
     lost
 }
 
-/// Checks what every batch must keep: a journal, records that make sense with consecutive numbers,
-/// gaps apart from them and from each other.
+/// Checks what every batch must keep: a journal, records with consecutive numbers, gaps apart from
+/// them and from each other.
 pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
     let journal =
         JournalId::from_slice(&batch.journal_id).map_err(|error| format!("journal_id: {error}"))?;
@@ -144,7 +167,6 @@ pub(crate) fn check(batch: &UsageBatch) -> Result<JournalId, String> {
                 record.seq
             ));
         }
-        record::check(record).map_err(|reason| format!("record {expected}: {reason}"))?;
     }
     check_gaps(batch)?;
     Ok(journal)

@@ -10,11 +10,12 @@
 //! - A silent subscription is rebuilt: a missed heartbeat is an error here.
 
 mod arrears;
+mod aside;
 mod failure;
 mod room;
 mod seen;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     AckKind, Message,
@@ -27,11 +28,12 @@ use proto::events::v1::{Applied, Record, UsageBatch};
 use types::JournalId;
 
 pub use self::failure::ApplyError;
-use self::{arrears::Arrears, room::Room};
+use self::{arrears::Arrears, aside::bury, room::Room};
 use crate::{
     batch, crash_point,
     host::{Host, Stop},
     inbox::{self, Lost},
+    letters::{self, Desk},
     origin::{self, Moved, Server, Since},
     postgres,
     standby::Trail,
@@ -93,6 +95,17 @@ pub trait Apply: Send + Sync + 'static {
         fresh: &[Delivery],
     ) -> impl Future<Output = Result<(), ApplyError>> + Send;
 
+    /// Told, in the transaction of the decision, of records that an operator has discarded: they
+    /// are never applied. What only they could have ended is ended here.
+    fn discarded(
+        &self,
+        connection: &mut sqlx::PgConnection,
+        discarded: &Delivery,
+    ) -> impl Future<Output = Result<(), ApplyError>> + Send {
+        let _: (&mut sqlx::PgConnection, &Delivery) = (connection, discarded);
+        std::future::ready(Ok(()))
+    }
+
     /// Called after the commit.
     fn applied(&self, fresh: &[Delivery]) {
         let _: &[Delivery] = fresh;
@@ -106,12 +119,12 @@ struct Parcel {
     batch: UsageBatch,
 }
 
-pub(crate) async fn run<A: Apply>(host: Host, consumer: A, stop: Stop) {
-    let subscribe = || subscription(&host, &consumer, &stop);
+pub(crate) async fn run<A: Apply>(host: Host, desk: Arc<Desk<A>>, stop: Stop) {
+    let subscribe = || subscription(&host, &desk, &stop);
     supervise(&host, host.name(), RETRY_MIN..=RETRY_MAX, &stop, subscribe).await;
 }
 
-async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyhow::Result<()> {
+async fn subscription<A: Apply>(host: &Host, desk: &Desk<A>, stop: &Stop) -> anyhow::Result<()> {
     let streams = host.streams();
     let stream = streams.usage().await?;
     let mut connection = host.postgres().acquire().await?;
@@ -164,6 +177,8 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
                 trail.look(host).await?;
                 arrears.look(host, &stream).await?;
                 room.look(host, &stream).await;
+                letters::sweep(host, A::SCHEMA).await;
+                trail.tell(host, desk.moved()).await?;
                 continue;
             }
             () = stop.requested() => return Ok(()),
@@ -177,14 +192,14 @@ async fn subscription<A: Apply>(host: &Host, consumer: &A, stop: &Stop) -> anyho
                 _ => break,
             }
         }
-        deliver(host, consumer, fetched, &mut trail, stop).await?;
+        deliver(host, desk, fetched, &mut trail, stop).await?;
     }
 }
 
 /// Applies fetched messages, whatever it takes; returns early only when asked to stop.
 async fn deliver<A: Apply>(
     host: &Host,
-    consumer: &A,
+    desk: &Desk<A>,
     fetched: Vec<Message>,
     trail: &mut Trail,
     stop: &Stop,
@@ -197,7 +212,7 @@ async fn deliver<A: Apply>(
     while !parcels.is_empty() {
         together = together.clamp(1, parcels.len());
         let (tried, _) = parcels.split_at(together);
-        let applied = transaction(host, consumer, tried, trail.server());
+        let applied = transaction(host, desk, tried, trail.server());
         match in_hand(&parcels, applied).await {
             Ok(watermarks) => {
                 let rest = parcels.split_off(together);
@@ -311,10 +326,12 @@ async fn report_progress(parcels: &[Parcel]) -> anyhow::Result<()> {
 /// One transaction. On success: each journal's watermark.
 async fn transaction<A: Apply>(
     host: &Host,
-    consumer: &A,
+    desk: &Desk<A>,
     parcels: &[Parcel],
     server: &Server,
 ) -> Result<BTreeMap<JournalId, u64>, ApplyError> {
+    let _turn = desk.turn().await;
+    let consumer = &desk.consumer;
     let started = host.clock().system_time();
     let journals: Vec<JournalId> = parcels.iter().map(|parcel| parcel.journal).collect();
     let mut transaction = postgres::begin(&host.postgres()).await?;
@@ -434,59 +451,4 @@ pub(crate) async fn tell(host: &Host, journal: JournalId, watermark: u64) -> any
         .publish(subject, applied.encode_to_vec().into())
         .await?;
     Ok(())
-}
-
-async fn bury(
-    host: &Host,
-    schema: &'static str,
-    message: &Message,
-    reason: &str,
-    stop: &Stop,
-) -> anyhow::Result<()> {
-    let info = message.info().map_err(|error| anyhow::anyhow!(error))?;
-    let stream_seq = info.stream_sequence;
-    let mut retry = RETRY_MIN;
-    loop {
-        let subject = message.subject.as_str();
-        let attempt = async {
-            let mut connection = host.postgres().acquire().await?;
-            inbox::bury(
-                &mut connection,
-                schema,
-                subject,
-                stream_seq,
-                reason,
-                &message.payload,
-            )
-            .await
-        };
-        match attempt.await {
-            Ok(new) => {
-                crash_point!("consumer.dead_letter_committed");
-                if new {
-                    tracing::error!(
-                        consumer = host.name(),
-                        subject,
-                        stream_seq,
-                        reason,
-                        "a usage batch breaks a rule and was put aside"
-                    );
-                    host.shared.usage.dead_letters(host.name());
-                }
-                message
-                    .ack_with(AckKind::Term)
-                    .await
-                    .map_err(|error| anyhow::anyhow!(error))?;
-                return Ok(());
-            }
-            Err(error) => {
-                tracing::warn!(consumer = host.name(), %error, "a dead letter was not stored yet");
-                tokio::select! {
-                    () = tokio::time::sleep(retry) => {}
-                    () = stop.requested() => return Ok(()),
-                }
-                retry = (retry * 2).min(RETRY_MAX);
-            }
-        }
-    }
 }

@@ -23,7 +23,10 @@ use prost::Message as _;
 
 use crate::{
     host::{Host, Stop},
-    inbox,
+    letters::{
+        RETRIED,
+        table::{self, Buried},
+    },
     streams::Layout,
     supervise::supervise,
     trace::{self, Kind, Span, TRACEPARENT},
@@ -134,7 +137,11 @@ async fn answer<F: Follow>(
         Err(error) => Err(FollowError::Poison(format!("cannot be read: {error}"))),
     };
     let failure = match applied {
-        Ok(()) => return Ok(AckKind::Ack),
+        Ok(()) => match forget_letter::<F>(host, message).await {
+            Ok(()) => return Ok(AckKind::Ack),
+            // It comes again, changes nothing, and its letter goes then.
+            Err(error) => anyhow::Error::from(error).context("its letter was not taken away"),
+        },
         Err(FollowError::Early) => return Ok(AckKind::Nak(Some(pause(info.delivered)))),
         Err(FollowError::Poison(reason)) => {
             span.fail(reason.as_str());
@@ -174,6 +181,16 @@ fn span<F: Follow>(host: &Host, headers: Option<&HeaderMap>) -> Span {
     span
 }
 
+/// Takes away the letter of an event that an operator had published again.
+async fn forget_letter<F: Follow>(host: &Host, message: &Message) -> sqlx::Result<()> {
+    let headers = message.headers.as_ref();
+    if headers.and_then(|headers| headers.get(RETRIED)).is_none() {
+        return Ok(());
+    }
+    let mut connection = host.postgres().acquire().await?;
+    table::take_away(&mut connection, F::SCHEMA, &message.payload).await
+}
+
 async fn bury<F: Follow>(
     host: &Host,
     message: &Message,
@@ -182,17 +199,13 @@ async fn bury<F: Follow>(
 ) -> sqlx::Result<()> {
     let subject = message.subject.as_str();
     let mut connection = host.postgres().acquire().await?;
-    let payload = &message.payload;
-    if inbox::bury(
-        &mut connection,
-        F::SCHEMA,
+    let buried = Buried {
         subject,
         stream_seq,
         reason,
-        payload,
-    )
-    .await?
-    {
+        payload: &message.payload,
+    };
+    if table::bury(&mut connection, F::SCHEMA, &buried).await? {
         tracing::error!(
             consumer = F::NAME,
             subject,

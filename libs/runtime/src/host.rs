@@ -19,6 +19,7 @@ use crate::{
     consume::{self, Apply},
     follow::{self, Follow},
     grpc,
+    letters::{Desk, Events, Keeper},
     node::Shared,
     postgres::{Pools, Tenants},
     secrets::{self, Generation, Succession},
@@ -294,14 +295,25 @@ impl Host {
     /// for it.
     pub fn consume<A: Apply>(&self, consumer: A) {
         let host = self.clone();
-        self.spawn_vital("consume-usage", move |stop| {
-            consume::run(host, consumer, stop)
-        });
+        let desk = Arc::new(Desk::new(self.clone(), consumer));
+        let keeper: Arc<dyn Keeper> = desk.clone();
+        self.shared
+            .offers
+            .lock()
+            .letters
+            .0
+            .insert(self.name, keeper);
+        self.spawn_vital("consume-usage", move |stop| consume::run(host, desk, stop));
     }
 
     /// Follows events of another service: durable, at least once, started again when lost.
     pub fn follow<F: Follow>(&self, follower: F) {
         let host = self.clone();
+        // Who consumes usage too keeps the letters of both.
+        let mut offers = self.shared.offers.lock();
+        let letters = offers.letters.0.entry(self.name);
+        letters.or_insert_with(|| Arc::new(Events::new(self.clone(), F::SCHEMA)));
+        drop(offers);
         self.spawn(F::NAME, move |stop| follow::run(host, follower, stop));
     }
 

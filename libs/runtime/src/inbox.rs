@@ -167,30 +167,7 @@ pub(crate) struct Lost {
 pub(crate) fn cause(cause: GapCause) -> &'static str {
     match cause {
         GapCause::Missing => "missing",
+        GapCause::Discarded => "discarded",
         GapCause::Damaged | GapCause::Unspecified => "damaged",
     }
-}
-
-/// Keeps a batch that breaks a rule, with its reason, once.
-pub(crate) async fn bury(
-    connection: &mut PgConnection,
-    schema: &'static str,
-    subject: &str,
-    stream_seq: u64,
-    reason: &str,
-    payload: &[u8],
-) -> sqlx::Result<bool> {
-    let statement = format!(
-        "insert into {schema}.dead_letters (subject, stream_seq, reason, payload, at)
-         values ($1, $2, $3, $4, now())
-         on conflict (payload_sha256) do nothing"
-    );
-    let done = sqlx::query(AssertSqlSafe(statement))
-        .bind(subject)
-        .bind(i64::try_from(stream_seq).unwrap_or(i64::MAX))
-        .bind(reason)
-        .bind(payload)
-        .execute(connection)
-        .await?;
-    Ok(done.rows_affected() == 1)
 }

@@ -17,6 +17,7 @@ mod follow;
 pub mod grpc;
 mod host;
 mod inbox;
+mod letters;
 mod logs;
 mod node;
 mod ops;

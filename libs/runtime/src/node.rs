@@ -23,6 +23,7 @@ use crate::{
     config::Variables,
     grpc::{Guard, Tokens},
     host::{Host, Stop},
+    letters::Letters,
     logs, ops,
     postgres::{self, Pools},
     streams::{self, Streams},
@@ -214,6 +215,7 @@ pub(crate) struct Offers {
     pub(crate) routes: RoutesBuilder,
     pub(crate) names: Vec<&'static str>,
     pub(crate) service_methods: BTreeSet<String>,
+    pub(crate) letters: Letters,
 }
 
 /// What the hosts of a process share.
@@ -391,6 +393,7 @@ impl Node {
 
     async fn guard_of_offers(&self) -> anyhow::Result<Guard> {
         let mut offers = std::mem::take(&mut *self.shared.offers.lock());
+        std::mem::take(&mut offers.letters).offer(&mut offers);
         let (reporter, health) = tonic_health::server::health_reporter();
         for name in offers.names {
             reporter

@@ -85,6 +85,8 @@ fn print(report: &Report, output: &Output) {
         ("unapplied", report.unapplied),
         ("recorded gaps", report.recorded_gaps),
         ("unitemised", report.unitemised),
+        ("discarded", report.discarded),
+        ("unbilled", report.unbilled),
         ("unserved", report.unserved),
         ("calls", report.calls),
         ("records on disk", report.records_on_disk),

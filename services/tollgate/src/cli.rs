@@ -13,8 +13,8 @@ use crate::connect::System;
 use crate::failure::Result;
 use crate::output::Output;
 use crate::{
-    anomaly, audit, audit_log, config_cmd, dev, invitation, journal_cmd, key, member, migrate, org,
-    pepper, samples_cmd, seed, serve, service, usage, user, wallet_cmd, why,
+    anomaly, audit, audit_log, config_cmd, dev, invitation, journal_cmd, key, letters, member,
+    migrate, org, pepper, samples_cmd, seed, serve, service, usage, user, wallet_cmd, why,
 };
 
 const EXIT_USAGE: u8 = 64;
@@ -108,6 +108,8 @@ enum Command {
     /// Look at the journals of a gateway, or bring those of a dead one to their end
     #[command(subcommand)]
     Journal(journal_cmd::Journal),
+    /// Look at what consumers have put aside, apply it again, or discard it
+    Letters(letters::Letters),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  tollgate completions bash > \
         ~/.local/share/bash-completion/completions/tollgate")]
@@ -162,6 +164,7 @@ pub(crate) async fn run(cli: Cli, output: &Output) -> Result {
         Command::Pepper(command) => Box::pin(pepper::run(command, find, output)).await,
         Command::Journal(command) => Box::pin(journal_cmd::run(command, find, output)).await,
         Command::Completions { shell } => completions(shell, output),
+        Command::Letters(args) => Box::pin(letters::run(args, &find()?, output)).await,
         Command::Seed(command) => Box::pin(seed::run(command, &find()?, output)).await,
         Command::Org(command) => Box::pin(org::run(command, &find()?, output)).await,
         Command::Member(command) => Box::pin(member::run(command, &find()?, output)).await,

@@ -13,6 +13,7 @@ use proto::anomaly_detector::v1::anomaly_detector_service_client::AnomalyDetecto
 use proto::channel::Channel;
 use proto::keys::v1::keys_service_client::KeysServiceClient;
 use proto::keys::v1::people_service_client::PeopleServiceClient;
+use proto::letters::v1::letters_service_client::LettersServiceClient;
 use proto::stats_aggregator::v1::stats_aggregator_service_client::StatsAggregatorServiceClient;
 use proto::usage_ingest::v1::usage_ingest_service_client::UsageIngestServiceClient;
 use proto::wallet::v1::wallet_service_client::WalletServiceClient;
@@ -26,6 +27,7 @@ pub(crate) type People = PeopleServiceClient<Channel>;
 pub(crate) type Wallet = WalletServiceClient<Channel>;
 pub(crate) type UsageIngest = UsageIngestServiceClient<Channel>;
 pub(crate) type StatsAggregator = StatsAggregatorServiceClient<Channel>;
+pub(crate) type Letters = LettersServiceClient<Channel>;
 pub(crate) type AnomalyDetector = AnomalyDetectorServiceClient<Channel>;
 
 /// Where each service is reached, as the services themselves are told.
@@ -168,6 +170,24 @@ impl System {
 
     pub(crate) fn stats_aggregator(&self) -> Result<StatsAggregator> {
         Ok(StatsAggregator::new(self.channel("stats-aggregator")?))
+    }
+
+    /// The names of the services, all of which may have dead letters.
+    pub(crate) fn services() -> impl Iterator<Item = &'static str> {
+        URLS.iter().map(|(name, _)| *name)
+    }
+
+    /// The dead letters of a service.
+    pub(crate) fn letters(&self, service: &str) -> Result<Letters> {
+        if !Self::services().any(|name| name == service) {
+            let names: Vec<&str> = Self::services().collect();
+            let text = format!(
+                "`{service}` has no letters; these may: {}",
+                names.join(", ")
+            );
+            return Err(Failure::usage(text));
+        }
+        Ok(Letters::new(self.channel(service)?))
     }
 
     pub(crate) fn anomaly_detector(&self) -> Result<AnomalyDetector> {

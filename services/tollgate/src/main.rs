@@ -21,6 +21,7 @@ mod journal_cmd;
 mod journal_recover;
 mod key;
 mod key_show;
+mod letters;
 mod member;
 mod migrate;
 mod org;

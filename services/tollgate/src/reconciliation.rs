@@ -42,7 +42,7 @@ fn text(report: &Report, at: Timestamp) -> String {
         "Reconciliation of {at}: {verdict}\n\n\
          calls {}, credits {}, wallets {}, leases {}, ledger entries {}\n\
          lost {}, double {}, overspent {}, gaps {}, stranded {}, dead letters {}, unapplied {}, \
-         unserved {}\n",
+         unserved {}, discarded {}, unbilled {}\n",
         report.calls,
         report.credits,
         report.wallets,
@@ -56,6 +56,8 @@ fn text(report: &Report, at: Timestamp) -> String {
         report.dead_letters,
         report.unapplied,
         report.unserved,
+        report.discarded,
+        report.unbilled,
     );
     let mut org = "";
     for day in &report.days {

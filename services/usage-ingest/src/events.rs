@@ -62,6 +62,18 @@ impl Apply for Rows {
         store::forgotten::remember(connection, &rows, self.clock.now()).await?;
         Ok(store::insert(connection, rows).await?)
     }
+
+    /// Calls without a row were made all the same: a key of theirs is not had again.
+    async fn discarded(
+        &self,
+        connection: &mut Connection,
+        discarded: &Delivery,
+    ) -> Result<(), ApplyError> {
+        let read = |record| row(discarded.journal, record).ok().flatten();
+        let rows: Vec<Row> = discarded.records.iter().filter_map(read).collect();
+        let now = self.clock.now();
+        Ok(store::forgotten::keep_without_row(connection, &rows, now).await?)
+    }
 }
 
 /// One run of the periodic task.

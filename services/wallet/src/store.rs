@@ -31,6 +31,7 @@ use crate::{
     error::Error,
 };
 
+pub(crate) use background::retired_leases;
 pub(crate) use failover::{Standing, lock_book_and_take_over};
 pub(crate) use heartbeats::Heartbeat;
 pub(crate) use lending::Lent;

@@ -418,3 +418,22 @@ fn a_gateway_that_is_cut_off_keeps_its_journal_until_its_leases_are_orphaned() {
     // However soon leases are orphaned, who is alive is left alone.
     assert!(!may_take_over(5, 1) && may_take_over(6, 1));
 }
+
+#[test]
+fn a_lease_whose_final_count_is_discarded_ends_at_what_is_settled() {
+    let mut tables = Tables::with([lease(1, 1, 50)], 60);
+    let mut book = tables.book();
+    book.settle(&[batch(1, &[spend(1, 10, 10)])])
+        .expect("no rule is broken");
+    book.end(lease_id(1));
+    tables.write(book.into_changes());
+    tables.check();
+    assert_eq!(tables.wallet.available(), credits(50), "the rest is back");
+    assert_eq!(tables.leases[&lease_id(1)].state, LeaseState::Closed);
+    let mut again = tables.book();
+    again.end(lease_id(1));
+    assert!(again.into_changes().leases.is_empty(), "twice is once");
+    // What comes all the same spends credits that may be spent again.
+    let late = settle(&tables, &[batch(1, &[spend(1, 1, 11)])]);
+    assert!(matches!(late, Err((0, Breach::BeyondFinal { .. }))));
+}

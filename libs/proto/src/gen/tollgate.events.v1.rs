@@ -404,6 +404,9 @@ pub enum GapCause {
     Damaged = 1,
     /// The file that held them is not there.
     Missing = 2,
+    /// They can be read, and break a rule of one consumer: an operator has decided that it never
+    /// applies them. Noted by that consumer, and never sent.
+    Discarded = 3,
 }
 impl GapCause {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -415,6 +418,7 @@ impl GapCause {
             Self::Unspecified => "GAP_CAUSE_UNSPECIFIED",
             Self::Damaged => "GAP_CAUSE_DAMAGED",
             Self::Missing => "GAP_CAUSE_MISSING",
+            Self::Discarded => "GAP_CAUSE_DISCARDED",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -423,6 +427,7 @@ impl GapCause {
             "GAP_CAUSE_UNSPECIFIED" => Some(Self::Unspecified),
             "GAP_CAUSE_DAMAGED" => Some(Self::Damaged),
             "GAP_CAUSE_MISSING" => Some(Self::Missing),
+            "GAP_CAUSE_DISCARDED" => Some(Self::Discarded),
             _ => None,
         }
     }

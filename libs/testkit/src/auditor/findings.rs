@@ -61,6 +61,10 @@ pub struct Report {
     /// Credits of such records, debited by the total that a later record states, and what owners who
     /// were given up had told last: no row says for which call.
     pub unitemised: u64,
+    /// Records that an operator has decided that a consumer never applies, of all consumers.
+    pub discarded: u64,
+    /// Credits of calls that are debited to nobody because of that: the provider bears them.
+    pub unbilled: u64,
     /// Calls that were paid for though no upstream says that it answered them.
     pub unserved: u64,
     /// Calls an upstream has answered that left no record: their gateway died in between, and no
@@ -124,6 +128,12 @@ impl Findings {
     pub(super) fn add_unitemised(&mut self, credits: i128) {
         let credits = u64::try_from(credits.max(0)).unwrap_or(u64::MAX);
         self.report.unitemised = self.report.unitemised.saturating_add(credits);
+    }
+
+    /// Counts credits of calls that an operator has kept from the wallet.
+    pub(super) fn add_unbilled(&mut self, credits: i128) {
+        let credits = u64::try_from(credits.max(0)).unwrap_or(u64::MAX);
+        self.report.unbilled = self.report.unbilled.saturating_add(credits);
     }
 
     /// Notes two numbers that should be one.

@@ -8,6 +8,7 @@
 //!   time is over, and then says what was left.
 
 mod days;
+mod discards;
 mod findings;
 pub mod journal;
 mod money;
@@ -117,9 +118,7 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
 
     money.check(&mut findings);
     money.check_spend(&rows.spend, &rows.unitemised, &mut findings);
-    money
-        .quotas
-        .check_uses(&rows.uses, &rows.unitemised, &mut findings);
+    money.check_uses(&rows.uses, &rows.unitemised, &mut findings);
     if !sources.journals.is_empty() {
         money.check_owners(&journals, &mut findings);
     }
@@ -142,6 +141,7 @@ async fn look(sources: &Sources) -> anyhow::Result<Report> {
     report.leases = money.leases();
     report.ledger_entries = money.ledger_entries();
     report.recorded_gaps = rows.recorded_gaps();
+    report.discarded = inboxes.iter().map(|it| it.discards.records).sum();
     report.calls = rows.calls();
     report.credits = rows.credits();
     report.journals = journals.count();

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::journal::Journals;
 use super::quotas::Quotas;
-use super::rows::{Inbox, Spend, number_of, read_inbox};
+use super::rows::{Inbox, Spend, Uses, number_of, read_inbox};
 use super::unitemised::Unitemised;
 use super::{Findings, Kind};
 
@@ -258,6 +258,13 @@ impl Money {
         unitemised: &Unitemised,
         findings: &mut Findings,
     ) {
+        let discarded = self.inbox.discards.by_lease();
+        // Calls that an operator has kept from the wallet, as far as no later total has debited
+        // them.
+        let is_borne = |id: &Uuid, missing: i128| {
+            let most = discarded.get(id).copied().unwrap_or(0);
+            0 < missing && missing <= most
+        };
         for (id, lease) in &self.leases {
             let (cost, calls) = spend.get(id).map_or((0, 0), |it| (it.credits, it.calls));
             let over = lease.settled - cost;
@@ -267,6 +274,10 @@ impl Money {
             let stated = unitemised.stated(*id, lease, cost);
             if over > 0 && over == stated {
                 findings.add_unitemised(over);
+                continue;
+            }
+            if is_borne(id, -over) {
+                findings.add_unbilled(-over);
                 continue;
             }
             let text = format!(
@@ -279,6 +290,10 @@ impl Money {
         }
         for (id, spend) in spend {
             let Some(lease) = self.leases.get(id) else {
+                if is_borne(id, spend.credits) {
+                    findings.add_unbilled(spend.credits);
+                    continue;
+                }
                 findings.add(
                     Kind::Sum,
                     format!("{} calls of an unknown lease {id}", spend.calls),
@@ -299,6 +314,17 @@ impl Money {
                 findings.add(Kind::Sum, text);
             }
         }
+    }
+
+    /// What is settled of a lease of permits is how many calls used one.
+    pub(super) fn check_uses(
+        &self,
+        uses: &HashMap<Uuid, Uses>,
+        unitemised: &Unitemised,
+        findings: &mut Findings,
+    ) {
+        let discards = &self.inbox.discards;
+        self.quotas.check_uses(uses, unitemised, discards, findings);
     }
 
     /// Credits and permits are reserved only for owners that live or whose journal can be read.

@@ -10,6 +10,7 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
+use super::discards::Discards;
 use super::money::Lease;
 use super::rows::{Uses, number_of};
 use super::unitemised::Unitemised;
@@ -93,8 +94,14 @@ impl Quotas {
         &self,
         uses: &HashMap<Uuid, Uses>,
         unitemised: &Unitemised,
+        discards: &Discards,
         findings: &mut Findings,
     ) {
+        let discarded = discards.by_permit();
+        let is_discarded = |id: &Uuid, missing: i128| {
+            let most = discarded.get(id).copied().unwrap_or(0);
+            0 < missing && missing <= i128::from(most)
+        };
         for (id, lease) in &self.leases {
             let calls = uses.get(id).map_or(0, |it| i128::from(it.calls));
             let over = lease.settled - calls;
@@ -105,7 +112,7 @@ impl Quotas {
                 _ => 0,
             };
             let most = told.max(unitemised.lost_of(lease.journal));
-            if (0..=most).contains(&over) {
+            if (0..=most).contains(&over) || is_discarded(id, -over) {
                 continue;
             }
             let text = format!(
@@ -118,6 +125,9 @@ impl Quotas {
         for (id, uses) in uses {
             let lease = self.leases.get(id);
             let Some(bucket) = lease.and_then(|lease| self.buckets.get(&lease.owner)) else {
+                if is_discarded(id, uses.calls.into()) {
+                    continue;
+                }
                 let text = format!("{} calls used permits of an unknown lease {id}", uses.calls);
                 findings.add(Kind::Sum, text);
                 continue;

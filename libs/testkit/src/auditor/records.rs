@@ -64,9 +64,21 @@ pub struct Call {
     /// 16 bytes.
     #[prost(bytes = "vec", tag = "1")]
     pub request_id: Vec<u8>,
+    /// 16 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub org_id: Vec<u8>,
+    /// 16 bytes, or none.
+    #[prost(bytes = "vec", tag = "4")]
+    pub user_id: Vec<u8>,
+    /// 16 bytes, or none.
+    #[prost(bytes = "vec", tag = "5")]
+    pub service_id: Vec<u8>,
     /// Name of the service.
     #[prost(string, tag = "6")]
     pub service: String,
+    /// Of a test key.
+    #[prost(bool, tag = "7")]
+    pub test: bool,
     /// Status the client was given.
     #[prost(uint32, tag = "10")]
     pub status: u32,
@@ -78,7 +90,7 @@ pub struct Call {
 const GRANT: i32 = 1;
 const OPEN: i32 = 2;
 const PROGRESS: i32 = 3;
-const CALL: i32 = 4;
+pub(super) const CALL: i32 = 4;
 const CLOSE: i32 = 6;
 /// The gateway died, or stopped, before the answer was complete.
 const GATEWAY_ABORTED: i32 = 6;

@@ -13,6 +13,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{Connection, Row};
 use uuid::Uuid;
 
+use super::discards::Discards;
 use super::records::{CallOnDisk, Replay};
 use super::unitemised::Unitemised;
 use super::{Findings, Kind, Transcript};
@@ -27,6 +28,8 @@ pub(super) struct Inbox {
     /// What of them was declared lost: half-open ranges in order.
     pub(super) gaps: BTreeMap<Uuid, Vec<(i64, i64)>>,
     pub(super) dead_letters: i64,
+    /// What an operator has decided that it never applies.
+    pub(super) discards: Discards,
 }
 
 impl Inbox {
@@ -74,6 +77,11 @@ macro_rules! read_inbox {
                 ".gaps order by journal_id, from_seq"
             ),
             concat!("select count(*) as letters from ", $schema, ".dead_letters"),
+            concat!(
+                "select journal_id, batch from ",
+                $schema,
+                ".discards where journal_id is not null"
+            ),
         )
         .await?
     };
@@ -86,18 +94,24 @@ pub(super) async fn inbox(
     applied: &'static str,
     gaps: &'static str,
     letters: &'static str,
+    discarded: &'static str,
 ) -> sqlx::Result<Inbox> {
     let applied = ranges(connection, applied).await?;
     let gaps = ranges(connection, gaps).await?;
     let dead_letters = sqlx::query(letters)
-        .fetch_one(connection)
+        .fetch_one(&mut *connection)
         .await?
         .try_get("letters")?;
+    let mut discards = Discards::default();
+    for row in sqlx::query(discarded).fetch_all(connection).await? {
+        discards.add(row.try_get("journal_id")?, row.try_get("batch")?);
+    }
     Ok(Inbox {
         consumer,
         applied,
         gaps,
         dead_letters,
+        discards,
     })
 }
 
@@ -160,11 +174,19 @@ impl std::ops::AddAssign for Sums {
     }
 }
 
+impl std::ops::SubAssign for Sums {
+    fn sub_assign(&mut self, other: Self) {
+        self.calls -= other.calls;
+        self.credits -= other.credits;
+        self.successes -= other.successes;
+    }
+}
+
 /// Everything the rows say.
 pub(super) struct Rows {
     /// Journal, number, request and cost of every row.
     by_record: HashMap<(Uuid, i64), (Uuid, i64)>,
-    by_request: HashMap<Uuid, u32>,
+    pub(super) by_request: HashMap<Uuid, u32>,
     twice: Vec<String>,
     unleased: Vec<String>,
     pub(super) spend: HashMap<Uuid, Spend>,
@@ -202,6 +224,7 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Rows> {
     rows.read_uses(&mut snapshot).await?;
     rows.read_hours(&mut snapshot).await?;
     snapshot.rollback().await?;
+    rows.add_discards();
     Ok(rows)
 }
 
@@ -377,6 +400,11 @@ impl Rows {
         let name = || format!("jrn_{}/{}", call.journal.simple(), call.seq);
         let seq = i64::try_from(call.seq).unwrap_or(i64::MAX);
         match self.by_record.get(&(call.journal, seq)) {
+            None if self
+                .inbox
+                .discards
+                .calls
+                .contains_key(&(call.journal, call.seq)) => {}
             None => findings.add(Kind::Gap(1), format!("{}: applied, but no row", name())),
             Some((request, cost)) if Some(*request) != call.request || *cost != call.cost => {
                 findings.add(
@@ -392,8 +420,9 @@ impl Rows {
     pub(super) fn check_transcript(&self, transcript: &[Transcript], findings: &mut Findings) {
         let costs: HashMap<Uuid, i64> = match transcript {
             [] => return,
-            _ => self.by_record.values().copied().collect(),
+            _ => self.inbox.discards.costs().collect(),
         };
+        let costs: HashMap<Uuid, i64> = self.by_record.values().copied().chain(costs).collect();
         for answer in transcript.iter().filter(|answer| answer.is_served()) {
             let Some(request) = answer.request() else {
                 let text = format!("`{}` is no request id", answer.request_id);

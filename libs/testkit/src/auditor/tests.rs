@@ -88,6 +88,7 @@ fn call(cost: i64, cum: i64) -> Vec<u8> {
         service: "pdf".to_owned(),
         status: 200,
         disposition: 1,
+        ..Call::default()
     };
     encode(Record {
         kind: 4,

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// Everything with a page of help.
-const VERBS: [&str; 76] = [
+const VERBS: [&str; 80] = [
     "",
     "dev",
     "serve",
@@ -82,6 +82,10 @@ const VERBS: [&str; 76] = [
     "audit",
     "why",
     "journal inspect",
+    "letters",
+    "letters show",
+    "letters retry",
+    "letters discard",
 ];
 
 /// Runs the binary with these variables only.

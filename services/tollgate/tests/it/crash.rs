@@ -29,10 +29,12 @@ const LIFE_LIMIT: Duration = Duration::from_secs(8);
 const ROUND: Duration = Duration::from_millis(400);
 
 /// Every point, and a later passage that a life under this load comes to.
-const POINTS: [(&str, u64); 36] = [
+const POINTS: [(&str, u64); 38] = [
     ("consumer.apply_committed", 4),
     ("consumer.batch_fetched", 4),
     ("consumer.dead_letter_committed", 2),
+    (DISCARD[0], 1),
+    (DISCARD[1], 1),
     ("consumer.watermark_published", 4),
     (KEYED[0], 1),
     ("gateway.appended", 9),
@@ -79,9 +81,11 @@ pub(crate) const KEYED: [&str; 3] = [
 ];
 /// Only upgraded connections pass: `tunnels` dies there.
 pub(crate) const TUNNEL: &str = "gateway.tunnel_noted";
+/// Only operators' decisions pass: `dead_letters` dies there.
+pub(crate) const DISCARD: [&str; 2] = ["consumer.discard_written", "consumer.discard_committed"];
 const WRITE_OFF: &str = "wallet.writeoff_committed";
 
-const ELSEWHERE: [&str; 2] = [WRITE_OFF, TUNNEL];
+const ELSEWHERE: [&str; 4] = [WRITE_OFF, TUNNEL, DISCARD[0], DISCARD[1]];
 
 /// Points in the sources.
 fn points_in(folder: &Path, found: &mut BTreeSet<String>) {

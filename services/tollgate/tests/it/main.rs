@@ -17,6 +17,7 @@ mod cli;
 mod client;
 mod clients;
 mod crash;
+mod dead_letters;
 mod docs;
 mod everyday;
 mod fault;

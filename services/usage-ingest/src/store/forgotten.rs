@@ -1,5 +1,5 @@
 //! What a database that was failed over or restored has forgotten of idempotency keys: nobody gets
-//! one before it is known again who has them.
+//! one before it is known again who has them. And calls that will never have the row that tells.
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx as _;
@@ -69,6 +69,30 @@ pub(crate) async fn remember(
         &heads,
         &ends as &[jiff_sqlx::Timestamp],
         &expiries as &[jiff_sqlx::Timestamp],
+    )
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Makes sure that charged calls that will never have a row keep their keys: the end of their
+/// journal would free them.
+pub(crate) async fn keep_without_row(
+    connection: &mut Connection,
+    rows: &[Row],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    remember(connection, rows, now).await?;
+    let charged = rows.iter().filter(|row| remembered(row, now));
+    let requests: Vec<uuid::Uuid> = charged.map(|row| row.request.uuid()).collect();
+    sqlx::query!(
+        r#"
+        update usage_ingest.idempotency_keys
+           set state = 'not_kept', request_body_sha256 = null, status = null, header_names = null,
+               header_values = null, body = null
+         where request_id = any($1)
+           and state = 'open'"#,
+        &requests,
     )
     .execute(connection)
     .await?;

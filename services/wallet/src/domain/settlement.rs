@@ -116,6 +116,19 @@ impl Book {
         self.put(lease);
     }
 
+    /// Ends a lease whose final count an operator has discarded: what is settled is final, and the
+    /// rest goes back. Only where its journal can spend no more, and nothing of it is to come.
+    pub(crate) fn end(&mut self, id: LeaseId) {
+        let Some(lease) = self.leases.get(&id).filter(|lease| lease.is_open()) else {
+            return;
+        };
+        let claim = Claim {
+            cum: lease.settled_cum,
+            is_final: true,
+        };
+        self.apply(id, claim);
+    }
+
     fn apply(&mut self, id: LeaseId, claim: Claim) {
         let mut lease = self.leases.get(&id).expect("checked before").clone();
         if settled(&lease) == claim {

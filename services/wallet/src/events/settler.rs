@@ -77,6 +77,29 @@ impl Apply for Settler {
         Ok(())
     }
 
+    /// A lease whose final count is discarded would be open for ever. It ends at what is settled
+    /// once its journal is retired; before that its gateway may still spend it, and whoever retires
+    /// the journal counts it again.
+    async fn discarded(
+        &self,
+        connection: &mut Connection,
+        discarded: &Delivery,
+    ) -> Result<(), ApplyError> {
+        let closes = discarded.records.iter();
+        let closes = closes.filter(|record| record.kind == i32::from(RecordKind::Close));
+        let leases: BTreeSet<LeaseId> = closes
+            .filter_map(|record| LeaseId::from_slice(&record.lease_id).ok())
+            .collect();
+        let leases = store::retired_leases(connection, discarded.journal, &leases).await?;
+        if leases.is_empty() {
+            return Ok(());
+        }
+        let mut book = store::lock_book(connection, &leases).await?;
+        leases.iter().for_each(|lease| book.end(*lease));
+        store::write(connection, &book.into_changes(), self.clock.now()).await?;
+        Ok(())
+    }
+
     fn applied(&self, _: &[Delivery]) {
         runtime::crash_point!("wallet.settle_committed");
         self.metrics

@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use jiff_sqlx::ToSqlx;
-use types::{Credits, LeaseId};
+use types::{Credits, JournalId, LeaseId};
+use uuid::Uuid;
 
-use super::{Store, lock_book, write};
+use super::{Connection, Store, lock_book, write};
 use crate::{domain::WalletId, error::Result};
 
 /// Leases written off by one run; the next takes the rest.
@@ -152,4 +153,27 @@ impl Store {
             .map(|row| (row.state, row.leases))
             .collect())
     }
+}
+
+/// Those of the leases that a journal may spend no more because it is retired.
+pub(crate) async fn retired_leases(
+    connection: &mut Connection,
+    journal: JournalId,
+    leases: &BTreeSet<LeaseId>,
+) -> sqlx::Result<BTreeSet<LeaseId>> {
+    let ids: Vec<Uuid> = leases.iter().map(|lease| lease.uuid()).collect();
+    let found = sqlx::query_scalar!(
+        r#"
+        select l.id
+          from wallet.leases l, wallet.journals j
+         where l.id = any($1)
+           and l.journal_id = $2
+           and j.id = l.journal_id
+           and j.retired_at is not null"#,
+        &ids,
+        journal.uuid(),
+    )
+    .fetch_all(connection)
+    .await?;
+    Ok(found.into_iter().map(LeaseId::new).collect())
 }

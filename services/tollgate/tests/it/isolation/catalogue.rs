@@ -22,13 +22,18 @@ use uuid::Uuid;
 const OPEN: [(&str, &str); 1] = [("migrations", "which of them were applied; nobody's data")];
 
 /// What is written once: no role changes or deletes it.
-const APPEND_ONLY: [&str; 6] = [
+const APPEND_ONLY: [&str; 11] = [
     "keys.audit_log",
     "wallet.ledger_entries",
     "wallet.gaps",
     "usage_ingest.gaps",
     "stats_aggregator.gaps",
     "anomaly_detector.gaps",
+    "keys.discards",
+    "wallet.discards",
+    "usage_ingest.discards",
+    "stats_aggregator.discards",
+    "anomaly_detector.discards",
 ];
 
 /// Every schema, by the folders of its migrations.

@@ -189,6 +189,22 @@ pub(super) const REQUESTS: &[(&str, &str)] = &[
     ("KeysService/VerifyAuditLog", "{}"),
     ("KeysService/VerifyKey", r#"{"key_hash": "{hash}"}"#),
     (
+        "LettersService/DiscardLetter",
+        r#"{"consumer": "wallet", "id": 7, "why": "a test", "by": "nobody"}"#,
+    ),
+    (
+        "LettersService/GetLetter",
+        r#"{"consumer": "wallet", "id": 7}"#,
+    ),
+    (
+        "LettersService/ListLetters",
+        r#"{"consumer": "usage-ingest"}"#,
+    ),
+    (
+        "LettersService/RetryLetter",
+        r#"{"consumer": "stats-aggregator", "id": 7}"#,
+    ),
+    (
         "PeopleService/AcceptInvitation",
         r#"{"token": "{invited}", "user_id": "{caller}"}"#,
     ),

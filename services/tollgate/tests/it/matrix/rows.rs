@@ -12,7 +12,7 @@
 //! invitation is `misdirected` to somebody else.
 
 use super::table::{
-    Done, Forbidden, OF_EVERYBODY, OF_GATEWAYS, OF_MEMBERS, OF_NOBODY_ELSE, OF_ONESELF,
+    Done, Forbidden, NotFound, OF_EVERYBODY, OF_GATEWAYS, OF_MEMBERS, OF_NOBODY_ELSE, OF_ONESELF,
     OF_OPERATORS, OF_PEOPLE, OF_ROUTES, Outsiders, Right, line,
 };
 
@@ -266,6 +266,7 @@ pub(super) const MATRIX: &[Right] = &[
                 "AnomalyDetectorService/ResolveAnomaly#whole",
                 "KeysService/GetPeppers",
                 "KeysService/LiftAnomaly#whole",
+                "LettersService/ListLetters",
             ]),
             line("– – – –", "", &[
                 "KeysService/ListAuditLog#whole",
@@ -273,6 +274,15 @@ pub(super) const MATRIX: &[Right] = &[
                 "KeysService/VerifyAuditLog",
             ]),
         ],
+    },
+    Right {
+        says: "operators, who hear that a letter is not there",
+        outsiders: Outsiders { operator: NotFound, ..OF_OPERATORS },
+        lines: &[line("– – – –", "", &[
+            "LettersService/DiscardLetter",
+            "LettersService/GetLetter",
+            "LettersService/RetryLetter",
+        ])],
     },
     Right {
         says: "people who are not signed in: the portal acts for them, as operator",
