@@ -12,6 +12,7 @@
 mod arrears;
 mod aside;
 mod failure;
+mod gaps;
 mod room;
 mod seen;
 
@@ -192,7 +193,7 @@ async fn subscription<A: Apply>(host: &Host, desk: &Desk<A>, stop: &Stop) -> any
                 _ => break,
             }
         }
-        deliver(host, desk, fetched, &mut trail, stop).await?;
+        deliver(host, desk, &stream, fetched, &mut trail, stop).await?;
     }
 }
 
@@ -200,11 +201,13 @@ async fn subscription<A: Apply>(host: &Host, desk: &Desk<A>, stop: &Stop) -> any
 async fn deliver<A: Apply>(
     host: &Host,
     desk: &Desk<A>,
+    stream: &Stream,
     fetched: Vec<Message>,
     trail: &mut Trail,
     stop: &Stop,
 ) -> anyhow::Result<()> {
-    let mut parcels = unpack(host, A::SCHEMA, fetched, stop).await?;
+    let parcels = unpack(host, A::SCHEMA, fetched, stop).await?;
+    let mut parcels = gaps::hold_back(host, stream, parcels).await?;
     let mut retry = RETRY_MIN;
     // Of one transaction. Fewer while something is refused that one of them says, and at last it
     // alone.

@@ -53,6 +53,8 @@ enum Mutation {
     HideGaps,
     /// A gap moves the watermark past what was not applied yet.
     GapsSwallowRecords,
+    /// A gap is taken though an older message may still bring what it covers.
+    GapsOvertake,
     /// What is lost at the end of a lease is not paid, though its owner had told it.
     ForgetWhatWasTold,
 }
@@ -360,6 +362,11 @@ fn broken_telling_of_gaps_is_found_out() {
 #[test]
 fn broken_reading_of_gaps_is_found_out() {
     is_found_out(Mutation::GapsSwallowRecords, DAMAGE);
+}
+
+#[test]
+fn broken_waiting_of_gaps_is_found_out() {
+    is_found_out(Mutation::GapsOvertake, DAMAGE);
 }
 
 #[test]

@@ -27,6 +27,11 @@ impl World {
         if let Some(reason) = self.effects.dead_letters.first() {
             return Err(format!("an honest batch is a dead letter: {reason}"));
         }
+        if let Some((consumer, journal, seq)) = self.effects.overtaken.first() {
+            return Err(format!(
+                "{consumer} had noted {journal}/{seq} as lost when it came"
+            ));
+        }
         for running in self.slots.iter().filter_map(|slot| slot.running.as_ref()) {
             for it in running.life.figures() {
                 let in_hand = it.remaining + it.held + it.cum;

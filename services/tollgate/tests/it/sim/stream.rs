@@ -37,6 +37,8 @@ pub(super) struct Effects {
     pub(super) dead_letters: Vec<String>,
     /// What each consumer has noted as lost: journal, from, below.
     pub(super) gaps: BTreeMap<&'static str, Vec<(JournalId, u64, u64)>>,
+    /// Records that came to a consumer after it had noted them as lost.
+    pub(super) overtaken: Vec<(&'static str, JournalId, u64)>,
 }
 
 impl Effects {
@@ -128,6 +130,7 @@ impl Consumer {
         let mut fresh: Vec<(usize, Delivery)> = Vec::new();
         let mut lost = Vec::new();
         let mut journals = BTreeSet::new();
+        let (mut applied, mut overtaken) = (Vec::new(), Vec::new());
         for number in &taken {
             let Some((subject, payload)) = stream.messages.get(*number).and_then(Option::as_ref)
             else {
@@ -136,6 +139,15 @@ impl Consumer {
             };
             let opened = batch::open(subject, payload);
             let (journal, batch) = opened.expect("gateways ship well-formed batches");
+            let has_older = self.pending.range(..number).next().is_some();
+            if !batch.gaps.is_empty() && has_older && mutation != Mutation::GapsOvertake {
+                continue; // what is older may bring what is lost
+            }
+            applied.push(*number);
+            let name = self.name;
+            let seqs = batch.records.iter().map(|record| record.seq);
+            let came_late = seqs.filter(|seq| effects.is_gap(name, (journal, *seq)));
+            overtaken.extend(came_late.map(|seq| (name, journal, seq)));
             journals.insert(journal);
             let ranges = inbox.entry(journal).or_default();
             let unseen = batch::unseen(ranges, &batch);
@@ -163,11 +175,12 @@ impl Consumer {
         }
         deliveries.iter().for_each(|it| self.apply(it, effects));
         self.inbox = inbox;
+        effects.overtaken.extend(overtaken);
         effects.gaps.entry(self.name).or_default().extend(lost);
         if dice.chance(100) {
             return self.begin(); // died before it acknowledged; its successor begins
         }
-        taken.iter().for_each(|number| {
+        applied.iter().for_each(|number| {
             self.pending.remove(number);
         });
         let told = journals.into_iter();
