@@ -463,7 +463,7 @@ pub(crate) fn facts(
         started,
         at: edge.clock.now(),
         client: told.client,
-        is_secure: peer.is_secure,
+        scheme: peer.scheme(),
         country: edge.countries.country(told.client),
         method: told.method.clone(),
         endpoint: if rest.is_empty() {
@@ -473,13 +473,13 @@ pub(crate) fn facts(
         },
         user_agent: record::cut(told.user_agent.unwrap_or_default(), USER_AGENT_BYTES_MAX)
             .to_owned(),
-        span: span(edge, told, service, id),
+        span: span(edge, peer, told, service, id),
     }
 }
 
 /// Decides on sampling before any span exists. A stranger's flag and the sampler both spend from
 /// one budget a second.
-fn span(edge: &Edge, told: &Told<'_>, service: &str, id: RequestId) -> Span {
+fn span(edge: &Edge, peer: Peer, told: &Told<'_>, service: &str, id: RequestId) -> Span {
     let parent = told.traceparent.and_then(trace::parse_traceparent);
     // The last bytes of a UUIDv7 are random.
     let [.., a, b, c, d] = *id.bytes();
@@ -498,7 +498,7 @@ fn span(edge: &Edge, told: &Told<'_>, service: &str, id: RequestId) -> Span {
     span.set("http.request.method", method.to_owned());
     span.set("http.route", format!("/api/v1/{service}/{{path}}"));
     span.set("url.path", told.path.to_owned());
-    span.set("url.scheme", "http");
+    span.set("url.scheme", peer.scheme());
     span.set("tollgate.request_id", id.to_string());
     if let Some(theirs) = told.request_id {
         span.set(

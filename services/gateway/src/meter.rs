@@ -89,8 +89,8 @@ pub(crate) struct Facts {
     /// The same moment by the wall clock.
     pub(crate) at: Timestamp,
     pub(crate) client: IpAddr,
-    /// The client speaks TLS to us.
-    pub(crate) is_secure: bool,
+    /// By which the client speaks to us.
+    pub(crate) scheme: &'static str,
     pub(crate) country: Country,
     pub(crate) method: Method,
     pub(crate) endpoint: String,
@@ -115,7 +115,7 @@ pub(crate) struct State {
     terms: Terms,
     reached: Reached,
     status: u16,
-    code: &'static str,
+    refusal: Option<Refusal>,
     units: Units,
     /// A stream whose events may report units.
     events: Option<Box<Events>>,
@@ -169,7 +169,7 @@ impl Ticket {
             terms: Terms::NONE,
             reached: Reached::Nothing,
             status: CLIENT_CLOSED,
-            code: "",
+            refusal: None,
             units: Units::default(),
             events: None,
             is_announced: false,
@@ -258,6 +258,11 @@ impl Ticket {
         self.is_announced.then_some(charge.cost)
     }
 
+    /// What the client was refused with; empty if with nothing.
+    fn code(&self) -> &'static str {
+        self.refusal.map_or("", Refusal::as_str)
+    }
+
     /// Whether the cost is known only afterwards.
     pub(crate) fn is_priced(&self) -> bool {
         self.terms.price.is_some()
@@ -340,7 +345,7 @@ impl Ticket {
     /// Ends a call that a check refused, or whose upstream failed.
     pub(crate) fn refuse(mut self, refusal: Refusal, disposition: Disposition) {
         self.status = refusal.status();
-        self.code = refusal.as_str();
+        self.refusal = Some(refusal);
         self.record(disposition);
     }
 

@@ -19,6 +19,7 @@ use prometheus_client::{
     },
 };
 use runtime::Host;
+use types::Refusal;
 
 pub(crate) use self::upstreams::{Connect, Repeat, Upstreams, Waited};
 use crate::catalogue::Service;
@@ -225,15 +226,15 @@ impl Metrics {
 
     /// Counts a call with an idempotency key, by whether it was given an earlier answer, and what
     /// it was refused with.
-    pub(crate) fn keyed(&self, is_replayed: bool, code: &str) {
-        let result = match code {
+    pub(crate) fn keyed(&self, is_replayed: bool, refusal: Option<Refusal>) {
+        let result = match refusal {
             _ if is_replayed => "replayed",
-            "" => "answered",
-            "idempotency_key_in_use" => "in_use",
-            "idempotency_key_reused" => "reused",
-            "idempotency_answer_not_kept" => "not_kept",
-            "idempotency_keys_exhausted" => "exhausted",
-            _ => "refused",
+            None => "answered",
+            Some(Refusal::IdempotencyKeyInUse) => "in_use",
+            Some(Refusal::IdempotencyKeyReused) => "reused",
+            Some(Refusal::IdempotencyAnswerNotKept) => "not_kept",
+            Some(Refusal::IdempotencyKeysExhausted) => "exhausted",
+            Some(_) => "refused",
         };
         self.keyed.get_or_create(&ResultLabel { result }).inc();
     }

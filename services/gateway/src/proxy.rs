@@ -315,7 +315,7 @@ impl Ours<'_> {
         address::write(&mut text, facts.client);
         put(&X_FORWARDED_FOR, text.as_bytes());
         // A target may name a scheme; what counts is how it came.
-        let scheme = if facts.is_secure { "https" } else { "http" };
+        let scheme = facts.scheme;
         put(&X_FORWARDED_PROTO, scheme.as_bytes());
         if let Some(host) = self.host {
             put(&X_FORWARDED_HOST, host);

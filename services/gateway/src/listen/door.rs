@@ -38,6 +38,16 @@ pub(crate) struct Peer {
     pub(crate) is_secure: bool,
 }
 
+impl Peer {
+    /// As addresses say it.
+    pub(crate) const fn scheme(self) -> &'static str {
+        match self.is_secure {
+            true => "https",
+            false => "http",
+        }
+    }
+}
+
 /// What the listener is told.
 #[derive(Debug)]
 pub(crate) struct Rules {

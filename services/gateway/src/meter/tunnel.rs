@@ -42,7 +42,7 @@ impl Ticket {
 
     /// Ends a call whose tunnel this gateway has cut, and says why.
     pub(crate) fn cut(mut self, refusal: Refusal) {
-        self.code = refusal.as_str();
+        self.refusal = Some(refusal);
         self.record(Disposition::GatewayAborted);
     }
 }

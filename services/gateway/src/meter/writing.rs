@@ -96,9 +96,10 @@ impl Ticket {
         });
         crash_point!("gateway.appended");
         if let Some(keyed) = &self.facts.keyed {
-            let is_complete = disposition == Disposition::Completed && self.code.is_empty();
+            let is_complete = disposition == Disposition::Completed && self.refusal.is_none();
             keyed.ended(&self.edge, cost > 0, is_complete);
-            self.edge.metrics.keyed(self.replay_of.is_some(), self.code);
+            let is_replayed = self.replay_of.is_some();
+            self.edge.metrics.keyed(is_replayed, self.refusal);
         }
         if let Some(hold) = hold {
             hold.settle(cost);
@@ -144,7 +145,7 @@ impl Ticket {
             country: facts.country.as_str(),
             user_agent: &facts.user_agent,
             disposition,
-            code: self.code,
+            code: self.code(),
             traceparent: &facts.span.traceparent(),
             price_version: service.map_or(0, |service| service.price_version),
             units: self.units.all(),
@@ -162,9 +163,9 @@ impl Ticket {
 
     /// The refusal's code, else the status.
     fn outcome(&self) -> Cow<'static, str> {
-        match self.code {
-            "" => self.status.to_string().into(),
-            code => code.into(),
+        match self.refusal {
+            None => self.status.to_string().into(),
+            Some(refusal) => refusal.as_str().into(),
         }
     }
 
@@ -176,7 +177,7 @@ impl Ticket {
             began => began.saturating_sub(self.facts.started),
         };
         match &self.service {
-            Some(service) if self.code.is_empty() => {
+            Some(service) if self.refusal.is_none() => {
                 self.edge.metrics.answered(service, self.status, added);
             }
             _ => self
@@ -201,7 +202,7 @@ impl Ticket {
         }
         let edge = &self.edge;
         // An outage fails thousands of calls a second; a few of them say what there is to say.
-        let ours = self.status >= 500 && !self.code.is_empty();
+        let ours = self.status >= 500 && self.refusal.is_some();
         if ours
             && edge
                 .complaints
@@ -213,7 +214,7 @@ impl Ticket {
                 org_id = %self.entry.org,
                 trace_id = span.trace_id(),
                 service = self.service_name(),
-                code = self.code,
+                code = self.code(),
                 "a call failed"
             );
         }

@@ -34,6 +34,7 @@ use crate::{
     Config,
     body::{BodyError, EdgeBody},
     catalogue::Catalogue,
+    config::Upstreams,
     country::Countries,
     edge::{self, Edge, Worker},
     journal::{Disk, Journal, Limits, Options, SEGMENT_BYTES_MIN, SystemDisk},
@@ -125,6 +126,7 @@ pub(crate) struct Rig {
     /// Of the day's quota and the month's.
     pub(crate) permits: [Arc<Lease>; 2],
     pub(crate) log: Log,
+    upstreams: Upstreams,
     upstream: TcpListener,
     edge: TcpListener,
     dir: TempDir,
@@ -222,17 +224,17 @@ fn granted(id: u128) -> Arc<Lease> {
     lease
 }
 
-fn pool(config: &Config, edge: &Edge) -> Pool {
+fn pool(upstreams: &Upstreams, edge: &Edge) -> Pool {
     let limits = pool::Limits {
         index: 0,
         threads: 1,
-        waiting_max: config.upstreams.waiting_max,
-        wait: config.upstreams.wait,
+        waiting_max: upstreams.waiting_max,
+        wait: upstreams.wait,
     };
-    Pool::new(connector(config, edge), limits)
+    Pool::new(connector(upstreams, edge), limits)
 }
 
-fn connector(config: &Config, edge: &Edge) -> Connector {
+fn connector(upstreams: &Upstreams, edge: &Edge) -> Connector {
     // An upstream with this certificate is trusted, as `localhost`.
     let trusted = include_bytes!("../listen/tests/fixture/first.pem");
     let mut roots = rustls::RootCertStore::empty();
@@ -247,7 +249,7 @@ fn connector(config: &Config, edge: &Edge) -> Connector {
     let tls = tls.with_root_certificates(roots).with_no_client_auth();
     Connector::new(
         Arc::new(tls),
-        Arc::new(config.upstreams.networks.clone()),
+        Arc::new(upstreams.networks.clone()),
         (edge.metrics.upstreams.clone(), Arc::default()),
         edge.clock.clone(),
     )
@@ -308,7 +310,7 @@ impl Rig {
         change(&mut entry);
         let key = keyring::tests::know(&edge.keyring, entry);
 
-        let pool = pool(config, &edge);
+        let pool = pool(&config.upstreams, &edge);
         Self {
             worker: Rc::new(Worker {
                 edge,
@@ -320,6 +322,7 @@ impl Rig {
             lease,
             permits,
             log: Log::default(),
+            upstreams: config.upstreams.clone(),
             upstream,
             edge: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             dir,
@@ -364,7 +367,13 @@ impl Rig {
 
     /// What opens connections, with nothing known.
     pub(crate) fn connector(&self, config: &Config) -> Connector {
-        connector(config, &self.worker.edge)
+        connector(&config.upstreams, &self.worker.edge)
+    }
+
+    /// The pool of another thread of the same edge.
+    pub(crate) fn pool(&self) -> impl FnOnce() -> Pool + Send + use<> {
+        let (upstreams, edge) = (self.upstreams.clone(), Arc::clone(&self.worker.edge));
+        move || pool(&upstreams, &edge)
     }
 
     /// Where the upstream is.

@@ -2,8 +2,15 @@
 
 use std::{path::Path, sync::Arc};
 
-use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject as _};
-use tokio::net::TcpStream;
+use rustls::{
+    ProtocolVersion, SupportedProtocolVersion,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+    version::{TLS12, TLS13},
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
@@ -46,6 +53,17 @@ impl Front {
     async fn secure(
         &self,
         protocols: &[&[u8]],
+        certificate: [&str; 2],
+    ) -> std::io::Result<Client<TlsStream<TcpStream>>> {
+        self.secure_by(&[&TLS12, &TLS13], protocols, certificate)
+            .await
+    }
+
+    /// The same, by one of these versions.
+    async fn secure_by(
+        &self,
+        versions: &[&'static SupportedProtocolVersion],
+        protocols: &[&[u8]],
         [chain, _]: [&str; 2],
     ) -> std::io::Result<Client<TlsStream<TcpStream>>> {
         self.refresh();
@@ -54,7 +72,7 @@ impl Front {
         roots.add(chain).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .expect("a protocol")
             .with_root_certificates(roots)
             .with_no_client_auth();
@@ -154,5 +172,65 @@ fn who_does_not_read_over_tls_is_cut_and_frees_the_upstream() {
             .until(|upstream| upstream.connections() == 0)
             .await;
         front.until(|front| front.rig.records().len() == 1).await;
+    });
+}
+
+/// What a client says first that knows no later version than this one; for 1.2 it is sound.
+fn client_hello(version: u8) -> Vec<u8> {
+    const EXTENSIONS: &[u8] = &[
+        0, 10, 0, 4, 0, 2, 0, 23, // supported_groups: secp256r1
+        0, 11, 0, 2, 1, 0, // ec_point_formats: uncompressed
+        0, 13, 0, 8, 0, 6, 4, 3, 4, 1, 8, 4, // signature_algorithms: ECDSA, RSA, RSA-PSS
+        0, 23, 0, 0, // extended_master_secret
+    ];
+    let short = |length: usize| u16::try_from(length).expect("short").to_be_bytes();
+    let mut body = vec![3, version];
+    body.extend([7; 32]); // random
+    body.push(0); // no session
+    // ECDHE with ECDSA and RSA, by AES-GCM (1.2) and AES-CBC (1.0, 1.1).
+    body.extend([0, 8, 0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x09, 0xc0, 0x13]);
+    body.extend([1, 0]); // no compression
+    body.extend(short(EXTENSIONS.len()));
+    body.extend(EXTENSIONS);
+    let mut message = vec![1, 0];
+    message.extend(short(body.len()));
+    message.extend(body);
+    let mut record = vec![22, 3, 1];
+    record.extend(short(message.len()));
+    record.extend(message);
+    record
+}
+
+#[test]
+fn tls_is_spoken_from_1_2_on() {
+    with_tls(&[], async |front, _| {
+        for (version, spoken) in [
+            (&TLS12, ProtocolVersion::TLSv1_2),
+            (&TLS13, ProtocolVersion::TLSv1_3),
+        ] {
+            let client = front.secure_by(&[version], &[], FIRST).await;
+            let mut client = client.expect("TLS");
+            let (_, session) = client.stream.get_ref();
+            assert_eq!(session.protocol_version(), Some(spoken));
+            front.call(&mut client).await;
+        }
+        const ALERT: u8 = 21;
+        const PROTOCOL_VERSION: u8 = 70;
+        const HANDSHAKE: u8 = 22;
+        for (version, is_spoken) in [(1, false), (2, false), (3, true)] {
+            let mut stream = TcpStream::connect(front.address).await.expect("connected");
+            let hello = client_hello(version);
+            stream.write_all(&hello).await.expect("sent");
+            let mut told = [0; 7];
+            stream.read_exact(&mut told).await.expect("an answer");
+            match is_spoken {
+                true => assert_eq!(told[0], HANDSHAKE, "{told:?}"),
+                false => {
+                    assert_eq!((told[0], told[6]), (ALERT, PROTOCOL_VERSION), "{told:?}");
+                    let more = stream.read(&mut told).await;
+                    assert!(matches!(more, Ok(0) | Err(_)), "it is over: {told:?}");
+                }
+            }
+        }
     });
 }
