@@ -1,7 +1,10 @@
 //! The checks behind the key, cheapest first. A refused call gives back what an earlier check took,
 //! and leaves a record of cost 0.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    rc::Rc,
+    sync::{Arc, atomic::Ordering},
+};
 
 use http::{Method, Request};
 use hyper::body::Incoming;
@@ -19,6 +22,7 @@ use crate::{
     lease::{Account, Hold, Owner},
     limits::{Limits, QuotaSpent},
     meter::{Facts, PERMITS, Ticket},
+    pool::Target,
     refuse::Refused,
 };
 
@@ -31,6 +35,8 @@ pub(crate) struct Admitted<'a> {
     pub(crate) rest: String,
     /// What is answered instead of the upstream.
     pub(crate) replay: Option<Box<Replay>>,
+    /// It was sent there once, and not answered.
+    pub(crate) avoid: Option<Rc<Target>>,
 }
 
 /// A request whose key is known.
@@ -112,6 +118,7 @@ pub(crate) async fn admit<'a>(
         route,
         rest,
         replay,
+        avoid: None,
     };
     Ok((admitted, limits))
 }

@@ -97,17 +97,19 @@ pub(super) struct Held {
 }
 
 /// What a call needs of a connection.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Need {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Need<'a> {
     /// One that is there will do.
     Any,
     /// One of its own, where another one may be opened.
     New,
+    /// The same, but not to this address, which has just failed the call.
+    Elsewhere(&'a Rc<Target>),
     /// The same, for HTTP/1.1: it asks for another protocol, which HTTP/2 cannot change to.
     Switch,
 }
 
-impl Need {
+impl Need<'_> {
     /// What may be agreed upon.
     const fn protocol(self, protocol: Protocol) -> Protocol {
         match (self, protocol) {
@@ -223,9 +225,9 @@ impl Pool {
     ///
     /// # Errors
     /// There is none to be had.
-    pub(crate) async fn lend(&self, upstream: &Upstream, need: Need) -> Result<Lent, Unlent> {
+    pub(crate) async fn lend(&self, upstream: &Upstream, need: Need<'_>) -> Result<Lent, Unlent> {
         let site = self.site(upstream);
-        if need == Need::Any
+        if matches!(need, Need::Any)
             && let Some(lent) = site.take()
         {
             return Ok(lent);
@@ -233,7 +235,7 @@ impl Pool {
         Box::pin(self.find(site, need)).await
     }
 
-    async fn find(&self, site: Rc<Site>, need: Need) -> Result<Lent, Unlent> {
+    async fn find(&self, site: Rc<Site>, need: Need<'_>) -> Result<Lent, Unlent> {
         site.touch();
         let protocol = need.protocol(site.upstream.protocol);
         let is_shared = site.is_shared(protocol);
@@ -258,7 +260,11 @@ impl Pool {
             },
         };
         let opening = site.opening();
-        let opened = self.open(&site, slot, protocol).await;
+        let tried = match need {
+            Need::Elsewhere(target) => vec![Rc::clone(target)],
+            _ => Vec::new(),
+        };
+        let opened = self.open(&site, slot, protocol, tried).await;
         drop(opening);
         opened
     }
@@ -291,8 +297,9 @@ impl Pool {
         site: &Rc<Site>,
         mut slot: Slot,
         protocol: Protocol,
+        tried: Vec<Rc<Target>>,
     ) -> Result<Lent, Unlent> {
-        let opened = self.open_by(site, &mut slot, async |target| {
+        let opened = self.open_by(site, &mut slot, tried, async |target| {
             self.connector.open(site, target, protocol).await
         });
         let (opened, chosen) = opened.await?;
@@ -307,9 +314,9 @@ impl Pool {
         &self,
         site: &Rc<Site>,
         slot: &mut Slot,
+        mut tried: Vec<Rc<Target>>,
         connect: impl AsyncFn(&Target) -> anyhow::Result<T>,
     ) -> Result<(T, Chosen), Unlent> {
-        let mut tried = Vec::new();
         let mut failed = None;
         if let Err(error) = self.connector.refresh(site, STALE_MAX).await {
             return Err(Unlent::Unreachable(error));
@@ -333,6 +340,19 @@ impl Pool {
             tried.push(chosen.target);
         }
         Err(none(failed, None))
+    }
+
+    /// As if an upstream's name stood for these addresses.
+    #[cfg(test)]
+    pub(crate) fn point(&self, upstream: &Upstream, addresses: &[std::net::SocketAddr]) {
+        self.site(upstream).targets.learn(addresses);
+    }
+
+    /// Whether calls to an upstream may go to another address than this one.
+    pub(crate) fn has_other(&self, upstream: &Upstream, target: &Rc<Target>) -> bool {
+        let targets = self.site(upstream).targets.all();
+        let is_other = |it: &Rc<Target>| !Rc::ptr_eq(it, target) && it.is_used();
+        targets.iter().any(is_other)
     }
 
     /// The upstream has answered. One that says itself that it cannot has failed.

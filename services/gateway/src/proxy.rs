@@ -27,7 +27,7 @@ use crate::{
     pool::{Lent, patience::Pauses},
     principal::PRINCIPAL,
     refuse::Refused,
-    send::send,
+    send::{Manner, send},
     units::JSON_BYTES_MAX,
     upgrade::{self, Switch},
     upload::{Upload, Uploaded},
@@ -57,6 +57,7 @@ pub(crate) async fn forward(
         route,
         rest,
         replay,
+        avoid,
     } = admitted;
     let client = Client {
         version: request.version(),
@@ -78,18 +79,16 @@ pub(crate) async fn forward(
             return Err(refused);
         }
     };
-    let (request, upload) = {
-        let (parts, body) = request.into_parts();
-        let keyed = ticket.facts().keyed.as_ref();
-        let digest = keyed.map(|keyed| keyed.body());
-        let (body, upload) = Uploaded::new(body, route.body_bytes_max, digest);
-        (Request::from_parts(parts, body), upload)
-    };
+    let (request, upload) = measured(request, &ticket, route);
     if let Err(refusal) = ticket.forwarding(Rc::clone(&upload)) {
         ticket.refuse(refusal, Disposition::Refused);
         return Err(refusal.into());
     }
-    let manner = (route.timeout, switch.is_some());
+    let manner = Manner {
+        timeout: route.timeout,
+        may_switch: switch.is_some(),
+        avoid,
+    };
     let sent = send(worker, service, request, &upload, manner).await;
     let (lent, response) = match sent {
         Ok(answered) => answered,
@@ -115,6 +114,19 @@ pub(crate) async fn forward(
         }
     }
     answered(worker, route, ticket, (lent, response), client).await
+}
+
+/// The same request, with its body counted and limited on its way.
+fn measured(
+    request: Request<Incoming>,
+    ticket: &Ticket,
+    route: &Route,
+) -> (Request<Uploaded>, Rc<Upload>) {
+    let (parts, body) = request.into_parts();
+    let keyed = ticket.facts().keyed.as_ref();
+    let digest = keyed.map(|keyed| keyed.body());
+    let (body, upload) = Uploaded::new(body, route.body_bytes_max, digest);
+    (Request::from_parts(parts, body), upload)
 }
 
 /// Carries an answer to its client.

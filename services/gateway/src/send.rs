@@ -2,7 +2,8 @@
 //!
 //! - Sent again is what the upstream has certainly not worked on: what never left, and what it
 //!   refused by HTTP/2 before it looked at it (`REFUSED_STREAM`, above the last stream of a
-//!   `GOAWAY`). And a call that changes nothing, when the connection had been used before.
+//!   `GOAWAY`). And a call that changes nothing, when the connection had been used before; or when a
+//!   new one broke, once, at another address.
 //! - Never once a byte of an answer was there; and a call has one ticket, however often it is sent.
 
 use std::{cell::RefCell, error::Error as _, pin::pin, rc::Rc, time::Duration};
@@ -33,17 +34,26 @@ const SEND_ATTEMPTS_MAX: u32 = 3;
 /// whoever sends it holds a connection to the upstream.
 const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 << 10;
 
-/// Sends a request and waits for the head of the answer. One that may change protocols gets a
-/// connection of its own.
+/// How a request is sent.
+pub(crate) struct Manner {
+    /// To the head of its answer.
+    pub(crate) timeout: Duration,
+    /// It may change protocols: it gets a connection of its own.
+    pub(crate) may_switch: bool,
+    /// It was sent there once, and not answered.
+    pub(crate) avoid: Option<Rc<Target>>,
+}
+
+/// Sends a request and waits for the head of the answer.
 pub(crate) async fn send(
     worker: &Rc<Worker>,
     service: &Service,
     request: Request<Uploaded>,
     upload: &Upload,
-    (timeout, may_switch): (Duration, bool),
+    manner: Manner,
 ) -> Result<(Lent, Response<Incoming>), Refused> {
-    let asked = RefCell::default();
-    let mut attempts = pin!(attempt(worker, service, request, may_switch, &asked));
+    let (timeout, asked) = (manner.timeout, RefCell::default());
+    let mut attempts = pin!(attempt(worker, service, request, manner, &asked));
     let mut before = 0;
     loop {
         let (uploads, began) = (!upload.ended.get(), Instant::now());
@@ -70,9 +80,14 @@ async fn attempt(
     worker: &Rc<Worker>,
     service: &Service,
     mut request: Request<Uploaded>,
-    may_switch: bool,
+    manner: Manner,
     asked: &RefCell<Option<Rc<Target>>>,
 ) -> Result<(Lent, Response<Incoming>), Refused> {
+    let Manner {
+        may_switch,
+        mut avoid,
+        ..
+    } = manner;
     let is_idempotent = is_idempotent(&request);
     // Only by HTTP/2 does an upstream say that it has not looked at a request.
     let may_refuse = service.upstream.protocol != Protocol::Http1;
@@ -84,10 +99,11 @@ async fn attempt(
     let hinted = request.extensions_mut().remove::<Hinted>();
     for attempt in 1..=SEND_ATTEMPTS_MAX {
         // The last attempt is made on a connection of its own.
-        let need = match attempt {
+        let need = match &avoid {
             _ if may_switch => Need::Switch,
-            SEND_ATTEMPTS_MAX => Need::New,
-            _ => Need::Any,
+            Some(target) => Need::Elsewhere(target),
+            None if attempt == SEND_ATTEMPTS_MAX => Need::New,
+            None => Need::Any,
         };
         let lent = worker.pool.lend(&service.upstream, need).await;
         let mut lent = lent.map_err(|unlent| refused(service, unlent))?;
@@ -117,6 +133,18 @@ async fn attempt(
             // A reused connection that its peer had just closed.
             (None, Some(head)) if is_idempotent && lent.reused && !lent.was_heard => {
                 (Repeat::Idempotent, Some(copy(head, Uploaded::nothing())))
+            }
+            // A new one that broke: somebody else may do better, but no third.
+            (_, Some(head))
+                if is_idempotent
+                    && !(lent.reused || lent.was_heard || may_switch)
+                    && avoid.is_none()
+                    && worker.pool.has_other(&service.upstream, &lent.target()) =>
+            {
+                let target = lent.target();
+                worker.pool.failed(&target, Fault::Call);
+                avoid = Some(target);
+                (Repeat::Elsewhere, Some(copy(head, Uploaded::nothing())))
             }
             _ => (Repeat::Unsent, None),
         };

@@ -11,6 +11,7 @@ mod ambiguous;
 mod burst;
 mod conformance;
 mod drain;
+mod elsewhere;
 mod ends;
 mod express;
 mod floods;

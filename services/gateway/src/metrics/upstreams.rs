@@ -40,6 +40,8 @@ pub(crate) enum Repeat {
     Refused,
     /// It changes nothing.
     Idempotent,
+    /// The same, at another address than the one that took it and broke off.
+    Elsewhere,
 }
 
 /// Cheap to clone.
@@ -114,6 +116,7 @@ impl Upstreams {
             Repeat::Unsent => "unsent",
             Repeat::Refused => "refused",
             Repeat::Idempotent => "idempotent",
+            Repeat::Elsewhere => "elsewhere",
         };
         self.repeats.get_or_create(&ReasonLabel { reason }).inc();
     }

@@ -157,7 +157,7 @@ impl Pool {
         };
         let opening = site.opening();
         let connected = self
-            .open_by(&site, &mut slot, async |target| {
+            .open_by(&site, &mut slot, Vec::new(), async |target| {
                 self.connector.open_direct(&site, target).await
             })
             .await;

@@ -226,6 +226,15 @@ impl Targets {
         at.is_some_and(|at| at.elapsed() < age_max) && !self.list.borrow().is_empty()
     }
 
+    /// As if the name had been looked up just now.
+    #[cfg(test)]
+    pub(super) fn learn(&self, found: &[SocketAddr]) {
+        let networks = Networks::parse("127.0.0.0/8").expect("a network");
+        self.take(found.iter().copied(), &networks)
+            .expect("they are listed");
+        self.looked_up.set(Some(Instant::now()));
+    }
+
     /// Replaces the addresses; of those that stay, what is known of them stays too.
     pub(super) fn take(
         &self,

@@ -44,11 +44,17 @@ impl NoAnswer {
     }
 
     /// Whether it is safe to send a request again: as in `send.rs`.
-    pub(super) fn repeat(self, request: &Request<'_>, reused: bool) -> Option<Repeat> {
+    pub(super) fn repeat(
+        self,
+        request: &Request<'_>,
+        reused: bool,
+        has_other: impl FnOnce() -> bool,
+    ) -> Option<Repeat> {
         let is_idempotent = request.method == Method::GET && request.body.is_empty();
         match self {
             Self::Broken(0) if reused => Some(Repeat::Unsent),
             Self::Broken(_) if reused && is_idempotent => Some(Repeat::Idempotent),
+            Self::Broken(_) if is_idempotent && has_other() => Some(Repeat::Elsewhere),
             _ => None,
         }
     }

@@ -2,13 +2,14 @@
 
 use std::{
     net::IpAddr,
+    rc::Rc,
     sync::{Arc, atomic::Ordering},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONNECTION};
 use proto::events::v1::Disposition;
-use runtime::crash_point;
+use runtime::{crash_point, trace::Span};
 use types::Refusal;
 
 use super::{
@@ -28,9 +29,9 @@ use crate::{
     keyring::Entry,
     limits::Limits,
     meter::{Facts, Ticket},
-    metrics::Source,
+    metrics::{Repeat, Source},
     path,
-    pool::{Direct, Fault},
+    pool::{Direct, Fault, Target},
     proxy,
     refuse::Refused,
     send,
@@ -235,7 +236,7 @@ impl Call<'_> {
         let worker = &self.hall.worker;
         let mut direct = match front.during(self.connect()).await? {
             Ok(Some(direct)) => direct,
-            Ok(None) => return Ok(self.resumed(None)),
+            Ok(None) => return Ok(self.resumed(None, None)),
             Err(refused) => {
                 let failed = Disposition::UpstreamFailed;
                 return self.refuse(front, refused, failed).await;
@@ -262,19 +263,7 @@ impl Call<'_> {
         let read = match asked {
             Ok(read) => read,
             Err(NoAnswer::Lost) => return Err(Exchanged::Gone),
-            Err(why) => {
-                if let Some(repeat) = why.repeat(request, direct.reused) {
-                    worker.edge.metrics.upstreams.repeated(repeat);
-                    return Ok(self.resumed(None));
-                }
-                // One that had been used before may have been closed for want of use.
-                if matches!(why, NoAnswer::Timeout) || !direct.reused {
-                    worker.pool.failed(direct.target(), Fault::Call);
-                }
-                span.fail(why.refusal().as_str());
-                let failed = Disposition::UpstreamFailed;
-                return self.refuse(front, why.refusal().into(), failed).await;
-            }
+            Err(why) => return self.unanswered(front, request, (direct, span), why).await,
         };
         let mut fields = answer::no_fields();
         let answer = match Answer::parse(&read, &mut fields) {
@@ -284,7 +273,7 @@ impl Call<'_> {
                     let now = worker.edge.clock.monotonic_nanos();
                     self.route.answered_like_most(false, now);
                 }
-                return Ok(self.resumed(Some((direct, read.into()))));
+                return Ok(self.resumed(None, Some((direct, read.into()))));
             }
         };
         self.route.answered_like_most(true, 0);
@@ -299,6 +288,33 @@ impl Call<'_> {
         Ok(front.end(is_last))
     }
 
+    /// There is no answer: hyper asks again where that is safe, else the call ends.
+    async fn unanswered(
+        self,
+        front: &mut Front<'_>,
+        request: &Request<'_>,
+        (direct, span): (Direct, Span),
+        why: NoAnswer,
+    ) -> Result<Exchanged, Exchanged> {
+        let (worker, upstream) = (&self.hall.worker, &self.service.upstream);
+        let target = Rc::clone(direct.target());
+        let has_other = || worker.pool.has_other(upstream, &target);
+        let repeat = why.repeat(request, direct.reused, has_other);
+        // One that had been used before may have been closed for want of use.
+        if matches!(why, NoAnswer::Timeout) || !direct.reused {
+            worker.pool.failed(&target, Fault::Call);
+        }
+        drop(direct); // its place may be needed
+        let Some(repeat) = repeat else {
+            span.fail(why.refusal().as_str());
+            let failed = Disposition::UpstreamFailed;
+            return self.refuse(front, why.refusal().into(), failed).await;
+        };
+        worker.edge.metrics.upstreams.repeated(repeat);
+        let avoid = (repeat == Repeat::Elsewhere).then_some(target);
+        Ok(self.resumed(avoid, None))
+    }
+
     /// A connection to the upstream. `Ok(None)`: hyper has to wait for one.
     async fn connect(&self) -> Result<Option<Direct>, Refused> {
         let (pool, upstream) = (&self.hall.worker.pool, &self.service.upstream);
@@ -310,7 +326,7 @@ impl Call<'_> {
     }
 
     /// hyper goes on.
-    fn resumed(self, answered: Option<(Direct, Bytes)>) -> Exchanged {
+    fn resumed(self, avoid: Option<Rc<Target>>, answered: Option<(Direct, Bytes)>) -> Exchanged {
         Exchanged::Begun(Box::new(Resume {
             id: self.id,
             limits: self.limits,
@@ -318,6 +334,7 @@ impl Call<'_> {
             catalogue: Arc::clone(self.catalogue),
             service: self.service.name.clone(),
             rest: self.rest,
+            avoid,
             answered,
         }))
     }

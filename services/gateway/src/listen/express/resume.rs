@@ -15,7 +15,7 @@ use crate::{
     edge::{CallId, Denied, Dialect, Worker, seal},
     limits::Limits,
     meter::Ticket,
-    pool::{Direct, Fault},
+    pool::{Direct, Fault, Target},
     proxy,
     refuse::Refused,
 };
@@ -28,6 +28,8 @@ pub(in crate::listen) struct Resume {
     pub(super) catalogue: Arc<Catalogue>,
     pub(super) service: String,
     pub(super) rest: String,
+    /// It was sent there, and not answered.
+    pub(super) avoid: Option<Rc<Target>>,
     /// It was sent, and of its answer so much was read.
     pub(super) answered: Option<(Direct, Bytes)>,
 }
@@ -45,6 +47,7 @@ pub(in crate::listen) async fn resume(
         catalogue,
         service,
         rest,
+        avoid,
         answered,
     } = resume;
     let route = catalogue
@@ -60,6 +63,7 @@ pub(in crate::listen) async fn resume(
                 route,
                 rest,
                 replay: None,
+                avoid,
             };
             proxy::forward(&worker, request, admitted).await
         }
