@@ -261,6 +261,9 @@ impl Stack {
 
     /// The next lives of a service die at these points (`point:n`, one a life, in order).
     pub(crate) fn arm(&self, service: &str, points: &[String]) {
+        if !cfg!(debug_assertions) {
+            panic!("releases have no crash points: run this test without FAULT_PROFILE=release");
+        }
         let mut file = std::fs::File::options()
             .create(true)
             .append(true)
