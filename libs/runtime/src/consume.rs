@@ -31,10 +31,12 @@ use types::JournalId;
 pub use self::failure::ApplyError;
 use self::{arrears::Arrears, aside::bury, room::Room};
 use crate::{
-    batch, crash_point,
+    batch::{self, Ranges},
+    crash_point,
     host::{Host, Stop},
     inbox::{self, Lost},
     letters::{self, Desk},
+    mutant,
     origin::{self, Moved, Server, Since},
     postgres,
     standby::Trail,
@@ -347,6 +349,9 @@ async fn transaction<A: Apply>(
     let mut lost: Vec<Lost> = Vec::new();
     for (index, parcel) in parcels.iter().enumerate() {
         let ranges = inbox.entry(parcel.journal).or_default();
+        if mutant!("consumer.adds_without_inbox") {
+            *ranges = Ranges::default();
+        }
         let records = batch::unseen(ranges, &parcel.batch);
         let unreadable = batch::unreadable(ranges, &parcel.batch).into_iter();
         lost.extend(unreadable.map(|(from, below, cause)| Lost {

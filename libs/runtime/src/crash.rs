@@ -1,5 +1,6 @@
 //! Points at which a debug build can be made to die, so that tests can kill a process between any
-//! two steps. Release builds have none.
+//! two steps; and protections that it can be made to do without, so that tests can show that the
+//! oracle objects. Release builds have neither.
 
 /// Dies here with SIGKILL when `TOLLGATE_CRASH_AT` names this point (`point` or `point:n` for the
 /// n-th passage), or a folder whose file for this process does. Names are
@@ -21,6 +22,27 @@ macro_rules! error_point {
     };
 }
 
+/// Is this protection taken away? Only when `TOLLGATE_MUTANT` names it; in release builds never.
+/// Names are `<service>.<what it then does>`.
+#[macro_export]
+macro_rules! mutant {
+    ($name:literal) => {
+        $crate::crash::is_mutant($name)
+    };
+}
+
+/// Release builds keep all their protections.
+#[cfg(not(debug_assertions))]
+pub const fn is_mutant(_: &str) -> bool {
+    false
+}
+
+/// The protection that this process does without.
+#[cfg(not(debug_assertions))]
+pub(crate) const fn mutant() -> Option<&'static str> {
+    None
+}
+
 #[cfg(debug_assertions)]
 mod armed {
     use std::{
@@ -36,6 +58,22 @@ mod armed {
     use anyhow::Context as _;
 
     static POINT: OnceLock<(String, AtomicU64)> = OnceLock::new();
+    static MUTANT: OnceLock<String> = OnceLock::new();
+
+    /// Takes a protection away, for the life of this process.
+    pub(crate) fn mutate(name: &str) {
+        MUTANT.get_or_init(|| name.to_owned());
+        tracing::error!(mutant = name, "this process does without a protection");
+    }
+
+    /// Is this the one?
+    pub fn is_mutant(name: &str) -> bool {
+        mutant() == Some(name)
+    }
+
+    pub(crate) fn mutant() -> Option<&'static str> {
+        MUTANT.get().map(String::as_str)
+    }
 
     /// Arms a point, once per process: `spec` names it, or else the absolute path of a folder.
     /// There the file of the process, named after its services, has a point a line; each life
@@ -108,7 +146,7 @@ mod armed {
 }
 
 #[cfg(debug_assertions)]
-pub use armed::{failing, passed};
+pub use armed::{failing, is_mutant, passed};
 
 #[cfg(debug_assertions)]
-pub(crate) use armed::arm;
+pub(crate) use armed::{arm, mutant, mutate};

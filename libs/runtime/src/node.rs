@@ -51,6 +51,8 @@ pub struct Settings {
     crash_at: Option<String>,
     #[cfg(debug_assertions)]
     clock_at: Option<String>,
+    #[cfg(debug_assertions)]
+    mutant: Option<String>,
     trace: trace::Settings,
 }
 
@@ -188,6 +190,11 @@ impl Settings {
             "debug builds: a file, or a folder with a file of each process, with the milliseconds \
              by which its clock is off",
         );
+        #[cfg(debug_assertions)]
+        let mutant = variables.optional(
+            "TOLLGATE_MUTANT",
+            "debug builds: the protection that is taken away",
+        );
         Self {
             postgres_url,
             nats_url,
@@ -204,6 +211,8 @@ impl Settings {
             crash_at,
             #[cfg(debug_assertions)]
             clock_at,
+            #[cfg(debug_assertions)]
+            mutant,
             trace: trace::Settings::read(variables),
         }
     }
@@ -259,6 +268,10 @@ impl Node {
         #[cfg(debug_assertions)]
         if let Some(point) = &settings.crash_at {
             crate::crash::arm(point, services)?;
+        }
+        #[cfg(debug_assertions)]
+        if let Some(name) = &settings.mutant {
+            crate::crash::mutate(name);
         }
         let login = login(&settings, services.iter().any(|it| has_tables(it)))?;
         let (lost, losses) = watch::channel(0);

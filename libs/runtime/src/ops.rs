@@ -193,5 +193,6 @@ async fn version() -> Json<Value> {
         "version": env!("CARGO_PKG_VERSION"),
         "commit": option_env!("TOLLGATE_COMMIT").unwrap_or("unknown"),
         "crash_points": cfg!(debug_assertions),
+        "mutant": crate::crash::mutant(),
     }))
 }

@@ -314,7 +314,8 @@ async fn work(
     }
 }
 
-fn note(outcome: &mut Outcome, began: Instant, answer: anyhow::Result<Answer>) {
+/// Adds a call, and what became of it.
+pub fn note(outcome: &mut Outcome, began: Instant, answer: anyhow::Result<Answer>) {
     outcome.sent += 1;
     let Ok(answer) = answer else {
         outcome.broken += 1;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use prost::Message as _;
 use proto::events::v1::Applied;
-use runtime::{Host, Stop, crash_point, trace::TRACEPARENT};
+use runtime::{Host, Stop, crash_point, mutant, trace::TRACEPARENT};
 use tokio::sync::watch;
 use types::JournalId;
 
@@ -98,6 +98,9 @@ impl Shipper {
                 self.publish(&parcel, stop).await?;
                 let next = parcel.next();
                 self.course.published(next);
+                if mutant!("gateway.trims_on_acknowledgement") {
+                    self.trim(next).await?;
+                }
                 self.shipped.send_if_modified(|seen| {
                     let more = next > *seen;
                     *seen = next.max(*seen);

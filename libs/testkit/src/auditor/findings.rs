@@ -58,8 +58,8 @@ pub struct Report {
     /// Records that can never be read again, as their journals' owners have declared: explained,
     /// and no difference.
     pub recorded_gaps: u64,
-    /// Credits of such records, debited by the total that a later record states, and what owners who
-    /// were given up had told last: no row says for which call.
+    /// Credits of such records, debited by the total that a later record states, and what owners
+    /// who were given up had told last: no row says for which call.
     pub unitemised: u64,
     /// Records that an operator has decided that a consumer never applies, of all consumers.
     pub discarded: u64,

@@ -87,15 +87,15 @@ const WRITE_OFF: &str = "wallet.writeoff_committed";
 
 const ELSEWHERE: [&str; 4] = [WRITE_OFF, TUNNEL, DISCARD[0], DISCARD[1]];
 
-/// Points in the sources.
-fn points_in(folder: &Path, found: &mut BTreeSet<String>) {
+/// What follows a macro's name and quote in the sources: points, mutants.
+pub(crate) fn named_in(folder: &Path, before: &str, found: &mut BTreeSet<String>) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.is_dir() {
-            points_in(&path, found);
+            named_in(&path, before, found);
         } else if path.extension().is_some_and(|it| it == "rs") {
             let text = std::fs::read_to_string(&path).unwrap();
-            let named = text.split(concat!("crash_", "point!(\"")).skip(1);
+            let named = text.split(before).skip(1);
             found.extend(named.filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
         }
     }
@@ -106,7 +106,11 @@ fn f02_every_point_of_the_code_is_known_here() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut found = BTreeSet::new();
     for folder in ["libs", "services"] {
-        points_in(&root.join(folder), &mut found);
+        named_in(
+            &root.join(folder),
+            concat!("crash_", "point!(\""),
+            &mut found,
+        );
     }
     let known: BTreeSet<String> = POINTS.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(found, known, "points of the code and points of the test");

@@ -3,6 +3,7 @@
 //! The short forms run in `make test`; the long ones are ignored there and run by `make faults`.
 //! A test's name begins with the number of its fault, `f06_…`: `make faults FAULTS=F6` goes by it.
 
+mod behind;
 mod bus;
 mod clocks;
 mod credits;

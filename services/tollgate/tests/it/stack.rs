@@ -237,6 +237,15 @@ impl Stack {
     /// As `audit`, with what clients saw: each answer with a request id that cost something has
     /// its one row.
     pub(crate) fn audit_with(&self, outcomes: &[&Outcome]) -> Value {
+        let path = self.write_transcript(outcomes);
+        let (code, report, errors) =
+            self.try_cli(&["audit", "--wait", "60", "--transcript", &path]);
+        assert_eq!(code, Some(0), "the auditor objects: {report:#} {errors}");
+        report
+    }
+
+    /// Writes down what clients saw, for the auditor. Returns where.
+    pub(crate) fn write_transcript(&self, outcomes: &[&Outcome]) -> String {
         let path = self.transcript();
         let mut lines = String::new();
         for done in outcomes.iter().flat_map(|outcome| &outcome.done) {
@@ -247,14 +256,10 @@ impl Stack {
             lines.push_str(&format!("{line}\n"));
         }
         std::fs::write(&path, lines).expect("written");
-        let path = path.to_string_lossy().into_owned();
-        let (code, report, errors) =
-            self.try_cli(&["audit", "--wait", "60", "--transcript", &path]);
-        assert_eq!(code, Some(0), "the auditor objects: {report:#} {errors}");
-        report
+        path.to_string_lossy().into_owned()
     }
 
-    /// What clients saw, as `audit_with` wrote it last.
+    /// What clients saw, as it was written last.
     pub(crate) fn transcript(&self) -> PathBuf {
         self.dir.path().join("transcript.jsonl")
     }

@@ -23,7 +23,7 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 const DEATH_LIMIT: Duration = Duration::from_secs(20);
 
 /// What a test saw of its own calls.
-fn outcome_of(answers: &[Answer]) -> Outcome {
+pub(super) fn outcome_of(answers: &[Answer]) -> Outcome {
     let done = |answer: &Answer| Done {
         request_id: answer.header("x-request-id").to_owned(),
         status: answer.status.as_u16(),
@@ -197,7 +197,7 @@ async fn wallet_answers(stack: &Stack) {
 }
 
 /// Some lease is in this state.
-async fn given_up(stack: &Stack, state: &str) {
+pub(super) async fn given_up(stack: &Stack, state: &str) {
     let noticed = eventually(SETTLE_LIMIT, "its leases are given up", async || {
         let (states,): (Option<String>,) =
             sqlx::query_as("select string_agg(distinct state, ',') from wallet.leases")

@@ -46,8 +46,8 @@ pub(crate) struct Figures {
     pub(crate) kills: usize,
     /// Faults of any kind, kills among them.
     pub(crate) faults: usize,
-    /// Answers 402 though there was credit: any, unless a test lets its customers run out and counts
-    /// for itself.
+    /// Answers 402 though there was credit: any, unless a test lets its customers run out and
+    /// counts for itself.
     pub(crate) false_402: usize,
     /// From the end of the last fault to quiet.
     pub(crate) quiet: Duration,

@@ -54,25 +54,7 @@ async fn lose_the_stream(times: usize) {
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
     let mut lost = 0;
     for turn in 0..times {
-        let before = messages(&stack).await;
-        let sleepers: Vec<i32> = CONSUMERS.iter().flat_map(|name| stack.pids(name)).collect();
-        sleepers.iter().for_each(|pid| signal(*pid, Signal::STOP));
-        let stored = eventually(
-            SETTLE_LIMIT,
-            "batches are acknowledged",
-            async || match messages(&stack).await {
-                now if now >= before + 10 => Ok(now - before),
-                now => Err(format!("{now} messages, {before} before")),
-            },
-        );
-        lost += stored.await.expect("stored");
-        if turn % 2 == 0 {
-            usage(&stack).await.purge().await.expect("purged");
-        } else {
-            let context = jetstream(&stack).await;
-            context.delete_stream("USAGE").await.expect("deleted");
-        }
-        sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
+        lost += lose_unapplied(&stack, &load, 0, turn % 2 == 0).await;
         load.more_answers(100).await;
     }
     let outcome = load.finish().await;
@@ -87,8 +69,39 @@ async fn lose_the_stream(times: usize) {
     only(&outcome, &[200, 422, 503]);
 }
 
+/// Takes from the stream, while all consumers stand still, what it has acknowledged meanwhile, of
+/// so many calls at least: all it has, or itself. Returns how many messages nobody had applied.
+pub(super) async fn lose_unapplied(
+    stack: &Stack,
+    load: &Load,
+    calls: usize,
+    is_purged: bool,
+) -> u64 {
+    let before = messages(stack).await;
+    let sleepers: Vec<i32> = CONSUMERS.iter().flat_map(|name| stack.pids(name)).collect();
+    sleepers.iter().for_each(|pid| signal(*pid, Signal::STOP));
+    load.more_answers(calls).await;
+    let stored = eventually(
+        SETTLE_LIMIT,
+        "batches are acknowledged",
+        async || match messages(stack).await {
+            now if now >= before + 10 => Ok(now - before),
+            now => Err(format!("{now} messages, {before} before")),
+        },
+    );
+    let lost = stored.await.expect("stored");
+    if is_purged {
+        usage(stack).await.purge().await.expect("purged");
+    } else {
+        let context = jetstream(stack).await;
+        context.delete_stream("USAGE").await.expect("deleted");
+    }
+    sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
+    lost
+}
+
 /// Every call was answered, with one of these.
-fn only(outcome: &testkit::load::Outcome, statuses: &[u16]) {
+pub(super) fn only(outcome: &testkit::load::Outcome, statuses: &[u16]) {
     let is_good = |status: &u16| statuses.contains(status);
     assert!(
         outcome.by_status.keys().all(is_good) && outcome.broken == 0 && outcome.unreachable == 0,
