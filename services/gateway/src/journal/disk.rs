@@ -17,8 +17,9 @@ pub trait Disk: Send + Sync {
     fn reopen(&self, path: &Path) -> io::Result<File>;
     /// Makes the file's data durable. Also covers what was written through a mapping.
     fn sync(&self, path: &Path, file: &File) -> io::Result<()>;
-    /// Makes creations, renames and removals in a directory durable.
-    fn sync_directory(&self, path: &Path) -> io::Result<()>;
+    /// Makes creations, renames and removals in a directory durable. It is open already: a failed
+    /// `fsync` is final, and having no descriptor left is none.
+    fn sync_directory(&self, path: &Path, directory: &File) -> io::Result<()>;
     /// Gives a file its name, replacing what had it.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives each of two files the other's name, at once. Needs no space, as nothing is made.
@@ -59,8 +60,8 @@ impl Disk for SystemDisk {
         file.sync_data()
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+    fn sync_directory(&self, _path: &Path, directory: &File) -> io::Result<()> {
+        directory.sync_all()
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -1,6 +1,7 @@
 //! The append path: numbering, writing and committing under one lock, and the room for it.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -75,6 +76,8 @@ pub(super) struct Log {
     pub(super) root: Arc<Root>,
     pub(super) id: Uuid,
     pub(super) dir: PathBuf,
+    /// `dir`, to sync it.
+    pub(super) directory: File,
     pub(super) capacity: Capacity,
     pub(super) appender: Mutex<Appender>,
     pub(super) runs: RwLock<VecDeque<Run>>,
@@ -96,7 +99,7 @@ impl Log {
     pub(super) fn new(
         root: Arc<Root>,
         id: Uuid,
-        dir: PathBuf,
+        (dir, directory): (PathBuf, File),
         capacity: Capacity,
         state: State,
     ) -> Self {
@@ -114,6 +117,7 @@ impl Log {
             root,
             id,
             dir,
+            directory,
             capacity,
             appender: Mutex::new(appender),
             runs: RwLock::new(runs),

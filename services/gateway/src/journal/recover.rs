@@ -1,5 +1,6 @@
 //! What an earlier process left: found, judged, kept readable.
 
+use std::fs::File;
 use std::mem;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -119,8 +120,9 @@ fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
     for segment in &mut found {
         rename(root, segment)?;
     }
+    let directory = File::open(&dir).map_err(Error::io("open", &dir))?;
     root.disk
-        .sync_directory(&dir)
+        .sync_directory(&dir, &directory)
         .map_err(Error::io("sync", &dir))?;
 
     // Damage names files as they are called from now on.
@@ -167,7 +169,13 @@ fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
         // What completes an old journal is what lets it be removed in the end.
         bytes_max: u64::MAX,
     };
-    let log = Arc::new(Log::new(Arc::clone(root), id, dir, capacity, state));
+    let log = Arc::new(Log::new(
+        Arc::clone(root),
+        id,
+        (dir, directory),
+        capacity,
+        state,
+    ));
     Ok(Recovered {
         journal: Journal { log },
         damage,

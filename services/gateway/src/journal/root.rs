@@ -25,6 +25,8 @@ pub(super) struct Root {
     pub(super) dir: PathBuf,
     pub(super) disk: Arc<dyn Disk>,
     bytes: AtomicU64,
+    /// `dir`, to sync it.
+    pub(super) directory: File,
     /// Holds the lock while open.
     _lock: File,
 }
@@ -57,16 +59,18 @@ impl Root {
             written => written.map_err(Error::io("write", &path))?,
         }
         let bytes = AtomicU64::new(0);
+        let directory = File::open(dir).map_err(Error::io("open", dir))?;
         Ok(Arc::new(Self {
             dir: dir.to_path_buf(),
             disk,
             bytes,
+            directory,
             _lock: lock,
         }))
     }
 
-    /// Makes the directory of a new journal.
-    pub(super) fn create_journal(&self, id: Uuid) -> Result<PathBuf> {
+    /// Makes the directory of a new journal, and opens it to be synced.
+    pub(super) fn create_journal(&self, id: Uuid) -> Result<(PathBuf, File)> {
         let dir = self.dir.join(format!("{JOURNAL_PREFIX}{}", id.simple()));
         if dir.exists() {
             return Err(Error::Exists(id));
@@ -76,12 +80,13 @@ impl Root {
         fs::rename(&prepared, &dir)
             .or_else(|_| fs::create_dir(&dir))
             .map_err(Error::io("create", &dir))?;
+        let directory = File::open(&dir).map_err(Error::io("open", &dir))?;
         // Without one, the next life has to find room itself.
         drop(fs::create_dir(&prepared));
         self.disk
-            .sync_directory(&self.dir)
+            .sync_directory(&self.dir, &self.directory)
             .map_err(Error::io("sync", &self.dir))?;
-        Ok(dir)
+        Ok((dir, directory))
     }
 
     /// The journals found, oldest first, as version 7 ids sort by time.

@@ -108,7 +108,9 @@ impl Log {
         upkeep.next_spare = number.strict_add(1);
         self.root.count(bytes);
         self.final_sync(&path, self.root.disk.sync(&path, &file))?;
-        self.final_sync(&self.dir, self.root.disk.sync_directory(&self.dir))?;
+        let disk = &self.root.disk;
+        let synced = disk.sync_directory(&self.dir, &self.directory);
+        self.final_sync(&self.dir, synced)?;
         let map = Map::writable(&file).map_err(Error::io("map", &path))?;
         self.add_spare(Segment::new(map, path, file, now_ms));
         crash_point!("gateway.segment_created");
@@ -286,7 +288,8 @@ impl Log {
             false => disk.rename(&new, &path),
         };
         named.map_err(Error::io("rename", &new))?;
-        self.final_sync(&self.dir, disk.sync_directory(&self.dir))?;
+        let synced = disk.sync_directory(&self.dir, &self.directory);
+        self.final_sync(&self.dir, synced)?;
         crash_point!("gateway.watermark_saved");
         Ok(())
     }
@@ -315,7 +318,8 @@ impl Log {
             self.end(&mut upkeep)?;
         }
         if !self.dir.exists() {
-            let done = self.root.disk.sync_directory(&self.root.dir);
+            let root = &self.root;
+            let done = root.disk.sync_directory(&root.dir, &root.directory);
             return done.map_err(Error::io("sync", &self.root.dir));
         }
         loop {
@@ -386,7 +390,7 @@ pub(super) fn remove_directory(root: &Root, dir: &Path) -> Result<()> {
         result => result.map_err(Error::io("remove", dir))?,
     }
     root.disk
-        .sync_directory(&root.dir)
+        .sync_directory(&root.dir, &root.directory)
         .map_err(Error::io("sync", &root.dir))
 }
 

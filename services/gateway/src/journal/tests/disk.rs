@@ -81,7 +81,7 @@ impl Disk for TestDisk {
         self.sync_result()
     }
 
-    fn sync_directory(&self, _path: &Path) -> io::Result<()> {
+    fn sync_directory(&self, _path: &Path, _directory: &File) -> io::Result<()> {
         self.sync_result()
     }
 

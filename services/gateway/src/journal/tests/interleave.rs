@@ -178,7 +178,7 @@ impl Disk for SlowDisk {
         Ok(())
     }
 
-    fn sync_directory(&self, _: &Path) -> io::Result<()> {
+    fn sync_directory(&self, _: &Path, _: &File) -> io::Result<()> {
         Ok(())
     }
 
@@ -218,7 +218,14 @@ fn journal(records: u64) -> Arc<Log> {
         bytes_max: u64::MAX,
     };
     let dir = dir.path().to_path_buf();
-    let log = Log::new(Arc::clone(root), id(1), dir, capacity, State::default());
+    let directory = File::open(&dir).expect("a folder");
+    let log = Log::new(
+        Arc::clone(root),
+        id(1),
+        (dir, directory),
+        capacity,
+        State::default(),
+    );
     log.keep_room(NOW_MS).expect("room");
     Arc::new(log)
 }

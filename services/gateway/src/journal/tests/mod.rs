@@ -6,6 +6,7 @@
 )]
 
 mod damage;
+mod descriptors;
 pub(crate) mod disk;
 mod faults;
 mod format;

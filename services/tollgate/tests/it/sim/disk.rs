@@ -203,7 +203,7 @@ impl Disk for SimDisk {
         })
     }
 
-    fn sync_directory(&self, path: &Path) -> io::Result<()> {
+    fn sync_directory(&self, path: &Path, _directory: &File) -> io::Result<()> {
         self.operate(|state| {
             state.unsynced.retain(|change| {
                 let parent = change.path().parent().expect("in a directory");
