@@ -2,8 +2,8 @@
 //!
 //! - Sent again is what the upstream has certainly not worked on: what never left, and what it
 //!   refused by HTTP/2 before it looked at it (`REFUSED_STREAM`, above the last stream of a
-//!   `GOAWAY`). And a call that changes nothing, when the connection had been used before; or when a
-//!   new one broke, once, at another address.
+//!   `GOAWAY`). And a call that changes nothing, when the connection had been used before; or when
+//!   a new one broke, once, at another address.
 //! - Never once a byte of an answer was there; and a call has one ticket, however often it is sent.
 
 use std::{cell::RefCell, error::Error as _, pin::pin, rc::Rc, time::Duration};

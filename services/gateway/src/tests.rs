@@ -5,7 +5,7 @@ mod flow;
 mod power;
 mod priced;
 pub(crate) mod rig;
-mod secure;
+pub(crate) mod secure;
 mod strangers;
 mod tables;
 mod throttle;

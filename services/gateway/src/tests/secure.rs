@@ -12,7 +12,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::upstreams::{Upstream, call, scene};
 
-const TRUSTED: [&[u8]; 2] = [
+pub(crate) const TRUSTED: [&[u8]; 2] = [
     include_bytes!("../listen/tests/fixture/first.pem"),
     include_bytes!("../listen/tests/fixture/first.key.pem"),
 ];
@@ -22,7 +22,7 @@ const STRANGE: [&[u8]; 2] = [
 ];
 
 /// Shows this certificate, and takes these protocols.
-fn acceptor([chain, key]: [&[u8]; 2], protocols: &[&str]) -> TlsAcceptor {
+pub(crate) fn acceptor([chain, key]: [&[u8]; 2], protocols: &[&str]) -> TlsAcceptor {
     let chain = CertificateDer::from_pem_slice(chain).expect("a certificate");
     let key = PrivateKeyDer::from_pem_slice(key).expect("a key");
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());

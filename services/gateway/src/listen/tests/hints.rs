@@ -1,6 +1,12 @@
 //! Interim answers of upstreams, on both ways of a call.
 
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
 use super::{express::raw, with_front};
+use crate::tests::secure::{TRUSTED, acceptor};
 
 #[test]
 fn hints_come_before_their_answer_and_cost_nothing_on_both_ways() {
@@ -101,5 +107,44 @@ fn hints_of_calls_that_were_sent_ahead_stand_before_their_own_answers() {
             let is_sound = statuses == [200] || may_hint && statuses == [103, 200];
             assert!(is_sound, "{number}: {statuses:?}");
         }
+    });
+}
+
+#[test]
+fn hints_of_an_upstream_behind_tls_come_while_its_answer_is_awaited() {
+    with_front(&[], async |front| {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let port = address.port();
+        front.rig.offer(address, |service| {
+            service.upstream_url = format!("https://localhost:{port}");
+            "auto".clone_into(&mut service.protocol);
+        });
+        let mut client = front.connect().await;
+        client
+            .send(front.request("GET /api/v1/echo/a", "").as_bytes())
+            .await;
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let tls = acceptor(TRUSTED, &["http/1.1"]).accept(stream).await;
+        let mut upstream = tls.expect("TLS");
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(upstream.read_u8().await.expect("a head"));
+        }
+        let hint = b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n";
+        for _ in 0..2 {
+            upstream.write_all(hint).await.expect("sent");
+            upstream.flush().await.expect("sent");
+            while client.got().len() < hint.len() {
+                assert!(client.more().await, "{:?}", client.got());
+            }
+            assert_eq!(client.got(), hint);
+            client.drop_front(hint.len());
+        }
+        let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        upstream.write_all(answer).await.expect("sent");
+        upstream.flush().await.expect("sent");
+        assert_eq!(client.answer().await.expect("an answer").body, b"ok");
+        assert_eq!(front.rig.records().len(), 1);
     });
 }
