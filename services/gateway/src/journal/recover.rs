@@ -125,19 +125,7 @@ fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
         .sync_directory(&dir, &directory)
         .map_err(Error::io("sync", &dir))?;
 
-    // Damage names files as they are called from now on.
-    let mut damage = Vec::new();
-    for (index, cause, missing) in mem::take(&mut scanner.damage) {
-        let path = found
-            .get(index)
-            .map(|segment| segment.path.clone())
-            .unwrap_or_default();
-        damage.push(Damage {
-            path,
-            cause,
-            missing,
-        });
-    }
+    let mut damage = damages(mem::take(&mut scanner.damage), &found);
     if saved == Saved::Bad {
         damage.push(Damage {
             path: dir.join(WATERMARK),
@@ -181,6 +169,19 @@ fn recover(root: &Arc<Root>, id: Uuid, dir: PathBuf) -> Result<Recovered> {
         damage,
         torn_seq: scanner.torn_seq,
     })
+}
+
+/// What is damaged, by the names that files have from now on.
+fn damages(scanned: Vec<(usize, Cause, Range<u64>)>, found: &[Found]) -> Vec<Damage> {
+    let named = scanned.into_iter().map(|(index, cause, missing)| Damage {
+        path: found
+            .get(index)
+            .map(|segment| segment.path.clone())
+            .unwrap_or_default(),
+        cause,
+        missing,
+    });
+    named.collect()
 }
 
 /// Gives a damaged segment the name that says so, and a used spare the name it should have.
