@@ -17,7 +17,7 @@ use testkit::{
 
 use super::{
     DISTANCE, Load,
-    figures::{self, Figures},
+    figures::{self, Figures, a_second},
     fund,
     quiet::quiet,
     render,
@@ -120,8 +120,8 @@ impl Bus {
                 false => Err(format!("{now} of {wanted}")),
             }
         });
-        let caught_up = rate(caught_up.await.expect("caught up"), began.elapsed());
-        let arrival = rate(during, away);
+        let caught_up = a_second(caught_up.await.expect("caught up"), began.elapsed());
+        let arrival = a_second(during, away);
         format!(
             "{fault:?} {away:?}: {during} calls, {arrival:.0} a second; caught up after {:.1} s, \
              {caught_up:.0} a second, {:.1} times as fast",
@@ -137,11 +137,6 @@ enum Fault {
     Stopped,
     Silent,
     Slow,
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a figure to read")]
-fn rate(count: usize, took: Duration) -> f64 {
-    count as f64 / took.as_secs_f64().max(0.001)
 }
 
 /// F6: calls go on from the journal while nothing can be shipped, and are shipped afterwards.

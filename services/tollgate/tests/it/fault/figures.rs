@@ -33,6 +33,12 @@ fn number(variable: &str) -> Option<u64> {
     Some(number.unwrap_or_else(|_| panic!("{variable}={text} is no number")))
 }
 
+/// How many there were in a second.
+#[expect(clippy::cast_precision_loss, reason = "a figure to read")]
+pub(crate) fn a_second(count: usize, took: Duration) -> f64 {
+    count as f64 / took.as_secs_f64().max(0.001)
+}
+
 /// The figures of one test.
 #[derive(Debug, Default)]
 pub(crate) struct Figures {
