@@ -1,6 +1,7 @@
-//! Brings credits and permits from the wallet: acquisition and renewal; `upkeep` has what follows,
-//! and `desk` decides.
+//! Brings credits and permits from the wallet: acquisition and renewal; `asker` carries what is
+//! asked for, `upkeep` has what follows, and `desk` decides.
 
+mod asker;
 pub(crate) mod desk;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,10 @@ use types::{
     JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, QuotaKind, Refusal, lease_part,
 };
 
-use self::desk::{Desk, Grant, News};
+use self::{
+    asker::Asker,
+    desk::{Desk, Grant, News},
+};
 use crate::{
     journal::{Journal, Slot},
     lease::{Account, Hold, Lease, Owner},
@@ -49,8 +53,8 @@ const CALL_PARTS: i64 = 8;
 const WANT_MAX: i64 = 10_000_000;
 /// Accounts that wait for renewal at most; more renew when they run dry.
 const RENEWALS_MAX: usize = 4_096;
-/// Renewals under way at once: a wallet that is slow for one owner keeps few others waiting.
-const RENEWALS_AT_ONCE: usize = 16;
+/// Renewals under way at once: as many as one request to the wallet holds.
+const RENEWALS_AT_ONCE: usize = 128;
 
 /// All accounts of this process.
 pub(crate) struct Lender {
@@ -60,10 +64,11 @@ pub(crate) struct Lender {
     name: String,
     accounts: papaya::HashMap<Owner, Arc<Account>>,
     desk: Desk,
+    asker: Arc<Asker>,
     /// Requests whose answer has not come, or is not in the journal: the wallet may have lent. They
     /// are asked again with the same nonce, before anything else is asked for the same owner, and
     /// in the background for one who calls no more. Who has the account's turn may change them.
-    unanswered: papaya::HashMap<Owner, wire::AcquireRequest>,
+    unanswered: papaya::HashMap<Owner, wire::Ask>,
     /// Gateways that the wallet hears of, as it said last.
     live_gateways: AtomicU32,
     /// One at a time closes leases: who comes second finds them closed.
@@ -78,13 +83,16 @@ impl Lender {
         name: String,
     ) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Arc<Account>>)> {
         let (renewals, waiting) = mpsc::channel(RENEWALS_MAX);
+        let channel = host.channel("wallet")?;
+        let id = JournalId::new(journal.id());
         let lender = Self {
             journal,
             host: host.clone(),
-            channel: host.channel("wallet")?,
-            name,
+            channel: channel.clone(),
+            name: name.clone(),
             accounts: papaya::HashMap::new(),
             desk: Desk::default(),
+            asker: Asker::new(host, channel, id, name),
             unanswered: papaya::HashMap::new(),
             live_gateways: AtomicU32::new(1),
             closing: tokio::sync::Mutex::new(()),
@@ -208,12 +216,12 @@ impl Lender {
     }
 
     /// What was asked for an owner and not answered.
-    fn unanswered(&self, owner: Owner) -> Option<wire::AcquireRequest> {
+    fn unanswered(&self, owner: Owner) -> Option<wire::Ask> {
         self.unanswered.pin().get(&owner).cloned()
     }
 
     /// A request to be lent at least so many credits.
-    fn request(&self, account: &Account, credits: i64) -> wire::AcquireRequest {
+    fn request(&self, account: &Account, credits: i64) -> wire::Ask {
         let minimum = credits.max(1);
         let per_call = minimum.max(account.per_call());
         let little = per_call.saturating_mul(LEASE_CALLS_MIN).min(account.kept());
@@ -228,13 +236,11 @@ impl Lender {
             .max(per_call.saturating_mul(FIRST_CALLS))
             .max(little)
             .clamp(minimum, WANT_MAX.max(minimum));
-        wire::AcquireRequest {
+        wire::Ask {
             account: Some(wire_account(account)),
-            journal_id: self.journal_id().to_string(),
             nonce: self.host.random::<16>().to_vec(),
             want: wanted,
             minimum,
-            gateway: self.name.clone(),
         }
     }
 
@@ -244,7 +250,7 @@ impl Lender {
     async fn obtain(
         &self,
         account: &Account,
-        request: wire::AcquireRequest,
+        request: wire::Ask,
         credits: i64,
     ) -> Result<Option<Hold>, Refusal> {
         let owner = account.owner;
@@ -285,19 +291,31 @@ impl Lender {
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.
-    async fn ask(&self, request: wire::AcquireRequest) -> Result<wire::AcquireResponse, Status> {
-        let mut attempt = 1;
+    async fn ask(&self, ask: wire::Ask) -> Result<wire::Answer, Status> {
+        let (mut attempt, mut alone) = (1, false);
         loop {
-            let mut request = tonic::Request::new(request.clone());
-            request.set_timeout(ATTEMPT_TIMEOUT);
-            match self.client().acquire(request).await {
-                Ok(answer) => return Ok(answer.into_inner()),
-                Err(status) if attempt < ATTEMPTS_MAX && may_pass(&status) => {
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                    attempt = attempt.saturating_add(1);
+            let answered = self.asker.ask(ask.clone(), alone).await;
+            let status = match answered.map(judged) {
+                Ok(Err(status)) => status,
+                Ok(answer) => return answer,
+                Err(failed) => {
+                    // It may be the fault of another that it was asked with. A wallet that is slow
+                    // is waited for together.
+                    let is_late = failed.status.code() == Grpc::DeadlineExceeded;
+                    let is_others = failed.was_joint && !is_late && !is_refusal(&failed.status);
+                    if attempt < ATTEMPTS_MAX && is_others && !alone {
+                        alone = true;
+                        attempt = attempt.saturating_add(1);
+                        continue;
+                    }
+                    failed.status
                 }
-                Err(status) => return Err(status),
+            };
+            if attempt == ATTEMPTS_MAX || !may_pass(&status) {
+                return Err(status);
             }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            attempt = attempt.saturating_add(1);
         }
     }
 
@@ -424,6 +442,18 @@ fn wire_account(account: &Account) -> wire::Account {
                 ..wire::Account::default()
             }
         }
+    }
+}
+
+/// An answer that says what there is, or why there is none.
+fn judged(answer: wire::Answer) -> Result<wire::Answer, Status> {
+    match answer.outcome() {
+        wire::Outcome::Lent if answer.lease.is_none() => Err(Status::internal("of no lease")),
+        wire::Outcome::Lent | wire::Outcome::Short => Ok(answer),
+        wire::Outcome::Frozen => Err(Status::unavailable("nothing is lent until all have told")),
+        wire::Outcome::Invalid => Err(Status::invalid_argument(answer.problem)),
+        wire::Outcome::NonceReused => Err(Status::already_exists("the nonce is another's")),
+        wire::Outcome::Unspecified => Err(Status::internal("an answer that says nothing")),
     }
 }
 

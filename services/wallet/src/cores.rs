@@ -11,8 +11,8 @@ use types::{Credits, Id, JournalId, KeyId, LeaseId, OrgId};
 
 use crate::{
     domain::{
-        Batch, Book, Changes, Decision, Lease, LeaseState, Level, Report, Situation, Wallet,
-        WalletId, alive_since, decide, permits,
+        Batch, Book, Changes, Decision, Lease, LeaseState, Level, Report, Round, Wallet, WalletId,
+        Wish, alive_since, permits,
     },
     events,
 };
@@ -167,44 +167,40 @@ impl Bank {
             let state = matches!(lease.state, LeaseState::Active | LeaseState::Orphaned);
             lease.journal == ask.journal && lease.wallet == id && state
         };
-        let situation = Situation {
+        let nonce = (ask.journal, ask.nonce);
+        let replayed = self.acquisitions.get(&nonce).copied();
+        let open = self.leases.values().find(is_open).map(|lease| lease.id);
+        let mut round = Round {
             is_retired,
             is_frozen: false,
             live_gateways: self.live_gateways(now),
-            replayed: self.acquisitions.get(&(ask.journal, ask.nonce)).copied(),
-            open: self.leases.values().find(is_open).map(|lease| lease.id),
-        };
-        let (want, minimum) = (Credits::new(ask.want), Credits::new(ask.minimum));
-        let (open, credits) = match decide(want, minimum, row.wallet.available(), &situation) {
-            Decision::Retired => return Answer::Retired,
-            Decision::Replay(lease) => return self.lent(lease, now),
-            Decision::Short | Decision::Frozen => {
-                return Answer::Short(self.holders(ask.journal, id));
-            }
-            Decision::Lend(open, credits) => (open, credits),
+            replayed: replayed
+                .map(|lease| (ask.nonce, lease))
+                .into_iter()
+                .collect(),
+            open: open.map(|lease| (id, lease)).into_iter().collect(),
         };
         let open = open.and_then(|open| self.leases.get(&open).cloned());
-        let lease = open.unwrap_or(Lease {
-            id: new_lease,
-            wallet: id,
-            epoch: 0,
-            wallet_epoch: None,
-            period_end: None,
-            journal: ask.journal,
-            granted: Credits::ZERO,
-            returned_cum: Credits::ZERO,
-            settled_cum: Credits::ZERO,
-            known_cum: Credits::ZERO,
-            final_cum: None,
-            state: LeaseState::Active,
-            created_at: now,
-        });
-        let lease_id = lease.id;
-        let mut book = Book::new([row.wallet.clone()], [lease]);
-        book.lend(lease_id, credits);
-        self.write(book.into_changes());
-        self.acquisitions.insert((ask.journal, ask.nonce), lease_id);
-        self.lent(lease_id, now)
+        let mut book = Book::new([row.wallet.clone()], open);
+        let wish = Wish {
+            nonce: ask.nonce,
+            want: Credits::new(ask.want),
+            minimum: Credits::new(ask.minimum),
+        };
+        let new = |wallet: &Wallet| Lease::new(new_lease, wallet, None, ask.journal, now);
+        let decision = round.answer(&mut book, wish, Some(id), new);
+        match decision {
+            Decision::Retired => Answer::Retired,
+            Decision::Replay(lease) => self.lent(lease, now),
+            Decision::Lend(Some(lease), _) => {
+                self.write(book.into_changes());
+                self.acquisitions.insert(nonce, lease);
+                self.lent(lease, now)
+            }
+            Decision::Lend(None, _) | Decision::Short | Decision::Frozen => {
+                Answer::Short(self.holders(ask.journal, id))
+            }
+        }
     }
 
     fn lent(&self, id: LeaseId, now: Timestamp) -> Answer {

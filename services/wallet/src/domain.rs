@@ -14,11 +14,9 @@ use types::{Credits, Id, JournalId, Kind, LeaseId, OrgId, UserId};
 pub(crate) use book::{Book, Changes, Entry, EntryKind, Movement};
 pub(crate) use epoch::{Epoch, TEST_CREDITS};
 pub(crate) use failover::{Lent, Told, is_awaited, is_forgotten, made_at, may_be_lost};
+pub(crate) use lending::{Ask, Decision, Report, Round, Wish, alive_since, before, kept_since};
 #[cfg(test)]
-pub(crate) use lending::size;
-pub(crate) use lending::{
-    Ask, Decision, Report, Situation, alive_since, before, decide, kept_since,
-};
+pub(crate) use lending::{Situation, decide, size};
 pub(crate) use low::{Fallen, Level};
 pub(crate) use quota::{Quota, permits};
 pub(crate) use settlement::{Batch, Spend, claims};
@@ -140,6 +138,31 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// A new one, with nothing lent by it yet.
+    pub(crate) fn new(
+        id: LeaseId,
+        wallet: &Wallet,
+        period_end: Option<Timestamp>,
+        journal: JournalId,
+        now: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            wallet: wallet.id,
+            epoch: wallet.epoch.map_or(0, |epoch| epoch.number),
+            wallet_epoch: wallet.epoch,
+            period_end,
+            journal,
+            granted: Credits::ZERO,
+            returned_cum: Credits::ZERO,
+            settled_cum: Credits::ZERO,
+            known_cum: Credits::ZERO,
+            final_cum: None,
+            state: LeaseState::Active,
+            created_at: now,
+        }
+    }
+
     /// Everything ever granted; never decreases, whatever was returned since.
     pub(crate) fn granted_cum(&self) -> Credits {
         plus(self.granted, self.returned_cum)

@@ -25,12 +25,6 @@ pub enum Error {
         /// Which.
         journal: JournalId,
     },
-    /// The database was failed over: what it has lent last is not known to it yet.
-    #[error("nothing is lent until the gateways have told what they were lent")]
-    Frozen,
-    /// The nonce stands for credits of another account.
-    #[error("the nonce was used for another account")]
-    NonceReused,
     /// The idempotency key stands for another grant.
     #[error("the idempotency key was used for another grant")]
     GrantDiffers,
@@ -57,12 +51,11 @@ impl Error {
     pub fn code(&self) -> Code {
         match self {
             Self::Invalid { .. } => Code::Invalid,
-            Self::JournalRetired { .. }
-            | Self::JournalAlive { .. }
-            | Self::NonceReused
-            | Self::GrantDiffers => Code::Conflict,
+            Self::JournalRetired { .. } | Self::JournalAlive { .. } | Self::GrantDiffers => {
+                Code::Conflict
+            }
             Self::UnknownLease { .. } => Code::NotFound,
-            Self::Unavailable(_) | Self::Frozen => Code::Unavailable,
+            Self::Unavailable(_) => Code::Unavailable,
             Self::Internal(_) => Code::Internal,
         }
     }

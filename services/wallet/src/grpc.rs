@@ -1,5 +1,6 @@
 //! The wallet over gRPC.
 
+mod lending;
 mod wire;
 
 use std::time::Duration;
@@ -13,22 +14,22 @@ use tonic::{Request, Response, Status, async_trait};
 use types::{Code, Credits, KeyId};
 
 pub(crate) use self::wire::account;
-use self::wire::{
-    ask, check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, lent_of,
-    page_token, report_of, use_to_wire,
+use self::{
+    lending::Lending,
+    wire::{
+        check_gateway, check_text, entry_to_wire, invalid, lease_id, lease_to_wire, lent_of,
+        page_token, report_of, use_to_wire,
+    },
 };
 use crate::{
-    domain::{self, Ask, Breach, GRANT_CREDITS_MAX, Lease, Live, Report, Test},
+    domain::{self, Breach, GRANT_CREDITS_MAX, Live, Report, Test},
     error::{Error, Result},
     events::Recall,
-    store::{Grant, Heartbeat, Lent, Store, WalletView},
+    store::{Grant, Heartbeat, Store, WalletView},
 };
 
 type Reply<T> = Result<Response<T>, Status>;
 
-/// Recalls before a request for credits is refused. One is enough unless others take what came
-/// back; all together stay within a fifth of a second.
-const RECALLS_MAX: u32 = 3;
 /// Leases of one heartbeat. A gateway holds one per wallet it serves.
 const REPORTS_MAX: usize = 100_000;
 /// Keys of one question about quotas.
@@ -47,43 +48,16 @@ pub(crate) struct Service {
     pub(crate) orphan: Duration,
 }
 
-impl Service {
-    /// Lends, after asking for credits back when they are short.
-    async fn lend(&self, ask: &Ask) -> Result<(Option<Lease>, Credits)> {
-        let new_ids = (self.ids.new_id::<Test>().uuid(), self.ids.new_id());
-        let mut recalls = 0;
-        loop {
-            let lent = self.store.acquire(ask, new_ids, &self.clock).await?;
-            let (available, holders) = match lent {
-                Lent::Lease { lease, available } => return Ok((Some(*lease), available)),
-                Lent::Short { available, holders } => (available, holders),
-            };
-            if holders.is_empty() || recalls == RECALLS_MAX {
-                return Ok((None, available));
-            }
-            recalls = recalls.saturating_add(1);
-            let answers = self.recall.ask(&holders).await;
-            if !answers.is_empty() {
-                log(&self.store.take_back(&answers, self.clock.now()).await?);
-            }
-        }
-    }
-}
-
 #[async_trait]
 impl WalletService for Service {
+    type AcquireStream = lending::Answers;
+
     async fn acquire(
         &self,
         request: Request<message::AcquireRequest>,
-    ) -> Reply<message::AcquireResponse> {
-        let ask = ask(request.into_inner())?;
-        let (lease, available) = self.lend(&ask).await?;
-        let now = self.clock.now();
-        let lease = lease.as_ref().map(|lease| lease_to_wire(lease, now));
-        Ok(Response::new(message::AcquireResponse {
-            lease,
-            available: available.get(),
-        }))
+    ) -> Reply<Self::AcquireStream> {
+        let answers = Lending::begin(self, request.into_inner())?.answers();
+        Ok(Response::new(answers.await?))
     }
 
     async fn heartbeat(

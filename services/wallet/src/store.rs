@@ -1,7 +1,8 @@
 //! Every statement of this service.
 //!
 //! Rows are locked in one order by everybody, so that nobody waits in a circle: the journal, then
-//! live wallets by id, then test wallets by id, then buckets of permits by id, then leases by id. A
+//! what is made (test wallets by user, buckets of permits by key), then live wallets by id, then
+//! test wallets by id, then buckets by id, then leases by id. A
 //! wallet's or bucket's row lock guards all its sums and those of its leases; a lease's own lock
 //! guards the rest of the lease.
 //!
@@ -13,8 +14,10 @@ mod failover;
 mod heartbeats;
 mod lending;
 mod lows;
+mod owners;
 mod quotas;
 mod reading;
+mod retiring;
 mod rows;
 mod wallets;
 mod writing;
@@ -34,7 +37,7 @@ use crate::{
 pub(crate) use background::retired_leases;
 pub(crate) use failover::{Standing, lock_book_and_take_over};
 pub(crate) use heartbeats::Heartbeat;
-pub(crate) use lending::Lent;
+pub(crate) use lending::{Borrower, Lent};
 pub(crate) use lows::Low;
 pub(crate) use quotas::QuotaUse;
 pub(crate) use reading::{LedgerLine, WalletView};

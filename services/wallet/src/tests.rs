@@ -5,6 +5,7 @@
 )]
 
 mod failover;
+mod lending;
 mod low;
 mod reference;
 mod tables;

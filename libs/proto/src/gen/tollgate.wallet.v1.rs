@@ -35,37 +35,61 @@ pub struct Quota {
     #[prost(int64, tag = "6")]
     pub key_version: i64,
 }
+/// Asks of one gateway for credits or permits, each answered for itself.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AcquireRequest {
+    /// `jrn_…` of the asking gateway's life.
+    #[prost(string, tag = "1")]
+    pub journal_id: ::prost::alloc::string::String,
+    /// Name of the gateway.
+    #[prost(string, tag = "2")]
+    pub gateway: ::prost::alloc::string::String,
+    /// 1–128, answered as if they came one after the other.
+    #[prost(message, repeated, tag = "3")]
+    pub asks: ::prost::alloc::vec::Vec<Ask>,
+}
 /// Asks for credits or permits.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AcquireRequest {
+pub struct Ask {
     /// Whose.
     #[prost(message, optional, tag = "1")]
     pub account: ::core::option::Option<Account>,
-    /// `jrn_…` of the asking gateway's life.
-    #[prost(string, tag = "2")]
-    pub journal_id: ::prost::alloc::string::String,
     /// 16 random bytes; the same nonce gives the same answer.
-    #[prost(bytes = "vec", tag = "3")]
+    #[prost(bytes = "vec", tag = "2")]
     pub nonce: ::prost::alloc::vec::Vec<u8>,
     /// Credits wanted, >= minimum.
-    #[prost(int64, tag = "4")]
+    #[prost(int64, tag = "3")]
     pub want: i64,
     /// Credits without which the call at hand cannot be admitted, >= 1.
-    #[prost(int64, tag = "5")]
+    #[prost(int64, tag = "4")]
     pub minimum: i64,
-    /// Name of the gateway.
-    #[prost(string, tag = "6")]
-    pub gateway: ::prost::alloc::string::String,
 }
-/// What was lent.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+/// Answers to some of the asks. Each is answered once; one that others have to be asked for first
+/// keeps none waiting.
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AcquireResponse {
-    /// Absent: the wallet cannot lend `minimum` even after recall.
-    #[prost(message, optional, tag = "1")]
+    /// In no order.
+    #[prost(message, repeated, tag = "1")]
+    pub answers: ::prost::alloc::vec::Vec<Answer>,
+}
+/// What became of an ask.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Answer {
+    /// Which: its place in the request, from 0.
+    #[prost(uint32, tag = "1")]
+    pub position: u32,
+    /// How it ended.
+    #[prost(enumeration = "Outcome", tag = "2")]
+    pub outcome: i32,
+    /// LENT: by which lease.
+    #[prost(message, optional, tag = "3")]
     pub lease: ::core::option::Option<Lease>,
-    /// Credits of the wallet, or permits of the period, not lent to anybody after this.
-    #[prost(int64, tag = "2")]
+    /// LENT, SHORT: credits of the wallet, or permits of the period, not lent to anybody after this.
+    #[prost(int64, tag = "4")]
     pub available: i64,
+    /// INVALID: which rule it breaks.
+    #[prost(string, tag = "5")]
+    pub problem: ::prost::alloc::string::String,
 }
 /// A lease as its owner sees it.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -381,6 +405,51 @@ impl QuotaKind {
         }
     }
 }
+/// How an ask ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum Outcome {
+    /// Never sent.
+    Unspecified = 0,
+    /// Lent, now or before for the same nonce.
+    Lent = 1,
+    /// The wallet cannot lend `minimum` even after recall.
+    Short = 2,
+    /// Nothing is lent until the gateways have told what they were lent: to be asked again.
+    Frozen = 3,
+    /// The ask breaks a rule.
+    Invalid = 4,
+    /// The nonce stands for credits of another account.
+    NonceReused = 5,
+}
+impl Outcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "OUTCOME_UNSPECIFIED",
+            Self::Lent => "OUTCOME_LENT",
+            Self::Short => "OUTCOME_SHORT",
+            Self::Frozen => "OUTCOME_FROZEN",
+            Self::Invalid => "OUTCOME_INVALID",
+            Self::NonceReused => "OUTCOME_NONCE_REUSED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "OUTCOME_LENT" => Some(Self::Lent),
+            "OUTCOME_SHORT" => Some(Self::Short),
+            "OUTCOME_FROZEN" => Some(Self::Frozen),
+            "OUTCOME_INVALID" => Some(Self::Invalid),
+            "OUTCOME_NONCE_REUSED" => Some(Self::NonceReused),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod wallet_service_client {
     #![allow(
@@ -473,12 +542,13 @@ pub mod wallet_service_client {
             self.inner = self.inner.max_encoding_message_size(limit);
             self
         }
-        /// Lends credits to a journal. Idempotent by (journal, nonce). For gateways.
+        /// Lends credits and permits to a journal. Each ask is idempotent by (journal, nonce). What can be
+        /// answered at once is in the first message. For gateways.
         pub async fn acquire(
             &mut self,
             request: impl tonic::IntoRequest<super::AcquireRequest>,
         ) -> std::result::Result<
-            tonic::Response<super::AcquireResponse>,
+            tonic::Response<tonic::codec::Streaming<super::AcquireResponse>>,
             tonic::Status,
         > {
             self.inner
@@ -496,7 +566,7 @@ pub mod wallet_service_client {
             let mut req = request.into_request();
             req.extensions_mut()
                 .insert(GrpcMethod::new("tollgate.wallet.v1.WalletService", "Acquire"));
-            self.inner.unary(req, path, codec).await
+            self.inner.server_streaming(req, path, codec).await
         }
         /// Reports the leases of a journal, each second. For gateways.
         pub async fn heartbeat(
@@ -729,11 +799,18 @@ pub mod wallet_service_server {
     /// Generated trait containing gRPC methods that should be implemented for use with WalletServiceServer.
     #[async_trait]
     pub trait WalletService: std::marker::Send + std::marker::Sync + 'static {
-        /// Lends credits to a journal. Idempotent by (journal, nonce). For gateways.
+        /// Server streaming response type for the Acquire method.
+        type AcquireStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::AcquireResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Lends credits and permits to a journal. Each ask is idempotent by (journal, nonce). What can be
+        /// answered at once is in the first message. For gateways.
         async fn acquire(
             &self,
             request: tonic::Request<super::AcquireRequest>,
-        ) -> std::result::Result<tonic::Response<super::AcquireResponse>, tonic::Status>;
+        ) -> std::result::Result<tonic::Response<Self::AcquireStream>, tonic::Status>;
         /// Reports the leases of a journal, each second. For gateways.
         async fn heartbeat(
             &self,
@@ -881,11 +958,12 @@ pub mod wallet_service_server {
                     struct AcquireSvc<T: WalletService>(pub Arc<T>);
                     impl<
                         T: WalletService,
-                    > tonic::server::UnaryService<super::AcquireRequest>
+                    > tonic::server::ServerStreamingService<super::AcquireRequest>
                     for AcquireSvc<T> {
                         type Response = super::AcquireResponse;
+                        type ResponseStream = T::AcquireStream;
                         type Future = BoxFuture<
-                            tonic::Response<Self::Response>,
+                            tonic::Response<Self::ResponseStream>,
                             tonic::Status,
                         >;
                         fn call(
@@ -916,7 +994,7 @@ pub mod wallet_service_server {
                                 max_decoding_message_size,
                                 max_encoding_message_size,
                             );
-                        let res = grpc.unary(method, req).await;
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

@@ -11,7 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
+use futures_util::{TryStreamExt as _, stream::FuturesUnordered};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, StreamBody};
 use parking_lot::Mutex;
 use prost::Message;
 use tempfile::TempDir;
@@ -37,69 +39,104 @@ struct Wallet {
 }
 
 /// Wallets by their owners, with so many credits each.
-struct Bank(i64, BTreeMap<String, Wallet>);
+pub(super) struct Bank(i64, BTreeMap<String, Wallet>);
 
 impl Bank {
-    fn new(credits: i64) -> Arc<Mutex<Self>> {
+    pub(super) fn new(credits: i64) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self(credits, BTreeMap::new())))
     }
 
-    fn acquire(&mut self, request: wire::AcquireRequest) -> wire::AcquireResponse {
-        let owner = request.account.clone().expect("an owner").org_id;
+    pub(super) fn acquire(&mut self, ask: wire::Ask) -> wire::Answer {
         let wallet = || Wallet {
             available: self.0,
             ..Wallet::default()
         };
-        self.1.entry(owner).or_insert_with(wallet).acquire(request)
+        self.1
+            .entry(owner_of(&ask))
+            .or_insert_with(wallet)
+            .acquire(ask)
     }
 }
 
+pub(super) fn owner_of(ask: &wire::Ask) -> String {
+    ask.account.clone().expect("an owner").org_id
+}
+
 impl Wallet {
-    fn acquire(&mut self, request: wire::AcquireRequest) -> wire::AcquireResponse {
-        if !self.nonces.contains(&request.nonce) {
-            if self.available < request.minimum {
-                return wire::AcquireResponse {
+    fn acquire(&mut self, ask: wire::Ask) -> wire::Answer {
+        if !self.nonces.contains(&ask.nonce) {
+            if self.available < ask.minimum {
+                return wire::Answer {
+                    outcome: wire::Outcome::Short.into(),
                     available: self.available,
-                    lease: None,
+                    ..wire::Answer::default()
                 };
             }
-            self.nonces.push(request.nonce);
-            self.available -= request.minimum;
-            self.granted_cum += request.minimum;
+            self.nonces.push(ask.nonce);
+            self.available -= ask.minimum;
+            self.granted_cum += ask.minimum;
         }
         let lease = wire::Lease {
             lease_id: self.nonces.first().cloned().unwrap_or_default(),
             granted_cum: self.granted_cum,
             ..wire::Lease::default()
         };
-        wire::AcquireResponse {
+        wire::Answer {
+            outcome: wire::Outcome::Lent.into(),
             available: self.available,
             lease: Some(lease),
+            ..wire::Answer::default()
         }
     }
 }
 
-fn reply(message: &impl Message) -> http::Response<tonic::body::Body> {
+fn framed(message: &impl Message) -> Bytes {
     let encoded = message.encode_to_vec();
     let length = u32::try_from(encoded.len()).expect("short");
-    let framed = [&[0][..], &length.to_be_bytes(), &encoded].concat();
-    let is_well = [(
+    [&[0][..], &length.to_be_bytes(), &encoded].concat().into()
+}
+
+/// Messages as they come.
+fn reply<F>(messages: F) -> http::Response<tonic::body::Body>
+where
+    F: futures_util::Stream<Item = Result<Bytes, Status>> + Send + 'static,
+{
+    let well = http::HeaderMap::from_iter([(
         http::HeaderName::from_static("grpc-status"),
         http::HeaderValue::from_static("0"),
-    )];
-    let trailers = ready(Some(Ok(http::HeaderMap::from_iter(is_well))));
-    let body = Full::new(Bytes::from(framed)).with_trailers(trailers);
-    let body = tonic::body::Body::new(body);
+    )]);
+    let frames = messages.map_ok(Frame::data);
+    let frames = frames.chain(futures_util::stream::iter([Ok(Frame::trailers(well))]));
+    let body = tonic::body::Body::new(StreamBody::new(frames));
     let answer = http::Response::builder().header("content-type", "application/grpc");
     answer.body(body).expect("a response")
 }
 
-/// A lender whose requests for credits `answer` answers, and the place of its journal. Heartbeats
-/// are always taken.
+/// A lender whose requests for credits `answer` answers one by one, and the place of its journal.
+/// Heartbeats are always taken.
 async fn lender<F, Fut>(answer: F) -> (Arc<Lender>, TempDir)
 where
-    F: Fn(wire::AcquireRequest) -> Fut + Clone + Send + Sync + 'static,
-    Fut: Future<Output = Result<wire::AcquireResponse, Status>> + Send,
+    F: Fn(wire::Ask) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<wire::Answer, Status>> + Send + 'static,
+{
+    lender_of(move |asks| {
+        let answered = (0..).zip(asks).map(|(position, ask)| {
+            let answer = answer(ask);
+            async move {
+                let answer = answer.await?;
+                Ok(vec![wire::Answer { position, ..answer }])
+            }
+        });
+        answered.collect::<FuturesUnordered<_>>()
+    })
+    .await
+}
+
+/// As [`lender`]: `answer` has what travels together, and answers in so many messages.
+pub(super) async fn lender_of<F, S>(answer: F) -> (Arc<Lender>, TempDir)
+where
+    F: Fn(Vec<wire::Ask>) -> S + Clone + Send + Sync + 'static,
+    S: futures_util::Stream<Item = Result<Vec<wire::Answer>, Status>> + Send + 'static,
 {
     let (host, _) = rig::host(&[]).await;
     let dir = tempfile::tempdir().expect("a directory");
@@ -113,21 +150,24 @@ where
             let body = request.into_body().collect().await;
             let message = body.expect("a request").to_bytes().slice(PREFIX_BYTES..);
             if !is_acquire {
-                return Ok(reply(&wire::HeartbeatResponse::default()));
+                let taken = framed(&wire::HeartbeatResponse::default());
+                return Ok(reply(futures_util::stream::iter([Ok(taken)])));
             }
             let asked = wire::AcquireRequest::decode(message).expect("a request");
-            match answer(asked).await {
-                Ok(lent) => Ok(reply(&lent)),
-                Err(status) => Ok(status.into_http()),
-            }
+            let answers = answer(asked.asks);
+            Ok(reply(answers.map_ok(|answers| {
+                framed(&wire::AcquireResponse { answers })
+            })))
         }
     });
     let own = Arc::get_mut(&mut lender).expect("nobody else has it");
     own.channel = BoxCloneSyncService::new(service);
+    let (id, name) = (own.journal_id(), own.name.clone());
+    own.asker = Asker::new(&host, own.channel.clone(), id, name);
     (lender, dir)
 }
 
-fn owner(n: u128) -> Owner {
+pub(super) fn owner(n: u128) -> Owner {
     Owner::Organisation(OrgId::new(Uuid::from_u128(n)))
 }
 
@@ -190,7 +230,7 @@ enum Line {
 fn line_to(
     bank: Arc<Mutex<Bank>>,
     line: Arc<Mutex<Line>>,
-) -> impl Fn(wire::AcquireRequest) -> Ready<Result<wire::AcquireResponse, Status>> + Clone {
+) -> impl Fn(wire::Ask) -> Ready<Result<wire::Answer, Status>> + Clone {
     move |asked| {
         let mut line = line.lock();
         let answer = (*line != Line::Down).then(|| bank.lock().acquire(asked));
@@ -255,8 +295,7 @@ async fn a_wallet_that_is_slow_for_some_keeps_neither_heartbeats_nor_others_wait
     let slow = [owner(1), owner(3)].map(|owner| wire_account(&Account::new(owner)).org_id);
     let state = Arc::clone(&line);
     let (lender, _dir) = lender(move |asked| {
-        let owner = asked.account.clone().expect("an owner").org_id;
-        let is_slow = *state.lock() == Line::Good && slow.contains(&owner);
+        let is_slow = *state.lock() == Line::Good && slow.contains(&owner_of(&asked));
         let answer = good(asked);
         async move {
             if is_slow {

@@ -22,8 +22,8 @@ use crate::lease::{Account, Lease, Owner};
 const IDLE_TICKS: u64 = 10;
 /// Final counts under way at once: they share what the disk takes its time for.
 const CLOSED_AT_ONCE: usize = 64;
-/// Unanswered requests that are asked again at once: one that takes its time keeps few waiting.
-const ASKED_AT_ONCE: usize = 16;
+/// Unanswered requests that are asked again at once: as many as one request to the wallet holds.
+const ASKED_AT_ONCE: usize = 128;
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
 

@@ -25,6 +25,7 @@ mod fuzz;
 mod idempotency;
 mod isolation;
 mod key_life;
+mod lending;
 mod letters;
 mod lifecycle;
 mod matrix;

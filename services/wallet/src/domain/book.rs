@@ -61,6 +61,8 @@ pub(crate) struct Changes {
     pub(crate) movements: BTreeMap<WalletId, Movement>,
     /// Leases as they are afterwards.
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
+    /// Those of them that are new.
+    pub(crate) opened: BTreeSet<LeaseId>,
     /// In the order of the balances they state.
     pub(crate) entries: Vec<Entry>,
     /// Leases given up, with the credits that went back to their wallet.
@@ -115,17 +117,18 @@ impl Book {
         self.wallets.insert(wallet.id, wallet);
     }
 
-    /// Adds a wallet that has been locked, unless it is here already, maybe changed.
-    pub(crate) fn hold_unless_held(&mut self, wallet: Wallet) {
-        if !self.wallets.contains_key(&wallet.id) {
-            self.hold(wallet);
-        }
-    }
-
     /// Adds a lease that has been locked.
     pub(crate) fn hold_lease(&mut self, lease: Lease) {
         assert!(lease.spent() <= lease.granted, "I3 holds in what was read");
         self.leases.insert(lease.id, lease);
+    }
+
+    /// Adds a lease that is new, with nothing lent by it yet.
+    pub(crate) fn open(&mut self, lease: Lease) -> LeaseId {
+        let id = lease.id;
+        self.hold_lease(lease);
+        self.changes.opened.insert(id);
+        id
     }
 
     /// A wallet as it is by now.

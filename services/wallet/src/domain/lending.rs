@@ -1,26 +1,32 @@
 //! How much is lent, and what comes back.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use types::{Credits, JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, lease_part};
 
-use super::{Account, Book, Breach, Lease, LeaseState, minus, plus};
+use super::{Account, Book, Breach, Lease, LeaseState, Wallet, WalletId, minus, plus};
+
+/// Random; stands for one ask of a journal.
+pub(crate) type Nonce = [u8; 16];
 
 /// A gateway's request for credits.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     /// Whose credits.
     pub(crate) account: Account,
-    pub(crate) journal: JournalId,
+    pub(crate) wish: Wish,
+}
+
+/// How much a gateway asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wish {
     /// The same nonce gets the same answer.
-    pub(crate) nonce: [u8; 16],
+    pub(crate) nonce: Nonce,
     /// At least `minimum`.
     pub(crate) want: Credits,
     /// What the call at hand needs; at least 1.
     pub(crate) minimum: Credits,
-    /// Name of the gateway.
-    pub(crate) gateway: String,
 }
 
 /// A gateway's word about one of its leases.
@@ -104,6 +110,58 @@ pub(crate) fn decide(
     match size(want, minimum, available, situation.live_gateways) {
         Some(credits) => Decision::Lend(situation.open, credits),
         None => Decision::Short,
+    }
+}
+
+/// Asks of one journal, decided one after the other with their wallets and the journal locked: each
+/// knows what those before it were lent.
+#[derive(Clone, Debug)]
+pub(crate) struct Round {
+    /// The journal has ended.
+    pub(crate) is_retired: bool,
+    /// The database may have forgotten what it has lent.
+    pub(crate) is_frozen: bool,
+    pub(crate) live_gateways: u32,
+    /// Leases that nonces have been answered with.
+    pub(crate) replayed: BTreeMap<Nonce, LeaseId>,
+    /// Leases of the journal that can be extended, each of its wallet's present epoch.
+    pub(crate) open: BTreeMap<WalletId, LeaseId>,
+}
+
+impl Round {
+    /// Decides on an ask for credits of a wallet and, if there is something to lend, lends it: by
+    /// the lease that is open, or else by the one that `new_lease` makes. Without a wallet there
+    /// is nothing.
+    pub(crate) fn answer(
+        &mut self,
+        book: &mut Book,
+        wish: Wish,
+        wallet: Option<WalletId>,
+        new_lease: impl FnOnce(&Wallet) -> Lease,
+    ) -> Decision {
+        let available = wallet.map_or(Credits::ZERO, |wallet| book.wallet(wallet).available());
+        let situation = Situation {
+            is_retired: self.is_retired,
+            is_frozen: self.is_frozen,
+            live_gateways: self.live_gateways,
+            replayed: self.replayed.get(&wish.nonce).copied(),
+            open: wallet.and_then(|wallet| self.open.get(&wallet).copied()),
+        };
+        let decision = decide(wish.want, wish.minimum, available, &situation);
+        let (Decision::Lend(open, credits), Some(wallet)) = (decision, wallet) else {
+            return decision;
+        };
+        let lease = match open {
+            Some(lease) => lease,
+            None => {
+                let lease = new_lease(book.wallet(wallet));
+                book.open(lease)
+            }
+        };
+        book.lend(lease, credits);
+        self.open.insert(wallet, lease);
+        self.replayed.insert(wish.nonce, lease);
+        Decision::Lend(Some(lease), credits)
     }
 }
 

@@ -9,7 +9,7 @@ use tonic::Status;
 use types::{Code, Credits, JournalId, LeaseId, QuotaKind};
 
 use crate::{
-    domain::{Account, Ask, Lease, Lent, Quota, Report},
+    domain::{Account, Ask, Lease, Lent, Quota, Report, Wish},
     error::Error,
     store::{LedgerLine, QuotaUse},
 };
@@ -54,7 +54,7 @@ pub(super) fn page_token(token: &str) -> Result<i64, Status> {
     before.ok_or_else(|| invalid("page_token", "is none this service has given out"))
 }
 
-pub(super) fn ask(it: wire::AcquireRequest) -> Result<Ask, Status> {
+pub(super) fn ask(it: wire::Ask) -> Result<Ask, Status> {
     let account = account(&it.account.unwrap_or_default())?;
     let Ok(nonce) = it.nonce.try_into() else {
         return Err(invalid("nonce", "must be 16 bytes"));
@@ -63,16 +63,12 @@ pub(super) fn ask(it: wire::AcquireRequest) -> Result<Ask, Status> {
     if minimum <= Credits::ZERO || want < minimum {
         return Err(invalid("minimum", "must be from 1 to `want`"));
     }
-    check_gateway(&it.gateway)?;
-    let journal = parse_id("journal_id", &it.journal_id)?;
-    Ok(Ask {
-        account,
-        journal,
+    let wish = Wish {
         nonce,
         want,
         minimum,
-        gateway: it.gateway,
-    })
+    };
+    Ok(Ask { account, wish })
 }
 
 /// Whose credits, or which permits.

@@ -8,11 +8,12 @@ use types::{Credits, JournalId, LeaseId};
 use uuid::Uuid;
 
 use super::{
-    Connection, Store, quotas, rows,
-    wallets::{hold_test_wallet, live_wallet},
+    Connection, Store,
+    owners::{self, Source},
+    rows,
 };
 use crate::{
-    domain::{Account, Book, Lent, Told, WalletId, made_at, may_be_lost},
+    domain::{Book, Lent, Told, WalletId, made_at, may_be_lost},
     error::Result,
 };
 
@@ -160,35 +161,23 @@ pub(crate) async fn lock_book_and_take_over(
         return Ok((book, None));
     };
     let known = known(connection, &ids).await?;
+    let is_forgotten =
+        |it: &&Lent| !known.contains(&it.lease) && may_be_lost(it.lease, failed_over_at);
+    let forgotten: Vec<(&Lent, Timestamp)> = lent
+        .iter()
+        .filter(is_forgotten)
+        .map(|it| (it, made_at(it.lease).unwrap_or(now)))
+        .collect();
+    let accounts: Vec<_> = forgotten.iter().map(|(it, at)| (it.account, *at)).collect();
+    let sources = owners::find(connection, &accounts, new_id, now).await?;
     let mut wallets = rows::wallets_of(connection, &ids).await?;
-    let mut forgotten = Vec::new();
-    // Test wallets are locked by being looked for, out of the order of the others: should two wait
-    // for each other, PostgreSQL ends one, and it is tried again.
-    let mut book = Book::default();
-    for it in lent {
-        if known.contains(&it.lease) || !may_be_lost(it.lease, failed_over_at) {
+    wallets.extend(sources.wallets());
+    let mut book = Book::new(rows::lock_wallets(connection, &wallets).await?, []);
+    sources.renew(connection, &mut book, now).await?;
+    for ((it, made), source) in forgotten.into_iter().zip(&sources.found) {
+        let Some(Source { wallet, .. }) = *source else {
             continue;
-        }
-        let made = made_at(it.lease).unwrap_or(now);
-        let wallet = match it.account {
-            Account::Org(org) => live_wallet(connection, org).await?,
-            Account::Quota(quota) => {
-                Some(quotas::bucket(connection, &quota, new_id(), made).await?)
-            }
-            Account::User(user) => {
-                Some(hold_test_wallet(connection, &mut book, user, new_id(), now).await?)
-            }
         };
-        let Some(wallet) = wallet else { continue };
-        if !matches!(wallet, WalletId::Test(_)) {
-            wallets.insert(wallet);
-        }
-        forgotten.push((it, wallet, made));
-    }
-    for wallet in rows::lock_wallets(connection, &wallets).await? {
-        book.hold_unless_held(wallet);
-    }
-    for (it, wallet, made) in forgotten {
         let epoch = book
             .wallet(wallet)
             .epoch

@@ -1,23 +1,33 @@
-//! Leases: lending, and the end of a journal.
+//! Lending: the asks of one gateway in one transaction, each kind of row in one statement.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
-use runtime::Clock;
+use runtime::{Clock, Ids};
 use types::{Credits, JournalId, LeaseId};
 use uuid::Uuid;
 
 use super::{
-    Connection, Store, quotas, rows,
-    wallets::{hold_test_wallet, live_wallet},
-    write,
+    Connection, Store,
+    owners::{self, Source, Sources},
+    quotas, rows, write,
 };
 use crate::{
-    domain::{Account, Ask, Book, Decision, Lease, Situation, WalletId, alive_since, decide},
+    domain::{Ask, Book, Decision, Lease, Round, Test, WalletId, Wish, alive_since},
     error::{Error, Result},
 };
 
 /// Holders asked to give back in one round, those with most first; the next round asks again.
 const HOLDERS_MAX: i64 = 64;
+
+/// Who borrows.
+#[derive(Clone, Debug)]
+pub(crate) struct Borrower {
+    pub(crate) journal: JournalId,
+    /// Name of the gateway.
+    pub(crate) gateway: String,
+}
 
 /// What became of a request for credits.
 #[derive(Debug)]
@@ -36,326 +46,346 @@ pub(crate) enum Lent {
         /// Who may have something to give back.
         holders: Vec<(JournalId, LeaseId)>,
     },
+    /// Nothing is lent that might be lent already.
+    Frozen,
+    /// The nonce stands for credits of another account.
+    NonceReused,
+}
+
+/// What was decided on an ask, and how its wallet stood then.
+struct Decided {
+    decision: Decision,
+    lease: Option<Lease>,
+    available: Credits,
 }
 
 impl Store {
-    /// Lends credits once per nonce. Keeps I2 by the wallet's lock, and the fence of a retired
-    /// journal by the journal's.
+    /// Lends credits once per nonce, ask by ask: the answers are in the order of the asks. Keeps I2
+    /// by the locks of the wallets, and the fence of a retired journal by the journal's.
     pub(crate) async fn acquire(
         &self,
-        ask: &Ask,
-        new_ids: (Uuid, LeaseId),
+        borrower: &Borrower,
+        asks: &[Ask],
+        ids: &Ids,
         clock: &Clock,
-    ) -> Result<Lent> {
-        let (new_wallet, new_lease) = new_ids;
+    ) -> Result<Vec<Lent>> {
         let now = clock.now();
         let mut tx = runtime::begin(&self.pool).await?;
-        register(&mut tx, ask, now).await?;
-        let live_gateways = live_gateways(&mut tx, now).await?;
-        let mut book = Book::default();
-        let wallet = match ask.account {
-            Account::Org(org) => live_wallet(&mut tx, org).await?,
-            Account::User(user) => {
-                Some(hold_test_wallet(&mut tx, &mut book, user, new_wallet, now).await?)
-            }
-            Account::Quota(quota) => Some(quotas::bucket(&mut tx, &quota, new_wallet, now).await?),
-        };
-        if let Some(WalletId::Live(_) | WalletId::Quota(_)) = wallet {
-            let ids = wallet.into_iter().collect();
-            rows::lock_wallets(&mut tx, &ids)
-                .await?
-                .into_iter()
-                .for_each(|it| book.hold(it));
-        }
+        let live_gateways = register(&mut tx, borrower, now).await?;
+        let accounts: Vec<_> = asks.iter().map(|ask| (ask.account, now)).collect();
+        let new_id = || ids.new_id::<Test>().uuid();
+        let sources = owners::find(&mut tx, &accounts, new_id, now).await?;
+        let mut book = Book::new(rows::lock_wallets(&mut tx, &sources.wallets()).await?, []);
+        sources.renew(&mut tx, &mut book, now).await?;
         // A statement of its own, so that it sees what was committed before the locks were ours.
-        let situation = situation(&mut tx, ask, wallet, &book, live_gateways).await?;
+        let round = round(&mut tx, borrower, asks, &sources, &book, live_gateways).await?;
+        if round.is_retired {
+            let journal = borrower.journal;
+            return Err(Error::JournalRetired { journal });
+        }
+        let leases: BTreeSet<Uuid> = round
+            .replayed
+            .values()
+            .chain(round.open.values())
+            .map(|lease| lease.uuid())
+            .collect();
+        if !leases.is_empty() {
+            let leases: Vec<Uuid> = leases.into_iter().collect();
+            let locked = rows::lock_leases(&mut tx, &leases).await?;
+            locked.into_iter().for_each(|lease| book.hold_lease(lease));
+        }
         // What is lent is lent now, however long the locks were waited for: a thaw came before it.
         let now = clock.now();
-        let available = wallet.map_or(Credits::ZERO, |wallet| book.wallet(wallet).available());
-        let lent = match decide(ask.want, ask.minimum, available, &situation) {
-            Decision::Retired => {
-                let journal = ask.journal;
-                return Err(Error::JournalRetired { journal });
-            }
-            Decision::Frozen => return Err(Error::Frozen),
-            Decision::Replay(lease) => replay(&mut tx, lease, wallet, available).await?,
-            Decision::Short => short(&mut tx, ask, wallet, available).await?,
-            Decision::Lend(open, credits) => {
-                let wallet = wallet.ok_or(sqlx::Error::RowNotFound)?;
-                let lent = (wallet, credits);
-                lend(&mut tx, &mut book, ask, lent, (open, new_lease), now).await?
-            }
-        };
+        let new_lease = || ids.new_id();
+        let wishes = asks.iter().map(|ask| ask.wish).zip(&sources.found);
+        let decided = decide_all(round, &mut book, borrower.journal, wishes, new_lease, now);
         write(&mut tx, &book.into_changes(), now).await?;
+        insert_acquisitions(&mut tx, borrower, asks, &decided, now).await?;
+        let lent = answers(&mut tx, borrower, &sources, decided).await?;
         tx.commit().await?;
         runtime::crash_point!("wallet.acquire_committed");
         Ok(lent)
     }
-
-    /// Ends a journal for good and returns its open leases: what they still hold comes back by
-    /// their final counts only. The lock excludes every [`Store::acquire`] of the journal, so none
-    /// can lend after this has answered. A journal that was heard of since `unless_heard_since` is
-    /// left alone.
-    pub(crate) async fn retire(
-        &self,
-        journal: JournalId,
-        unless_heard_since: Option<Timestamp>,
-        now: Timestamp,
-    ) -> Result<Vec<Lease>> {
-        let mut tx = runtime::begin(&self.pool).await?;
-        // One that nobody knows was never heard of.
-        sqlx::query!(
-            r#"
-            insert into wallet.journals (id, gateway, heartbeat_at)
-            values ($1, '', '-infinity')
-            on conflict (id) do nothing"#,
-            journal.uuid(),
-        )
-        .execute(&mut *tx)
-        .await?;
-        let is_alive = sqlx::query_scalar!(
-            r#"
-            select retired_at is null and heartbeat_at >= $2 as "is_alive!"
-              from wallet.journals
-             where id = $1
-               for update"#,
-            journal.uuid(),
-            unless_heard_since.unwrap_or(now).to_sqlx() as _,
-        )
-        .fetch_one(&mut *tx)
-        .await?;
-        if unless_heard_since.is_some() && is_alive {
-            return Err(Error::JournalAlive { journal });
-        }
-        sqlx::query!(
-            r#"
-            update wallet.journals
-               set retired_at = coalesce(retired_at, $2),
-                   heartbeat_at = greatest(heartbeat_at, $2)
-             where id = $1"#,
-            journal.uuid(),
-            now.to_sqlx() as _,
-        )
-        .execute(&mut *tx)
-        .await?;
-        let open = drain_leases(&mut tx, journal, now).await?;
-        let leases = rows::lock_leases(&mut tx, &open).await?;
-        tx.commit().await?;
-        Ok(leases)
-    }
 }
 
 /// Makes the journal known and holds off its retirement, but neither heartbeats nor other
-/// acquisitions.
-async fn register(connection: &mut Connection, ask: &Ask, now: Timestamp) -> sqlx::Result<()> {
+/// acquisitions. How many gateways live.
+async fn register(
+    connection: &mut Connection,
+    borrower: &Borrower,
+    now: Timestamp,
+) -> sqlx::Result<u32> {
     for _ in 0..2 {
         let known = sqlx::query!(
             "select id from wallet.journals where id = $1 for key share",
-            ask.journal.uuid(),
+            borrower.journal.uuid(),
         );
         if known.fetch_optional(&mut *connection).await?.is_some() {
-            return Ok(());
+            break;
         }
         sqlx::query!(
             r#"
             insert into wallet.journals (id, gateway, heartbeat_at)
             values ($1, $2, $3)
             on conflict (id) do nothing"#,
-            ask.journal.uuid(),
-            ask.gateway,
+            borrower.journal.uuid(),
+            borrower.gateway,
             now.to_sqlx() as _,
         )
         .execute(&mut *connection)
         .await?;
     }
+    live_gateways(connection, now).await
+}
+
+/// What there is to know of the asks, once their wallets are locked.
+async fn round(
+    connection: &mut Connection,
+    borrower: &Borrower,
+    asks: &[Ask],
+    sources: &Sources,
+    book: &Book,
+    live_gateways: u32,
+) -> sqlx::Result<Round> {
+    let nonces: Vec<Vec<u8>> = asks.iter().map(|ask| ask.wish.nonce.to_vec()).collect();
+    let wallets: Vec<Option<WalletId>> = sources
+        .found
+        .iter()
+        .map(|source| source.map(|source| source.wallet))
+        .collect();
+    let ids = wallets.iter().map(|wallet| {
+        let wallet = (*wallet)?;
+        rows::owner(wallet).into_iter().flatten().next()
+    });
+    let epoch_of = |wallet| book.wallet(wallet).epoch.map_or(0, |epoch| epoch.number);
+    let epochs = wallets.iter().map(|wallet| wallet.map_or(0, epoch_of));
+    let rows = sqlx::query!(
+        r#"
+        with present as materialized (
+            select j.retired_at is not null as is_retired,
+                   f.timeline <> left(pg_walfile_name(pg_current_wal_lsn()), 8)
+                   or f.system_identifier
+                      <> (select c.system_identifier from pg_control_system() c)
+                   or (f.failed_over_at is not null and f.thawed_at is null) as is_frozen
+              from wallet.journals j, wallet.freeze f
+             where j.id = $1)
+        select p.is_retired as "is_retired!",
+               p.is_frozen as "is_frozen!",
+               (select a.lease_id
+                  from wallet.acquisitions a
+                 where a.journal_id = $1
+                   and a.nonce = u.nonce) as replayed,
+               (select l.id
+                  from wallet.leases l
+                 where l.journal_id = $1
+                   and coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) = u.wallet_id
+                   and l.epoch = u.epoch
+                   and l.state in ('active', 'orphaned')) as open
+          from present p
+         cross join unnest($2::bytea[], $3::uuid[], $4::bigint[])
+                    with ordinality as u (nonce, wallet_id, epoch, position)
+         order by u.position"#,
+        borrower.journal.uuid(),
+        &nonces,
+        &ids.collect::<Vec<_>>() as &[Option<Uuid>],
+        &epochs.collect::<Vec<_>>(),
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let first = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    let mut round = Round {
+        is_retired: first.is_retired,
+        is_frozen: first.is_frozen,
+        live_gateways,
+        replayed: BTreeMap::new(),
+        open: BTreeMap::new(),
+    };
+    for ((ask, wallet), row) in asks.iter().zip(wallets).zip(rows) {
+        let replayed = row.replayed.map(LeaseId::new);
+        round
+            .replayed
+            .extend(replayed.map(|lease| (ask.wish.nonce, lease)));
+        let open = wallet.zip(row.open.map(LeaseId::new));
+        round.open.extend(open);
+    }
+    Ok(round)
+}
+
+/// Decides on the asks in their order.
+fn decide_all<'a>(
+    mut round: Round,
+    book: &mut Book,
+    journal: JournalId,
+    wishes: impl Iterator<Item = (Wish, &'a Option<Source>)>,
+    new_lease: impl Fn() -> LeaseId,
+    now: Timestamp,
+) -> Vec<Decided> {
+    let mut decided = Vec::new();
+    for (wish, source) in wishes {
+        let wallet = source.map(|source| source.wallet);
+        let period_end = source.and_then(|source| source.period_end);
+        let new = |wallet: &_| Lease::new(new_lease(), wallet, period_end, journal, now);
+        let decision = round.answer(book, wish, wallet, new);
+        let lease = match decision {
+            Decision::Replay(lease) | Decision::Lend(Some(lease), _) => book.lease(lease).cloned(),
+            _ => None,
+        };
+        let available = wallet.map_or(Credits::ZERO, |wallet| book.wallet(wallet).available());
+        decided.push(Decided {
+            decision,
+            lease,
+            available,
+        });
+    }
+    decided
+}
+
+async fn insert_acquisitions(
+    connection: &mut Connection,
+    borrower: &Borrower,
+    asks: &[Ask],
+    decided: &[Decided],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let (mut nonces, mut leases, mut credits) = (Vec::new(), Vec::new(), Vec::new());
+    for (ask, decided) in asks.iter().zip(decided) {
+        if let Decision::Lend(Some(lease), lent) = decided.decision {
+            nonces.push(ask.wish.nonce.to_vec());
+            leases.push(lease.uuid());
+            credits.push(lent.get());
+        }
+    }
+    if nonces.is_empty() {
+        return Ok(());
+    }
+    sqlx::query!(
+        r#"
+        insert into wallet.acquisitions (journal_id, nonce, lease_id, credits, at)
+        select $1, u.nonce, u.lease_id, u.credits, $5
+          from unnest($2::bytea[], $3::uuid[], $4::bigint[]) as u (nonce, lease_id, credits)"#,
+        borrower.journal.uuid(),
+        &nonces,
+        &leases,
+        &credits,
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
-async fn situation(
+/// Says what was decided, and who may help where there is too little.
+async fn answers(
     connection: &mut Connection,
-    ask: &Ask,
-    wallet: Option<WalletId>,
-    book: &Book,
-    live_gateways: u32,
-) -> sqlx::Result<Situation> {
-    let id = wallet.and_then(|wallet| rows::owner(wallet).into_iter().flatten().next());
-    let epoch = wallet
-        .and_then(|wallet| book.wallet(wallet).epoch)
-        .map_or(0, |it| it.number);
-    let row = sqlx::query!(
-        r#"
-        select j.retired_at is not null as "is_retired!",
-               (select a.lease_id
-                  from wallet.acquisitions a
-                 where a.journal_id = j.id
-                   and a.nonce = $2) as replayed,
-               (select l.id
-                  from wallet.leases l
-                 where l.journal_id = j.id
-                   and coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) = $3
-                   and l.epoch = $4
-                   and l.state in ('active', 'orphaned')) as open,
-               f.timeline <> left(pg_walfile_name(pg_current_wal_lsn()), 8)
-               or f.system_identifier <> (select c.system_identifier from pg_control_system() c)
-               or (f.failed_over_at is not null and f.thawed_at is null) as "is_frozen!"
-          from wallet.journals j, wallet.freeze f
-         where j.id = $1"#,
-        ask.journal.uuid(),
-        &ask.nonce,
-        id,
-        epoch,
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    Ok(Situation {
-        is_retired: row.is_retired,
-        is_frozen: row.is_frozen,
-        live_gateways,
-        replayed: row.replayed.map(LeaseId::new),
-        open: row.open.map(LeaseId::new),
-    })
+    borrower: &Borrower,
+    sources: &Sources,
+    decided: Vec<Decided>,
+) -> sqlx::Result<Vec<Lent>> {
+    let is_short = |decided: &Decided| matches!(decided.decision, Decision::Short);
+    let short = decided.iter().zip(&sources.found);
+    let short: BTreeSet<WalletId> = short
+        .filter(|(decided, _)| is_short(decided))
+        .filter_map(|(_, source)| source.map(|source| source.wallet))
+        .collect();
+    let holders = holders(connection, borrower.journal, &short).await?;
+    let mut lent = Vec::with_capacity(decided.len());
+    for (decided, source) in decided.into_iter().zip(&sources.found) {
+        let Decided {
+            decision,
+            lease,
+            available,
+        } = decided;
+        let wallet = source.map(|source| source.wallet);
+        lent.push(match (decision, lease) {
+            (Decision::Replay(_), Some(lease)) => {
+                replay(connection, lease, wallet, available).await?
+            }
+            (Decision::Lend(..), Some(lease)) => Lent::Lease {
+                lease: Box::new(lease),
+                available,
+            },
+            (Decision::Frozen, _) => Lent::Frozen,
+            (Decision::Short, _) => {
+                let own = wallet.and_then(|wallet| holders.get(&wallet));
+                let holders = own.cloned().unwrap_or_default();
+                Lent::Short { available, holders }
+            }
+            (Decision::Retired | Decision::Replay(_) | Decision::Lend(..), _) => {
+                return Err(sqlx::Error::RowNotFound);
+            }
+        });
+    }
+    Ok(lent)
 }
 
 /// Says again what a nonce was answered with.
 async fn replay(
     connection: &mut Connection,
-    lease: LeaseId,
+    lease: Lease,
     wallet: Option<WalletId>,
     available: Credits,
-) -> Result<Lent> {
-    let lease = rows::lock_leases(connection, &[lease.uuid()]).await?;
-    let lease = lease.into_iter().next().ok_or(sqlx::Error::RowNotFound)?;
+) -> sqlx::Result<Lent> {
     let is_own = match wallet {
         // A reply that was lost before midnight is repeated after it: permits of the day before.
         Some(own) => lease.wallet == own || quotas::is_same(connection, lease.wallet, own).await?,
         None => false,
     };
-    if !is_own {
-        return Err(Error::NonceReused);
-    }
-    Ok(Lent::Lease {
-        lease: Box::new(lease),
-        available,
+    Ok(match is_own {
+        true => Lent::Lease {
+            lease: Box::new(lease),
+            available,
+        },
+        false => Lent::NonceReused,
     })
 }
 
-async fn short(
-    connection: &mut Connection,
-    ask: &Ask,
-    wallet: Option<WalletId>,
-    available: Credits,
-) -> sqlx::Result<Lent> {
-    let holders = match wallet {
-        Some(wallet) => holders(connection, ask, wallet).await?,
-        None => Vec::new(),
-    };
-    Ok(Lent::Short { available, holders })
-}
-
-/// Lends so much of a wallet, by the lease that is open or a new one.
-async fn lend(
-    connection: &mut Connection,
-    book: &mut Book,
-    ask: &Ask,
-    (wallet, credits): (WalletId, Credits),
-    (open, new_lease): (Option<LeaseId>, LeaseId),
-    now: Timestamp,
-) -> Result<Lent> {
-    let id = match open {
-        Some(open) => open,
-        None => insert_lease(connection, book, ask, wallet, new_lease, now).await?,
-    };
-    let locked = rows::lock_leases(connection, &[id.uuid()]).await?;
-    locked.into_iter().for_each(|lease| book.hold_lease(lease));
-    book.lend(id, credits);
-    insert_acquisition(connection, ask, id, credits, now).await?;
-    let lease = book.lease(id).ok_or(sqlx::Error::RowNotFound)?.clone();
-    let available = book.wallet(wallet).available();
-    Ok(Lent::Lease {
-        lease: Box::new(lease),
-        available,
-    })
-}
-
-async fn insert_lease(
-    connection: &mut Connection,
-    book: &Book,
-    ask: &Ask,
-    wallet: WalletId,
-    id: LeaseId,
-    now: Timestamp,
-) -> sqlx::Result<LeaseId> {
-    let [live, test, quota] = rows::owner(wallet);
-    sqlx::query!(
-        r#"
-        insert into wallet.leases
-               (id, wallet_id, test_wallet_id, epoch, journal_id, granted, state,
-                created_at, updated_at, quota_bucket_id)
-        values ($1, $2, $3, $4, $5, 0, 'active', $6, $6, $7)"#,
-        id.uuid(),
-        live,
-        test,
-        book.wallet(wallet).epoch.map_or(0, |epoch| epoch.number),
-        ask.journal.uuid(),
-        now.to_sqlx() as _,
-        quota,
-    )
-    .execute(connection)
-    .await?;
-    Ok(id)
-}
-
-async fn insert_acquisition(
-    connection: &mut Connection,
-    ask: &Ask,
-    lease: LeaseId,
-    credits: Credits,
-    now: Timestamp,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"
-        insert into wallet.acquisitions (journal_id, nonce, lease_id, credits, at)
-        values ($1, $2, $3, $4, $5)"#,
-        ask.journal.uuid(),
-        &ask.nonce,
-        lease.uuid(),
-        credits.get(),
-        now.to_sqlx() as _,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-/// Other journals that may hold unspent credits of the wallet, or permits.
+/// Other journals that may hold unspent credits of the wallets, or permits.
 async fn holders(
     connection: &mut Connection,
-    ask: &Ask,
-    wallet: WalletId,
-) -> sqlx::Result<Vec<(JournalId, LeaseId)>> {
-    let [live, test, quota] = rows::owner(wallet);
+    journal: JournalId,
+    wallets: &BTreeSet<WalletId>,
+) -> sqlx::Result<BTreeMap<WalletId, Vec<(JournalId, LeaseId)>>> {
+    let mut found: BTreeMap<WalletId, Vec<(JournalId, LeaseId)>> = BTreeMap::new();
+    if wallets.is_empty() {
+        return Ok(found);
+    }
+    let (mut live, mut test, mut quota) = (Vec::new(), Vec::new(), Vec::new());
+    for wallet in wallets {
+        let [of_live, of_test, of_quota] = rows::owner(*wallet);
+        live.push(of_live);
+        test.push(of_test);
+        quota.push(of_quota);
+    }
     let rows = sqlx::query!(
         r#"
-        select journal_id, id
-          from wallet.leases
-         where (wallet_id = $1 or test_wallet_id = $2 or quota_bucket_id = $5)
-           and journal_id <> $3
-           and state = 'active'
-           and granted > settled_cum
-         order by granted - settled_cum desc
-         limit $4"#,
-        live,
-        test,
-        ask.journal.uuid(),
+        select h.wallet_id, h.test_wallet_id, h.quota_bucket_id, h.journal_id, h.id
+          from unnest($1::uuid[], $2::uuid[], $3::uuid[])
+            as u (wallet_id, test_wallet_id, quota_bucket_id)
+         cross join lateral (
+            select l.wallet_id, l.test_wallet_id, l.quota_bucket_id, l.journal_id, l.id
+              from wallet.leases l
+             where (l.wallet_id = u.wallet_id
+                    or l.test_wallet_id = u.test_wallet_id
+                    or l.quota_bucket_id = u.quota_bucket_id)
+               and l.journal_id <> $4
+               and l.state = 'active'
+               and l.granted > l.settled_cum
+             order by l.granted - l.settled_cum desc
+             limit $5) h"#,
+        &live as &[Option<Uuid>],
+        &test as &[Option<Uuid>],
+        &quota as &[Option<Uuid>],
+        journal.uuid(),
         HOLDERS_MAX,
-        quota,
     )
     .fetch_all(connection)
     .await?;
-    Ok(rows
-        .into_iter()
-        .map(|row| (JournalId::new(row.journal_id), LeaseId::new(row.id)))
-        .collect())
+    for row in rows {
+        let wallet = rows::wallet_id(row.wallet_id, row.test_wallet_id, row.quota_bucket_id)?;
+        let holder = (JournalId::new(row.journal_id), LeaseId::new(row.id));
+        found.entry(wallet).or_default().push(holder);
+    }
+    Ok(found)
 }
 
 /// Journals heard of in the last seconds.
@@ -375,31 +405,4 @@ pub(super) async fn live_gateways(
     .fetch_one(connection)
     .await?;
     Ok(u32::try_from(live).unwrap_or(u32::MAX))
-}
-
-/// Open leases of a journal, none of them spendable any more.
-async fn drain_leases(
-    connection: &mut Connection,
-    journal: JournalId,
-    now: Timestamp,
-) -> sqlx::Result<Vec<Uuid>> {
-    sqlx::query_scalar!(
-        r#"
-        with open as (
-            select id
-              from wallet.leases
-             where journal_id = $1
-               and state in ('active', 'draining', 'orphaned')
-             order by id
-               for update)
-        update wallet.leases l
-           set state = 'draining', orphaned_at = null, updated_at = $2
-          from open
-         where l.id = open.id
-        returning l.id"#,
-        journal.uuid(),
-        now.to_sqlx() as _,
-    )
-    .fetch_all(connection)
-    .await
 }

@@ -3,14 +3,11 @@
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use runtime::Tenant;
-use types::{Credits, Id, KeyId, OrgId, Period};
+use types::{Credits, KeyId, OrgId};
 use uuid::Uuid;
 
 use super::{Connection, Store};
-use crate::{
-    domain::{Quota, WalletId},
-    error::Result,
-};
+use crate::{domain::WalletId, error::Result};
 
 /// Permits of one quota in its present period.
 #[derive(Clone, Debug)]
@@ -57,91 +54,6 @@ impl Store {
         });
         Ok(uses.collect())
     }
-}
-
-/// The bucket of the period `now` is in, made when this is its first permit, and with the newest
-/// quota. Nobody else is waited for unless the quota changes.
-pub(super) async fn bucket(
-    connection: &mut Connection,
-    quota: &Quota,
-    new_bucket: Uuid,
-    now: Timestamp,
-) -> sqlx::Result<WalletId> {
-    let period = quota.kind.period(now);
-    let stated = (quota.stated_by.uuid(), quota.key_version);
-    if let Some((id, by)) = known(connection, quota, period.start).await?
-        && stated <= by
-    {
-        return Ok(id);
-    }
-    state(connection, quota, period, new_bucket, now).await?;
-    let now_known = known(connection, quota, period.start).await?;
-    now_known.map(|(id, _)| id).ok_or(sqlx::Error::RowNotFound)
-}
-
-/// A bucket that is there, and which version of which key has stated its quota.
-async fn known(
-    connection: &mut Connection,
-    quota: &Quota,
-    start: Timestamp,
-) -> sqlx::Result<Option<(WalletId, (Uuid, i64))>> {
-    let found = sqlx::query!(
-        r#"
-        select id, stated_by, key_version
-          from wallet.quota_buckets
-         where key_id = $1
-           and kind = $2
-           and period_start = $3"#,
-        quota.key.uuid(),
-        quota.kind.as_str(),
-        start.to_sqlx() as _,
-    )
-    .fetch_optional(connection)
-    .await?;
-    let known = found.map(|it| {
-        (
-            WalletId::Quota(Id::new(it.id)),
-            (it.stated_by, it.key_version),
-        )
-    });
-    Ok(known)
-}
-
-/// Makes the bucket or states its quota, unless somebody has stated one as new meanwhile.
-async fn state(
-    connection: &mut Connection,
-    quota: &Quota,
-    Period { start, end }: Period,
-    new_bucket: Uuid,
-    now: Timestamp,
-) -> sqlx::Result<()> {
-    sqlx::query!(
-        r#"
-        insert into wallet.quota_buckets as b
-               (id, key_id, org_id, kind, period_start, period_end, quota, stated_by, key_version,
-                quota_max, created_at, updated_at)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $7, $10, $10)
-        on conflict (key_id, kind, period_start) do update
-           set quota = excluded.quota,
-               stated_by = excluded.stated_by,
-               key_version = excluded.key_version,
-               quota_max = greatest(b.quota_max, excluded.quota),
-               updated_at = excluded.updated_at
-         where (b.stated_by, b.key_version) < (excluded.stated_by, excluded.key_version)"#,
-        new_bucket,
-        quota.key.uuid(),
-        quota.org.uuid(),
-        quota.kind.as_str(),
-        start.to_sqlx() as _,
-        end.to_sqlx() as _,
-        quota.calls,
-        quota.stated_by.uuid(),
-        quota.key_version,
-        now.to_sqlx() as _,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }
 
 /// True for two periods of one quota.

@@ -8,9 +8,9 @@ use runtime::Tenant;
 use types::{Credits, Id, OrgId, UserId};
 use uuid::Uuid;
 
-use super::{Connection, Store, rows, write};
+use super::{Connection, Store, owners, rows, write};
 use crate::{
-    domain::{Book, Epoch, Wallet, WalletId},
+    domain::{Account, Book, Wallet, WalletId},
     error::{Error, Result},
 };
 
@@ -74,8 +74,12 @@ impl Store {
         now: Timestamp,
     ) -> Result<Wallet> {
         let mut tx = self.tenants.begin(Tenant::User(user)).await?;
-        let mut book = Book::default();
-        let id = hold_test_wallet(&mut tx, &mut book, user, new_wallet, now).await?;
+        let account = (Account::User(user), now);
+        let sources = owners::find(&mut tx, &[account], || new_wallet, now).await?;
+        let mut book = Book::new(rows::lock_wallets(&mut tx, &sources.wallets()).await?, []);
+        sources.renew(&mut tx, &mut book, now).await?;
+        let found = sources.wallets().pop_first();
+        let id = found.ok_or(sqlx::Error::RowNotFound)?;
         let wallet = book.wallet(id).clone();
         write(&mut tx, &book.into_changes(), now).await?;
         tx.commit().await?;
@@ -84,10 +88,7 @@ impl Store {
 }
 
 /// The wallet of an organisation that has one.
-pub(super) async fn live_wallet(
-    connection: &mut Connection,
-    org: OrgId,
-) -> sqlx::Result<Option<WalletId>> {
+async fn live_wallet(connection: &mut Connection, org: OrgId) -> sqlx::Result<Option<WalletId>> {
     let id = sqlx::query_scalar!(
         "select id from wallet.wallets where org_id = $1",
         org.uuid()
@@ -112,110 +113,4 @@ async fn granted(connection: &mut Connection, grant: &Grant<'_>) -> sqlx::Result
     .fetch_optional(connection)
     .await?;
     Ok(credits.map(Credits::new))
-}
-
-/// Locks a user's test wallet into the book: made when missing, and in the epoch of `now`. What
-/// that changed has to be written with the rest of the book.
-pub(super) async fn hold_test_wallet(
-    connection: &mut Connection,
-    book: &mut Book,
-    user: UserId,
-    new_wallet: Uuid,
-    now: Timestamp,
-) -> sqlx::Result<WalletId> {
-    let mut made = false;
-    let id = match test_wallet(connection, user).await? {
-        Some(id) => id,
-        None => {
-            made = insert_test_wallet(connection, user, new_wallet, now).await?;
-            test_wallet(connection, user)
-                .await?
-                .ok_or(sqlx::Error::RowNotFound)?
-        }
-    };
-    let wallet = rows::lock_wallets(connection, &BTreeSet::from([id])).await?;
-    wallet.into_iter().for_each(|wallet| book.hold(wallet));
-    if made {
-        book.begin_epochs(id);
-    } else if let Some(next) = book.roll_over(id, now) {
-        begin_epoch(connection, id, next, now).await?;
-    }
-    Ok(id)
-}
-
-async fn test_wallet(connection: &mut Connection, user: UserId) -> sqlx::Result<Option<WalletId>> {
-    let id = sqlx::query_scalar!(
-        "select id from wallet.test_wallets where user_id = $1",
-        user.uuid()
-    );
-    let id = id.fetch_optional(connection).await?;
-    Ok(id.map(|id| WalletId::Test(Id::new(id))))
-}
-
-/// False when somebody else was faster.
-async fn insert_test_wallet(
-    connection: &mut Connection,
-    user: UserId,
-    new_wallet: Uuid,
-    now: Timestamp,
-) -> sqlx::Result<bool> {
-    let epoch = Epoch::first(now);
-    let done = sqlx::query!(
-        r#"
-        insert into wallet.test_wallets (id, user_id, epoch, reset_at, created_at, updated_at)
-        values ($1, $2, $3, $4, $5, $5)
-        on conflict (user_id) do nothing"#,
-        new_wallet,
-        user.uuid(),
-        epoch.number,
-        epoch.reset_at.to_sqlx() as _,
-        now.to_sqlx() as _,
-    )
-    .execute(connection)
-    .await?;
-    Ok(done.rows_affected() == 1)
-}
-
-/// Keeps I2: a lease of an ended epoch drains, and no longer counts as reserved.
-async fn begin_epoch(
-    connection: &mut Connection,
-    id: WalletId,
-    epoch: Epoch,
-    now: Timestamp,
-) -> sqlx::Result<()> {
-    let WalletId::Test(id) = id else {
-        return Ok(());
-    };
-    sqlx::query!(
-        r#"
-        update wallet.test_wallets
-           set epoch = $2, reset_at = $3
-         where id = $1"#,
-        id.uuid(),
-        epoch.number,
-        epoch.reset_at.to_sqlx() as _,
-    )
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query!(
-        r#"
-        with ended as (
-            select id
-              from wallet.leases
-             where test_wallet_id = $1
-               and epoch < $2
-               and state = 'active'
-             order by id
-               for update)
-        update wallet.leases l
-           set state = 'draining', updated_at = $3
-          from ended
-         where l.id = ended.id"#,
-        id.uuid(),
-        epoch.number,
-        now.to_sqlx() as _,
-    )
-    .execute(connection)
-    .await?;
-    Ok(())
 }

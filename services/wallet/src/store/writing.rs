@@ -16,9 +16,13 @@ pub(crate) async fn write(
     changes: &Changes,
     now: Timestamp,
 ) -> sqlx::Result<()> {
-    let leases: Vec<&Lease> = changes.leases.values().collect();
-    if !leases.is_empty() {
-        update_leases(connection, &leases, now).await?;
+    let is_new = |lease: &&Lease| changes.opened.contains(&lease.id);
+    let (new, known): (Vec<&Lease>, Vec<&Lease>) = changes.leases.values().partition(is_new);
+    if !new.is_empty() {
+        insert_leases(connection, &new, now).await?;
+    }
+    if !known.is_empty() {
+        update_leases(connection, &known, now).await?;
     }
     if !changes.entries.is_empty() {
         insert_entries(connection, &changes.entries, now).await?;
@@ -55,6 +59,54 @@ pub(crate) async fn write(
     if !changes.late_spends.is_empty() {
         add_late_spends(connection, changes).await?;
     }
+    Ok(())
+}
+
+async fn insert_leases(
+    connection: &mut Connection,
+    leases: &[&Lease],
+    now: Timestamp,
+) -> sqlx::Result<()> {
+    let (mut live, mut test, mut quota) = (Vec::new(), Vec::new(), Vec::new());
+    for lease in leases {
+        let [of_live, of_test, of_quota] = rows::owner(lease.wallet);
+        live.push(of_live);
+        test.push(of_test);
+        quota.push(of_quota);
+    }
+    let ids: Vec<Uuid> = leases.iter().map(|lease| lease.id.uuid()).collect();
+    let epochs: Vec<i64> = leases.iter().map(|lease| lease.epoch).collect();
+    let journals: Vec<Uuid> = leases.iter().map(|lease| lease.journal.uuid()).collect();
+    let granted: Vec<i64> = leases.iter().map(|lease| lease.granted.get()).collect();
+    let states: Vec<&str> = leases.iter().map(|lease| lease.state.as_str()).collect();
+    let created: Vec<jiff_sqlx::Timestamp> = leases
+        .iter()
+        .map(|lease| lease.created_at.to_sqlx())
+        .collect();
+    sqlx::query!(
+        r#"
+        insert into wallet.leases
+               (id, wallet_id, test_wallet_id, quota_bucket_id, epoch, journal_id, granted, state,
+                created_at, updated_at)
+        select u.id, u.wallet_id, u.test_wallet_id, u.quota_bucket_id, u.epoch, u.journal_id,
+               u.granted, u.state, u.created_at, $10
+          from unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::bigint[], $6::uuid[],
+                      $7::bigint[], $8::text[], $9::timestamptz[])
+            as u (id, wallet_id, test_wallet_id, quota_bucket_id, epoch, journal_id, granted,
+                  state, created_at)"#,
+        &ids,
+        &live as &[Option<Uuid>],
+        &test as &[Option<Uuid>],
+        &quota as &[Option<Uuid>],
+        &epochs,
+        &journals,
+        &granted,
+        &states as &[&str],
+        &created as &[jiff_sqlx::Timestamp],
+        now.to_sqlx() as _,
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
