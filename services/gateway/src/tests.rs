@@ -9,6 +9,7 @@ pub(crate) mod secure;
 mod strangers;
 mod tables;
 mod throttle;
+mod traced;
 mod tunnels;
 mod upstreams;
 mod wire;
