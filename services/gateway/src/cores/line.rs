@@ -148,6 +148,22 @@ impl Line {
         self.journal.watermark() >= self.journal.next_seq()
     }
 
+    /// Takes what is settled for what the journal itself has counted: a rule that was given up,
+    /// because another copy may have settled the same calls. For whoever shows that it is wrong.
+    ///
+    /// # Errors
+    /// A lease has no id.
+    pub fn count_on_settled(&mut self, open: &[Lease]) -> anyhow::Result<()> {
+        for lease in open {
+            let id = LeaseId::from_slice(&lease.lease_id)?;
+            let totals = self.owed.as_mut().map(|(totals, _)| totals);
+            if let Some(total) = totals.and_then(|totals| totals.get_mut(&id)) {
+                total.cum = total.cum.max(lease.settled_cum);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends the calls that an earlier life had begun, and writes the final counts that it owes, of
     /// what the wallet calls open; not for the first time when all was applied and some still are.
     ///

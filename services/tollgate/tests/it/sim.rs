@@ -11,6 +11,7 @@
 //! applied; when everything has come to rest, that nothing is lost, double, overspent or stranded.
 //! A failure prints its seed and the last steps; `SIM_SEED=<seed>` runs that one.
 
+mod copies;
 mod damage;
 mod dice;
 mod disk;
@@ -53,6 +54,8 @@ enum Mutation {
     HideGaps,
     /// A gap moves the watermark past what was not applied yet.
     GapsSwallowRecords,
+    /// A call that goes on is ended on top of what is settled, which may have it already.
+    CountOnSettled,
     /// A gap is taken though an older message may still bring what it covers.
     GapsOvertake,
     /// What is lost at the end of a lease is not paid, though its owner had told it.
@@ -70,6 +73,8 @@ struct Faults {
     stream: usize,
     damage: usize,
     copy: usize,
+    /// Copies that are found when another process recovers the journal.
+    late: usize,
     /// Messages that end before the last records.
     short: usize,
     loss: usize,
@@ -85,6 +90,7 @@ const KILLS: Faults = Faults {
     stream: 5,
     damage: 0,
     copy: 0,
+    late: 0,
     short: 0,
     loss: 60,
     repeat: 60,
@@ -114,6 +120,15 @@ const COPIES: Faults = Faults {
     copy: 12,
     short: 950,
     ..KILLS
+};
+
+/// Copies are found late: another process has begun to recover the journal.
+const LATE_COPIES: Faults = Faults {
+    kill: 0,
+    doom: 0,
+    copy: 0,
+    late: 12,
+    ..COPIES
 };
 
 /// Each death may take the power with it.
@@ -314,6 +329,11 @@ fn copies_of_a_journal_end_its_calls_once_whoever_recovers_them() {
 }
 
 #[test]
+fn a_copy_that_another_process_recovers_too_charges_nobody_twice() {
+    holds("late copies", &scenario(LATE_COPIES), SEEDS);
+}
+
+#[test]
 fn a_seed_does_the_same_again() {
     for seed in [1, 2, 3] {
         for faults in [POWER, DAMAGE] {
@@ -374,6 +394,11 @@ fn broken_payment_of_what_was_told_is_found_out() {
     is_found_out(Mutation::ForgetWhatWasTold, DAMAGE);
 }
 
+#[test]
+fn broken_counting_on_what_another_copy_has_settled_is_found_out() {
+    is_found_out(Mutation::CountOnSettled, LATE_COPIES);
+}
+
 /// As long as `SIM_SEEDS` says, a fifth of it for each scenario.
 #[test]
 #[ignore = "as many seeds as one has time for"]
@@ -385,4 +410,5 @@ fn many_seeds() {
     holds("damage", &scenario(DAMAGE), count / 5);
     holds("long lives", &alone(LONG_LIVES), count / 5);
     holds("copies", &scenario(COPIES), count / 5);
+    holds("late copies", &scenario(LATE_COPIES), count / 5);
 }

@@ -437,6 +437,10 @@ impl Running {
                     let open: Vec<Lease> = open.iter().map(untold).collect();
                     line.conclude(&open, is_first, now)?;
                 }
+                Mutation::CountOnSettled => {
+                    line.count_on_settled(open)?;
+                    line.conclude(open, is_first, now)?;
+                }
                 _ => line.conclude(open, is_first, now)?,
             }
             self.concluded.push(journal);

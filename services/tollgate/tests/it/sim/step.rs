@@ -1,6 +1,6 @@
 //! The steps of the world: what may happen next, and what then does.
 
-use std::{collections::BTreeSet, fs, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use gateway::cores::Payer;
 use jiff::SignedDuration;
@@ -10,7 +10,6 @@ use types::JournalId;
 
 use super::{
     Mutation,
-    damage::folders,
     gateway::{Call, Durability, Progress, Stage},
     world::{Packet, World, payers},
 };
@@ -58,6 +57,8 @@ enum Step {
     Damage,
     Copy,
     LoseCopies,
+    Shelve,
+    Bring,
 }
 
 impl World {
@@ -91,6 +92,8 @@ impl World {
             (trouble(faults.damage), Step::Damage),
             (trouble(faults.copy), Step::Copy),
             (trouble(faults.copy), Step::LoseCopies),
+            (trouble(faults.late), Step::Shelve),
+            (trouble(faults.late * 10), Step::Bring),
         ]);
         let index = self.dice.below(self.slots.len());
         match step {
@@ -127,6 +130,8 @@ impl World {
             Step::Damage => self.damage(index),
             Step::Copy => self.copy(index),
             Step::LoseCopies => self.lose_copies(index),
+            Step::Shelve => self.shelve(index),
+            Step::Bring => self.bring(index),
         }
     }
 
@@ -379,7 +384,7 @@ impl World {
         }
     }
 
-    fn start(&mut self, index: usize) {
+    pub(super) fn start(&mut self, index: usize) {
         if self.slots[index].running.is_some() || self.is_resting {
             return;
         }
@@ -434,53 +439,6 @@ impl World {
         let operations = u64::try_from(operations).unwrap();
         self.slots[index].disk.doom(operations, takes_effect);
         self.figures.faults += 1;
-    }
-
-    /// Brings what the dead have left to another place too, where the next life recovers it too.
-    fn copy(&mut self, from: usize) {
-        let to = self.dice.below(self.slots.len());
-        if from == to {
-            return;
-        }
-        for place in [from, to] {
-            self.end(place, "killed");
-        }
-        let there = folders(&self.slots[to].dir);
-        for (journal, dir) in folders(&self.slots[from].dir) {
-            if there.iter().any(|(known, _)| *known == journal) {
-                continue;
-            }
-            let place = self.slots[to].dir.join(dir.file_name().expect("a name"));
-            fs::create_dir_all(&place).expect("creatable");
-            for entry in fs::read_dir(&dir).expect("a folder") {
-                let file = entry.expect("an entry").path();
-                let copy = place.join(file.file_name().expect("a name"));
-                fs::copy(&file, copy).expect("copied");
-            }
-            self.figures.copies += 1;
-            self.note(format!("{journal} is copied from {from} to {to}"));
-        }
-    }
-
-    /// A place is gone with the journals that are somewhere else too: what was done about them here
-    /// ends there.
-    fn lose_copies(&mut self, place: usize) {
-        let others = self.slots.iter().enumerate();
-        let others = others.filter(|(index, _)| *index != place);
-        let elsewhere: BTreeSet<JournalId> = others
-            .flat_map(|(_, slot)| folders(&slot.dir))
-            .map(|(journal, _)| journal)
-            .collect();
-        let here = folders(&self.slots[place].dir).into_iter();
-        let copies: Vec<_> = here.filter(|(it, _)| elsewhere.contains(it)).collect();
-        if copies.is_empty() {
-            return;
-        }
-        self.end(place, "with its copies");
-        for (journal, dir) in copies {
-            fs::remove_dir_all(&dir).expect("removable");
-            self.note(format!("{place}: has {journal} no more"));
-        }
     }
 
     /// Minutes or days, forwards or backwards.

@@ -20,6 +20,7 @@ use gateway::cores::{Lent, Payer, Route};
 
 use super::{
     Faults, Figures, Mutation, Scenario,
+    copies::Shelved,
     dice::Dice,
     gateway::{Asked, Done, Running, Slot},
     stream::{Consumer, Effects, Stream},
@@ -85,9 +86,11 @@ pub(super) struct World {
     pub(super) hit: BTreeSet<(JournalId, u64)>,
     pub(super) damaged_journals: BTreeSet<JournalId>,
     pub(super) routes: Vec<Rc<Route>>,
+    /// Copies of journals that nobody has found yet.
+    pub(super) shelf: Vec<Shelved>,
     /// Who has stopped in order stays away.
     pub(super) is_resting: bool,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 pub(super) fn payers() -> impl Iterator<Item = (Payer, Account, i64)> {
@@ -177,9 +180,14 @@ impl World {
             hit: BTreeSet::new(),
             damaged_journals: BTreeSet::new(),
             routes: routes(),
+            shelf: Vec::new(),
             is_resting: false,
-            _dir: dir,
+            dir,
         }
+    }
+
+    pub(super) fn shelf_dir(&self) -> std::path::PathBuf {
+        self.dir.path().join("shelf")
     }
 
     /// Notes a step, for who has to understand a failure.
