@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     crash::DISCARD,
+    idempotency::{COST, World, code, keyed},
     stack::{CONSUMERS, Customer, DISTANCE, LIVE, SETTLE_LIMIT, Stack, signal},
 };
 
@@ -70,6 +71,15 @@ fn org(customer: &Customer) -> Uuid {
     customer.org.parse::<types::OrgId>().unwrap().uuid()
 }
 
+/// PostgreSQL takes no row of this customer any more.
+fn refuse_rows_of(customer: &Customer) -> String {
+    format!(
+        "alter table usage_ingest.api_usage_logs
+           add constraint no_room check (org_id <> '{}') not valid",
+        org(customer)
+    )
+}
+
 /// Nobody's records but those of this consumer are discarded.
 async fn only_discards_of(stack: &Stack, name: &str) {
     for other in CONSUMERS.iter().filter(|other| **other != name) {
@@ -89,11 +99,7 @@ async fn a_letter_is_applied_when_its_cause_is_gone_and_discarded_when_that_neve
     let (good, bad) = (stack.customer("Good", 100), stack.customer("Bad", 100));
     let (_, good_key) = stack.key(&good, &LIVE);
     let (_, bad_key) = stack.key(&bad, &LIVE);
-    let refuse = format!(
-        "alter table usage_ingest.api_usage_logs
-           add constraint no_room check (org_id <> '{}') not valid",
-        org(&bad)
-    );
+    let refuse = refuse_rows_of(&bad);
     let accept = "alter table usage_ingest.api_usage_logs drop constraint no_room".to_owned();
     execute(&stack, refuse.clone()).await;
     let mut seen = call(&stack, &good_key, 1).await;
@@ -155,6 +161,37 @@ async fn a_letter_is_applied_when_its_cause_is_gone_and_discarded_when_that_neve
     );
     only_discards_of(&stack, "usage-ingest").await;
     noted_without_people(&stack).await;
+}
+
+/// F11: without its row nobody but the discard can tell that a call with an idempotency key was
+/// charged, when its gateway did not come to say so.
+#[tokio::test]
+async fn a_call_whose_row_is_discarded_keeps_its_idempotency_key() {
+    let world = World::start(&[]).await;
+    let stack = &world.stack;
+    execute(stack, refuse_rows_of(&world.customer)).await;
+    let asked = keyed("/a?b=1", "once");
+    let first = world.at(0, &world.key, &asked).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    letters_until(stack, "the row is put aside", |it| !it.is_empty()).await;
+    let unsaid = "update usage_ingest.idempotency_keys set state = 'open'";
+    execute(stack, unsaid.to_owned()).await;
+    let again = world.at(1, &world.key, &asked).await;
+    assert_eq!(code(&again), "idempotency_key_in_use");
+    for letter in letters(stack) {
+        let discard = ["letters", "discard", "usage-ingest", &id_of(&letter)];
+        stack.try_cli(&[&discard[..], &["--reason", "no room", "--by", "ada"]].concat());
+    }
+    let told = eventually(SETTLE_LIMIT, "the key is not open", async || {
+        let again = world.at(1, &world.key, &asked).await;
+        match code(&again).as_str() {
+            "idempotency_answer_not_kept" => Ok(()),
+            _ => Err(format!("{again:?}")),
+        }
+    });
+    told.await.unwrap();
+    let paid = "select total_used from wallet.wallets where total_used > 0";
+    assert_eq!(number(stack, paid).await, COST, "charged once");
 }
 
 /// `show` tells which records break the rule, and which would be applied.
@@ -301,12 +338,14 @@ async fn shrink_lease(stack: &Stack, customer: &Customer) {
 async fn die_while_discarding(stack: &Stack, id: &str) {
     for (point, is_noted) in DISCARD.into_iter().zip([0, 1]) {
         let spec = format!("{point}:1");
-        stack.arm("wallet", std::slice::from_ref(&spec));
         let living = eventually(SETTLE_LIMIT, "it lives", async || {
             let pid = stack.pids("wallet")[0];
             stack.is_child(pid).then_some(pid).ok_or("not yet")
         });
-        signal(living.await.unwrap(), Signal::KILL);
+        let living = living.await.unwrap();
+        // The next life takes it.
+        stack.arm("wallet", std::slice::from_ref(&spec));
+        signal(living, Signal::KILL);
         let dead = eventually(SETTLE_LIMIT, "it dies there", async || {
             discard(stack, id);
             match stack
