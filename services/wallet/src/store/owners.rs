@@ -292,6 +292,8 @@ async fn buckets(
     found.ok_or(sqlx::Error::RowNotFound)
 }
 
+/// Each is looked up for itself: the plan of a join that was made while the table was small would
+/// go on reading all of it until there are new statistics.
 async fn known_buckets(
     connection: &mut Connection,
     quotas: &[(Quota, Period)],
@@ -302,10 +304,13 @@ async fn known_buckets(
         select b.id as "id?", b.stated_by as "stated_by?", b.key_version as "key_version?"
           from unnest($1::uuid[], $2::text[], $3::timestamptz[])
                with ordinality as u (key_id, kind, period_start, position)
-          left join wallet.quota_buckets b
-            on b.key_id = u.key_id
-           and b.kind = u.kind
-           and b.period_start = u.period_start
+          left join lateral (
+            select id, stated_by, key_version
+              from wallet.quota_buckets
+             where key_id = u.key_id
+               and kind = u.kind
+               and period_start = u.period_start
+             limit 1) b on true
          order by u.position"#,
         &keys,
         &kinds as &[&str],

@@ -1,4 +1,6 @@
-//! Writing decisions down: each kind of change in one statement, however many there are.
+//! Writing decisions down: each kind of change in one statement, however many there are. Rows are
+//! named by `any` too, which finds them by their index: the plan of a mere join that was made while
+//! the table was small would go on reading all of it until there are new statistics.
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
@@ -139,7 +141,8 @@ async fn update_leases(
           from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],
                       $6::bigint[], $7::text[])
             as u (id, granted, returned_cum, settled_cum, known_cum, final_cum, state)
-         where l.id = u.id"#,
+         where l.id = u.id
+           and l.id = any($1)"#,
         &ids,
         &credits(|lease| lease.granted),
         &credits(|lease| lease.returned_cum),
@@ -281,7 +284,8 @@ async fn move_wallets(
           from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[],
                       $6::bigint[], $7::smallint[], $8::bool[])
             as u (id, granted, used, expired, reserved, reference, low_percent, is_refilled)
-         where w.id = u.id"#,
+         where w.id = u.id
+           and w.id = any($1)"#,
         &moves.ids,
         &moves.granted,
         &moves.used,
@@ -314,7 +318,8 @@ async fn move_test_wallets(
                updated_at = $6
           from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[])
             as u (id, granted, used, expired, reserved)
-         where w.id = u.id"#,
+         where w.id = u.id
+           and w.id = any($1)"#,
         &moves.ids,
         &moves.granted,
         &moves.used,
@@ -340,7 +345,8 @@ async fn move_buckets(
                reserved = b.reserved + u.reserved,
                updated_at = $4
           from unnest($1::uuid[], $2::bigint[], $3::bigint[]) as u (id, used, reserved)
-         where b.id = u.id"#,
+         where b.id = u.id
+           and b.id = any($1)"#,
         &moves.ids,
         &moves.used,
         &moves.reserved,
