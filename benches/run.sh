@@ -4,7 +4,7 @@
 #
 #   benches/run.sh                          the usual set
 #   benches/run.sh MEASUREMENT [OPTION]…    one of them; `calls` if only options are given
-#   benches/run.sh edge [OPTION]…           Tollgate beside other proxies, ten minutes
+#   benches/run.sh edge [OPTION]…           Tollgate beside other proxies, a quarter of an hour
 #   benches/run.sh instructions [OPTION]…   instructions of a call against those kept (UPDATE=1)
 set -eu
 cd "$(dirname "$0")/.."

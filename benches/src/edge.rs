@@ -33,12 +33,15 @@ pub(crate) struct Arguments {
     /// Milliseconds of a slice
     #[arg(long, default_value_t = 500)]
     slice_millis: u64,
-    /// Keys of the row with the most
+    /// Keys that are made
     #[arg(long, default_value_t = 100_000)]
     keys: usize,
+    /// Numbers of them that are compared with one; what there is not is left out
+    #[arg(long, value_delimiter = ',', default_values_t = [100, 1_000, 10_000, 100_000])]
+    key_steps: Vec<usize>,
     /// Keys for which there is no time are left out: so long they are made, and so long each is
     /// called for the first time
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 600)]
     making_seconds: u64,
     /// Organisations that have them
     #[arg(long, default_value_t = 1_000)]

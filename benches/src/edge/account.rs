@@ -1,6 +1,11 @@
 //! What processes take of a core, told by the kernel: to the nanosecond, by thread.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use rustix::{
@@ -245,13 +250,22 @@ pub(crate) fn listener(port: u16) -> anyhow::Result<Vec<i32>> {
 
 /// Bytes in memory that are nobody else's, of a process and its descendants.
 pub(crate) fn memory(process: i32) -> anyhow::Result<f64> {
+    in_memory(process, "Private_")
+}
+
+/// The same without what is a file's, such as a journal.
+pub(crate) fn heap(process: i32) -> anyhow::Result<f64> {
+    in_memory(process, "Anonymous:")
+}
+
+fn in_memory(process: i32, kind: &str) -> anyhow::Result<f64> {
     let mut processes: Vec<i32> = threads(process)?.iter().map(|it| it.process).collect();
     processes.sort_unstable();
     processes.dedup();
     let mut kibibytes = 0;
     for process in processes {
         let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-        for line in text.lines().filter(|line| line.starts_with("Private_")) {
+        for line in text.lines().filter(|line| line.starts_with(kind)) {
             let number = line
                 .split_whitespace()
                 .nth(1)
@@ -260,4 +274,11 @@ pub(crate) fn memory(process: i32) -> anyhow::Result<f64> {
         }
     }
     Ok(f64::from(kibibytes) * 1024.0)
+}
+
+/// Seconds of a core that a process and its descendants have taken, those that live.
+pub(crate) fn taken(process: i32) -> anyhow::Result<f64> {
+    let threads = threads(process)?;
+    let nanos = threads.iter().map(|thread| thread.usage().nanos).sum();
+    Ok(Duration::from_nanos(nanos).as_secs_f64())
 }

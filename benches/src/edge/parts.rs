@@ -19,8 +19,6 @@ const MANY: usize = 1_000;
 /// Keys of the comparisons that are not about their number. Each request with a large body has its
 /// own copy of it.
 const KEYS: usize = 100;
-/// A number between that and all.
-const SOME_KEYS: usize = 1_000;
 /// A flood's valid calls, of what the gateway can carry.
 const VALID_SHARE: f64 = 0.05;
 /// For each of them so many invalid ones.
@@ -158,8 +156,11 @@ fn table(lanes: &[Lane], title: &str, found: &mut Findings) {
 /// More and more keys. The bare form has the same requests: what the load itself loses with many
 /// shows there.
 fn keys(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> anyhow::Result<()> {
+    let all = setting.some_keys(usize::MAX).len();
+    let mut steps: Vec<usize> = arguments.key_steps.clone();
+    steps.retain(|count| (2..=all).contains(count));
     let mut lanes = Vec::new();
-    for count in [1, KEYS, SOME_KEYS, usize::MAX] {
+    for count in [1].into_iter().chain(steps) {
         let keys = setting.some_keys(count);
         let requests = requests::with_keys(Ask::Small, keys);
         for contender in two(setting) {
@@ -169,7 +170,14 @@ fn keys(setting: &Setting, arguments: &Arguments, found: &mut Findings) -> anyho
         }
     }
     measure(setting, &mut lanes, arguments)?;
-    found.section.say("**More keys, 300 B, 64 connections**");
+    found.section.say(&format!(
+        "**More keys, 300 B, 64 connections.** {all} keys of {} organisations have called once \
+         before; each in memory takes {:.0} bytes of the gateway.",
+        arguments.organisations, setting.acquainted.bytes_each,
+    ));
+    found
+        .report
+        .figure("bytes a key", setting.acquainted.bytes_each);
     let columns = [
         "proxy",
         "calls/s",

@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     population::{Population, Terms},
+    report::to_f64,
     system::System,
 };
 
@@ -40,7 +41,15 @@ const KNOWN_WITHIN: Duration = Duration::from_secs(30);
 /// Keys that the gateway is made acquainted with at a time.
 const VISITED_AT_ONCE: usize = 2_000;
 /// Connections that make the gateway acquainted with all keys.
-const VISITORS: usize = 32;
+const VISITORS: usize = 256;
+/// Keys that have called before their memory is measured: what is made once is there then.
+const FIRST_KEYS: usize = 100;
+/// Tollgate is quiet when it takes no more of a core in each of so many seconds: longer than idle
+/// credits and permits stay where they are not needed.
+const QUIET_SHARE: f64 = 0.15;
+const QUIET_SECONDS: usize = 12;
+/// After so long what is measured is measured in unrest, and says so.
+const QUIET_WITHIN: Duration = Duration::from_secs(180);
 /// After so many rounds every key is known, and its credits and quota are there.
 const VISITS_MAX: usize = 5;
 /// Who need not be quick gives way to the load: what works off the records.
@@ -58,11 +67,23 @@ const NICE: i32 = 10;
 pub(crate) struct Setting {
     pub(crate) contenders: Vec<Contender>,
     keys: Vec<String>,
+    pub(crate) acquainted: Acquainted,
     missing: Vec<String>,
     helpers: Vec<Process>,
     /// Who works off the records.
     later: Vec<i32>,
     _folder: Folder,
+}
+
+/// What it took to make the gateway acquainted with all keys.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Acquainted {
+    made_in: Duration,
+    called_in: Duration,
+    /// Until Tollgate was quiet again; nothing if it never was.
+    quiet_after: Option<Duration>,
+    /// Of the gateway's memory, without its journal.
+    pub(crate) bytes_each: f64,
 }
 
 /// For configurations and logs; removed at the end.
@@ -116,11 +137,16 @@ impl Setting {
             within: Some(within),
             ..TERMS
         };
+        let begin = Instant::now();
         let made = Population::on_terms(system, arguments.organisations, count, terms);
         let keys: Vec<String> = made.await?.keys.into_iter().map(|key| key.text).collect();
         let mut setting = Self {
             contenders,
             keys,
+            acquainted: Acquainted {
+                made_in: begin.elapsed(),
+                ..Acquainted::default()
+            },
             missing,
             helpers,
             later: LATER
@@ -131,6 +157,7 @@ impl Setting {
         };
         setting.place(system, arguments)?;
         tokio::task::block_in_place(|| setting.acquaint(within))?;
+        setting.acquainted.quiet_after = quiet(system).await?;
         setting.teach_lua(&surroundings)?;
         Ok(setting)
     }
@@ -174,15 +201,21 @@ impl Setting {
     /// Calls Tollgate with every key until all are known; those for which there is no time are
     /// left out.
     fn acquaint(&mut self, within: Duration) -> anyhow::Result<()> {
+        let process = self.tollgate().process;
+        let mut known = FIRST_KEYS.min(self.keys.len());
+        self.visit(&self.keys[..known])?;
+        let before = account::heap(process)?;
         let begin = Instant::now();
-        let mut known = 0;
-        for keys in self.keys.chunks(VISITED_AT_ONCE) {
-            if known > 0 && begin.elapsed() > within {
+        for keys in self.keys[known..].chunks(VISITED_AT_ONCE) {
+            if begin.elapsed() > within {
                 break;
             }
             self.visit(keys)?;
             known += keys.len();
         }
+        self.acquainted.called_in = begin.elapsed();
+        let more = to_f64(known.saturating_sub(FIRST_KEYS).max(1));
+        self.acquainted.bytes_each = (account::heap(process)? - before) / more;
         self.keys.truncate(known);
         Ok(())
     }
@@ -277,10 +310,46 @@ impl Setting {
             arguments.organisations,
         ));
         section.say(&format!("Measured: {}.", all.join("; ")));
+        let Acquainted {
+            made_in,
+            called_in,
+            quiet_after,
+            ..
+        } = self.acquainted;
+        section.say(&format!(
+            "The keys were made in {:.0} s and called for the first time in {:.0} s; {}",
+            made_in.as_secs_f64(),
+            called_in.as_secs_f64(),
+            match quiet_after {
+                Some(after) => format!("Tollgate was quiet {:.0} s later.", after.as_secs_f64()),
+                None => "Tollgate was not quiet before it was measured.".to_owned(),
+            },
+        ));
         for missing in &self.missing {
             section.say(&format!("Left out: {missing}."));
         }
     }
+}
+
+/// Waits until all of Tollgate has worked off what there was; how long that took.
+async fn quiet(system: &System) -> anyhow::Result<Option<Duration>> {
+    let pids = system.pids("tollgate")?;
+    let process = *pids.first().context("no process of its own")?;
+    let begin = Instant::now();
+    let mut seconds = 0;
+    while seconds < QUIET_SECONDS {
+        let (before, since) = (account::taken(process)?, Instant::now());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let share = (account::taken(process)? - before) / since.elapsed().as_secs_f64();
+        seconds = match share <= QUIET_SHARE {
+            true => seconds + 1,
+            false => 0,
+        };
+        if begin.elapsed() > QUIET_WITHIN {
+            return Ok(None);
+        }
+    }
+    Ok(Some(begin.elapsed()))
 }
 
 /// Threads that carry calls, and others.
