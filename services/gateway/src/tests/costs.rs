@@ -32,27 +32,27 @@ const RECORD_BYTES: usize = 230;
 /// Nanoseconds of each step, a figure a round.
 #[derive(Default)]
 struct Costs {
-    check: Vec<f64>,
-    admission: Vec<f64>,
-    record: Vec<f64>,
-    append: Vec<f64>,
+    check: Vec<u128>,
+    admission: Vec<u128>,
+    record: Vec<u128>,
+    append: Vec<u128>,
 }
 
 /// Runs a step for each item, and notes what one of them took.
-fn each<T, R>(figures: &mut Vec<f64>, items: Vec<T>, mut step: impl FnMut(T) -> R) -> Vec<R> {
+fn each<T, R>(figures: &mut Vec<u128>, items: Vec<T>, mut step: impl FnMut(T) -> R) -> Vec<R> {
     let mut results = Vec::with_capacity(items.len());
     let calls = u32::try_from(items.len()).expect("few");
     let began = Instant::now();
     for item in items {
         results.push(step(item));
     }
-    figures.push(began.elapsed().as_secs_f64() * 1e9 / f64::from(calls));
+    figures.push((began.elapsed() / calls).as_nanos());
     results
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    figures[figures.len() / 2]
+fn median(mut figures: Vec<u128>) -> u128 {
+    figures.sort_unstable();
+    figures.get(figures.len() / 2).copied().expect("rounds")
 }
 
 fn ticket(rig: &Rig, entry: &Arc<Entry>) -> Ticket {
@@ -76,7 +76,7 @@ fn ticket(rig: &Rig, entry: &Arc<Entry>) -> Ticket {
     Ticket::new(Arc::clone(edge), Arc::clone(entry), reservation, facts)
 }
 
-async fn round(rig: &Rig, costs: &mut Costs) {
+fn round(rig: &Rig, costs: &mut Costs) {
     let edge = &rig.worker.edge;
     keyring::tests::inform(&edge.keyring);
     for lease in [&rig.lease, &rig.permits[0], &rig.permits[1]] {
@@ -110,7 +110,8 @@ async fn round(rig: &Rig, costs: &mut Costs) {
     let payload = [7; RECORD_BYTES];
     each(&mut costs.append, rooms.collect(), |room| {
         let append = |slot: crate::journal::Slot<'_>| {
-            slot.buf[..RECORD_BYTES].copy_from_slice(black_box(&payload));
+            let room = slot.buf.get_mut(..RECORD_BYTES).expect("room");
+            room.copy_from_slice(black_box(&payload));
             (RECORD_BYTES, ())
         };
         room.append(append).0
@@ -126,7 +127,7 @@ async fn costs_of_the_steps_of_a_call() {
     let all = all.run_until(async {
         for _ in 0..ROUNDS {
             let rig = Rig::new(&host, &config).await;
-            round(&rig, &mut costs).await;
+            round(&rig, &mut costs);
         }
     });
     all.await;
@@ -138,6 +139,6 @@ async fn costs_of_the_steps_of_a_call() {
     ];
     for (step, figures) in steps {
         assert_eq!(figures.len(), ROUNDS);
-        println!("{step}: {:.0} ns", median(figures));
+        println!("{step}: {} ns", median(figures));
     }
 }
