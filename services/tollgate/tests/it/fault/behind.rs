@@ -303,17 +303,9 @@ async fn lose_transactions(times: i64, cuts: u64) {
 /// F12: PostgreSQL is slow, the consumers may have little in hand, and lose their connections to
 /// the bus: none is stuck, and all catch up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f12_slow_narrow_and_cut_off_consumers_catch_up() {
-    slow_down(3).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "minutes; run by make faults"]
-async fn f12_consumers_that_are_cut_off_fifty_times_catch_up() {
-    slow_down(50).await;
-}
-
-async fn slow_down(cuts: usize) {
+async fn f12_slow_narrow_and_cut_off_consumers_catch_up() {
+    let cuts = 50;
     let rig = Behind::start().await;
     // Slow enough that what is lent lasts: the wallet is as slow as its database.
     let load = Load::of(Plan {
