@@ -56,6 +56,14 @@ const RENEWALS_MAX: usize = 4_096;
 /// Renewals under way at once: as many as one request to the wallet holds.
 const RENEWALS_AT_ONCE: usize = 128;
 
+/// A request for an account.
+#[derive(Clone)]
+struct Asked {
+    ask: wire::Ask,
+    /// It failed when nobody else travelled with it: it would take others down again.
+    alone: bool,
+}
+
 /// All accounts of this process.
 pub(crate) struct Lender {
     journal: Journal,
@@ -68,7 +76,7 @@ pub(crate) struct Lender {
     /// Requests whose answer has not come, or is not in the journal: the wallet may have lent. They
     /// are asked again with the same nonce, before anything else is asked for the same owner, and
     /// in the background for one who calls no more. Who has the account's turn may change them.
-    unanswered: papaya::HashMap<Owner, wire::Ask>,
+    unanswered: papaya::HashMap<Owner, Asked>,
     /// Gateways that the wallet hears of, as it said last.
     live_gateways: AtomicU32,
     /// One at a time closes leases: who comes second finds them closed.
@@ -216,12 +224,12 @@ impl Lender {
     }
 
     /// What was asked for an owner and not answered.
-    fn unanswered(&self, owner: Owner) -> Option<wire::Ask> {
+    fn unanswered(&self, owner: Owner) -> Option<Asked> {
         self.unanswered.pin().get(&owner).cloned()
     }
 
     /// A request to be lent at least so many credits.
-    fn request(&self, account: &Account, credits: i64) -> wire::Ask {
+    fn request(&self, account: &Account, credits: i64) -> Asked {
         let minimum = credits.max(1);
         let per_call = minimum.max(account.per_call());
         let little = per_call.saturating_mul(LEASE_CALLS_MIN).min(account.kept());
@@ -236,12 +244,13 @@ impl Lender {
             .max(per_call.saturating_mul(FIRST_CALLS))
             .max(little)
             .clamp(minimum, WANT_MAX.max(minimum));
-        wire::Ask {
+        let ask = wire::Ask {
             account: Some(wire_account(account)),
             nonce: self.host.random::<16>().to_vec(),
             want: wanted,
             minimum,
-        }
+        };
+        Asked { ask, alone: false }
     }
 
     /// Asks the wallet, and puts to use what it lends: `credits` of it for the call that asks. The
@@ -250,19 +259,23 @@ impl Lender {
     async fn obtain(
         &self,
         account: &Account,
-        request: wire::Ask,
+        request: Asked,
         credits: i64,
     ) -> Result<Option<Hold>, Refusal> {
         let owner = account.owner;
-        let per_call = request.minimum.max(account.per_call());
+        let per_call = request.ask.minimum.max(account.per_call());
         self.unanswered.pin().insert(owner, request.clone());
-        let answer = match self.ask(request).await {
+        let answer = match self.ask(&request).await {
             Ok(answer) => answer,
             Err(status) => {
                 let (code, error) = (status.code(), status.message());
                 tracing::warn!(?code, error, "credits could not be acquired");
                 if is_refusal(&status) {
                     self.unanswered.pin().remove(&owner);
+                } else if !is_away(&status) {
+                    let ask = request.ask;
+                    let asked = Asked { ask, alone: true };
+                    self.unanswered.pin().insert(owner, asked);
                 }
                 return Err(Refusal::CreditsUnavailable);
             }
@@ -291,17 +304,18 @@ impl Lender {
     }
 
     /// Asks with one nonce until there is an answer or the attempts are used up.
-    async fn ask(&self, ask: wire::Ask) -> Result<wire::Answer, Status> {
-        let (mut attempt, mut alone) = (1, false);
+    async fn ask(&self, asked: &Asked) -> Result<wire::Answer, Status> {
+        let (mut attempt, mut alone) = (1, asked.alone);
         loop {
-            let answered = self.asker.ask(ask.clone(), alone).await;
+            let answered = self.asker.ask(asked.ask.clone(), alone).await;
             let status = match answered.map(judged) {
                 Ok(Err(status)) => status,
                 Ok(answer) => return answer,
                 Err(failed) => {
                     // It may be the fault of another that it was asked with. A wallet that is slow
                     // is waited for together.
-                    let is_late = failed.status.code() == Grpc::DeadlineExceeded;
+                    let code = failed.status.code();
+                    let is_late = matches!(code, Grpc::DeadlineExceeded | Grpc::Cancelled);
                     let is_others = failed.was_joint && !is_late && !is_refusal(&failed.status);
                     if attempt < ATTEMPTS_MAX && is_others && !alone {
                         alone = true;
@@ -465,9 +479,14 @@ fn is_refusal(status: &Status) -> bool {
     )
 }
 
-fn may_pass(status: &Status) -> bool {
+/// Whether the wallet is out of reach, for this request and any other.
+fn is_away(status: &Status) -> bool {
     matches!(
         status.code(),
-        Grpc::Unavailable | Grpc::DeadlineExceeded | Grpc::Unknown
+        Grpc::Unavailable | Grpc::DeadlineExceeded | Grpc::Cancelled
     )
+}
+
+fn may_pass(status: &Status) -> bool {
+    is_away(status) || status.code() == Grpc::Unknown
 }

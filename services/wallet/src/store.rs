@@ -79,11 +79,12 @@ impl From<sqlx::Error> for Error {
             | sqlx::Error::PoolTimedOut
             | sqlx::Error::PoolClosed
             | sqlx::Error::WorkerCrashed => true,
-            // Connection exceptions, rollbacks (40001, 40P01), lack of resources, operator's
-            // intervention such as a shutdown.
-            sqlx::Error::Database(database) => database
-                .code()
-                .is_some_and(|code| ["08", "40", "53", "57"].iter().any(|c| code.starts_with(c))),
+            // Connection exceptions, rollbacks (40001, 40P01), lack of resources, a lock that is
+            // not to be had in time, operator's intervention such as a shutdown.
+            sqlx::Error::Database(database) => database.code().is_some_and(|code| {
+                let passing = ["08", "40", "53", "55P03", "57"];
+                passing.iter().any(|class| code.starts_with(class))
+            }),
             _ => false,
         };
         match is_transient {

@@ -202,10 +202,21 @@ impl Line {
 }
 
 impl Drop for Line {
+    /// Whoever carried the line has died: it goes to those who wait beside it.
     fn drop(&mut self) {
-        if self.is_taken {
+        if !self.is_taken {
+            return;
+        }
+        let taken = {
             let mut queue = self.asker.queue.lock();
             queue.lines = queue.lines.saturating_sub(1);
+            let is_awaited = !queue.waiting.is_empty();
+            is_awaited.then(|| Line::take(&self.asker, &mut queue))
+        };
+        if let Some((line, batch)) = taken
+            && !batch.is_empty()
+        {
+            line.send(batch);
         }
     }
 }

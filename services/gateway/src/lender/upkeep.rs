@@ -55,7 +55,7 @@ impl Lender {
     }
 
     /// # Errors
-    /// There is no answer, so there is none for others either; or the journal is full.
+    /// The wallet is out of reach, so it is for others too; or the journal is full.
     async fn ask_again_for(&self, owner: Owner) -> Result<(), Refusal> {
         let account = self.account(owner);
         // Whoever has the turn is asking already.
@@ -66,7 +66,8 @@ impl Lender {
             return Ok(());
         };
         match self.obtain(&account, request, 0).await {
-            Err(refusal) if self.unanswered(owner).is_some() => Err(refusal),
+            // What failed alone is nobody else's concern.
+            Err(refusal) if self.unanswered(owner).is_some_and(|it| !it.alone) => Err(refusal),
             _ => Ok(()),
         }
     }

@@ -41,12 +41,12 @@ struct Costs {
 /// Runs a step for each item, and notes what one of them took.
 fn each<T, R>(figures: &mut Vec<u128>, items: Vec<T>, mut step: impl FnMut(T) -> R) -> Vec<R> {
     let mut results = Vec::with_capacity(items.len());
-    let calls = u32::try_from(items.len()).expect("few");
+    let calls = items.len() as u128;
     let began = Instant::now();
     for item in items {
         results.push(step(item));
     }
-    figures.push((began.elapsed() / calls).as_nanos());
+    figures.push(began.elapsed().as_nanos().checked_div(calls).expect("some"));
     results
 }
 

@@ -148,6 +148,7 @@ async fn asks_that_travel_together_are_answered_one_by_one() {
     the_newest_quota_counts(&stack).await;
     the_last_credits_are_lent_once(&stack).await;
     who_waits_for_a_recall_keeps_nobody_waiting(&stack).await;
+    what_is_locked_holds_nobody_else_up(&stack).await;
     an_ended_journal_is_lent_nothing(&stack).await;
     sums_hold(&stack).await;
 }
@@ -297,6 +298,30 @@ async fn who_waits_for_a_recall_keeps_nobody_waiting(stack: &Stack) {
     let at_once = vec![(1, Outcome::Lent)];
     assert_eq!(seen.first(), Some(&at_once), "{seen:?}");
     assert_eq!(seen.concat(), [at_once, vec![(0, Outcome::Short)]].concat());
+}
+
+async fn what_is_locked_holds_nobody_else_up(stack: &Stack) {
+    let (locked, free) = (stack.customer("Locked", 10), stack.customer("Free", 10));
+    let org: Uuid = locked
+        .org
+        .trim_start_matches("org_")
+        .parse()
+        .expect("an id");
+    let mut holder = stack.pool().begin().await.expect("begun");
+    sqlx::query("select from wallet.wallets where org_id = $1 for update")
+        .bind(org)
+        .execute(&mut *holder)
+        .await
+        .expect("locked");
+    let gateway = Gateway::of(stack);
+    let asks = [of_org(&free.org, 1), of_org(&locked.org, 1)];
+    let refused = gateway.ask(&asks).await.expect_err("somebody holds it");
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused}");
+    let alone = gateway.ask(&asks[..1]).await.expect("an answer");
+    assert_eq!(outcomes(&alone), [Outcome::Lent]);
+    holder.rollback().await.expect("unlocked");
+    let both = gateway.ask(&asks).await.expect("answers");
+    assert_eq!(outcomes(&both), [Outcome::Lent; 2]);
 }
 
 async fn an_ended_journal_is_lent_nothing(stack: &Stack) {

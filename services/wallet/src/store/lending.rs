@@ -110,6 +110,10 @@ impl Store {
 
 /// Makes the journal known and holds off its retirement, but neither heartbeats nor other
 /// acquisitions. How many gateways live.
+///
+/// From here on no lock is waited for longer than a second, half of what a gateway waits: one
+/// account that somebody has locked must not hold those that travel with it, and what nobody waits
+/// for any more must not hold anything.
 async fn register(
     connection: &mut Connection,
     borrower: &Borrower,
@@ -117,7 +121,11 @@ async fn register(
 ) -> sqlx::Result<u32> {
     for _ in 0..2 {
         let known = sqlx::query!(
-            "select id from wallet.journals where id = $1 for key share",
+            r#"
+            select id, set_config('lock_timeout', '1s', true)
+              from wallet.journals
+             where id = $1
+               for key share"#,
             borrower.journal.uuid(),
         );
         if known.fetch_optional(&mut *connection).await?.is_some() {

@@ -191,4 +191,18 @@ async fn what_fails_for_all_is_asked_again_alone() {
     assert!(held.last().is_some_and(Result::is_ok), "{held:?}");
     let lone = vec![1; LINES_MAX];
     assert_eq!(*travelled.lock(), [lone, vec![3, 1, 1, 1]].concat());
+    // It is known from now on: nobody fails because of it again.
+    travelled.lock().clear();
+    let held = call(
+        &lender,
+        (OTHERS.start + 500..).take(LINES_MAX).chain([2, 5, 6]),
+    )
+    .await;
+    assert_eq!(held.iter().filter(|held| held.is_err()).count(), 1);
+    assert!(held.last().is_some_and(Result::is_ok), "{held:?}");
+    assert_eq!(
+        travelled.lock().iter().sum::<usize>(),
+        LINES_MAX + 3,
+        "each once"
+    );
 }
