@@ -117,6 +117,10 @@ impl Need<'_> {
             (_, protocol) => protocol,
         }
     }
+
+    fn avoids(self, target: &Rc<Target>) -> bool {
+        matches!(self, Self::Elsewhere(failed) if Rc::ptr_eq(failed, target))
+    }
 }
 
 /// What is spoken on it.
@@ -246,18 +250,32 @@ impl Pool {
         });
         let slot = match reserved {
             Some(slot) => slot,
-            None => match self.wait(&site).await? {
-                // It cannot change, and what could is in use.
-                Handed::Lent(lent) if lent.is_h2() && protocol == Protocol::Http1 => {
-                    return Err(Unlent::Crowded);
+            None => {
+                // Nor will one do that is idle: it makes room, for each who waits like this one.
+                if !matches!(need, Need::Any) {
+                    site.close_idle();
                 }
-                Handed::Lent(lent) => return Ok(lent),
-                Handed::Direct(direct) => {
-                    let lent = direct.into_lent().await;
-                    return lent.map_err(|error| Unlent::Unreachable(error.into()));
+                match self.wait(&site).await? {
+                    // It cannot change, and what could is in use.
+                    Handed::Lent(lent) if lent.is_h2() && protocol == Protocol::Http1 => {
+                        return Err(Unlent::Crowded);
+                    }
+                    Handed::Lent(lent) if need.avoids(&lent.target) => {
+                        lent.give_back();
+                        return Err(only_failed());
+                    }
+                    Handed::Lent(lent) => return Ok(lent),
+                    Handed::Direct(direct) if need.avoids(direct.target()) => {
+                        direct.give_back();
+                        return Err(only_failed());
+                    }
+                    Handed::Direct(direct) => {
+                        let lent = direct.into_lent().await;
+                        return lent.map_err(|error| Unlent::Unreachable(error.into()));
+                    }
+                    Handed::Slot(slot) => slot,
                 }
-                Handed::Slot(slot) => slot,
-            },
+            }
         };
         let opening = site.opening();
         let tried = match need {
@@ -395,6 +413,11 @@ impl Pool {
             before = connections;
         }
     }
+}
+
+/// What became free leads to where the call has just failed.
+fn only_failed() -> Unlent {
+    Unlent::Unreachable(anyhow::anyhow!("no connection to another address is free"))
 }
 
 fn none(failed: Option<anyhow::Error>, wait: Option<Duration>) -> Unlent {

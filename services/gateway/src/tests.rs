@@ -2,6 +2,7 @@
 
 mod costs;
 mod flow;
+mod places;
 mod power;
 mod priced;
 pub(crate) mod rig;

@@ -145,7 +145,7 @@ impl Pool {
             Some(slot) => slot,
             // One of hyper's that waits makes room for one without it: else a burst would leave
             // them all to hyper.
-            None if site.close_idle() => match self.wait(&site).await? {
+            None if !site.is_awaited() && site.close_idle() => match self.wait(&site).await? {
                 Handed::Slot(slot) => slot,
                 Handed::Direct(direct) => return Ok(Some(*direct)),
                 Handed::Lent(lent) => {

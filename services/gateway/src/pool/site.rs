@@ -172,12 +172,14 @@ impl Site {
         }
     }
 
-    /// Closes one of hyper's that waits, so that its place becomes free in a moment. False: none
-    /// does, or somebody waits for a place already.
+    /// Somebody waits for a place.
+    pub(super) fn is_awaited(&self) -> bool {
+        !self.queue.borrow().is_empty()
+    }
+
+    /// Closes one of hyper's that waits, so that its place becomes free in a moment, for whoever
+    /// waits longest then. False: none does.
     pub(super) fn close_idle(&self) -> bool {
-        if !self.queue.borrow().is_empty() {
-            return false;
-        }
         while let Some(idle) = self.pop() {
             if idle.held.upgrade().is_some() {
                 return true;
@@ -205,8 +207,7 @@ impl Site {
         if !direct.target.is_used() {
             return;
         }
-        let is_awaited = !self.queue.borrow().is_empty();
-        if is_awaited && !direct.is_silent() {
+        if self.is_awaited() && !direct.is_silent() {
             return; // its place is handed on, and another one opened
         }
         if let Some(next) = self.next_in_queue() {
