@@ -40,7 +40,7 @@ use crate::{
     keyring::{Entry, Keyring},
     lender::Lender,
     limits::Limits,
-    listen::Peer,
+    listen::{Opened, Peer},
     meter::{Facts, Ticket},
     metrics::{Metrics, Source, Strange},
     path,
@@ -177,6 +177,8 @@ impl Dialect {
         let kind = kind.and_then(|kind| kind.strip_prefix(b"application/grpc"));
         match (request.version() < Version::HTTP_2, kind) {
             (true, _) => Self::Http1,
+            // Its client takes any 200 for the tunnel, also one with a refusal of gRPC.
+            _ if request.extensions().get::<Opened>().is_some() => Self::Http2,
             // With the name of an encoding or without; that for pages has a way of its own.
             (false, Some([] | [b'+' | b';', ..])) => Self::Grpc,
             (false, _) => Self::Http2,

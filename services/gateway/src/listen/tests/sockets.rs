@@ -5,7 +5,7 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
-use http::{Request, Response, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
 use proto::events::v1::{Disposition, Record, RecordKind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -384,5 +384,29 @@ fn what_is_no_websocket_becomes_no_tunnel() {
         assert_eq!(front.rig.lease.cum(), 0, "nothing was charged");
         // The connection carries on.
         open(&front, &mut ends, "x").await;
+    });
+}
+
+/// A success of whatever kind would be taken for the tunnel: also one with a status of gRPC.
+#[test]
+fn a_refusal_is_no_tunnel_whatever_the_request_says_that_it_carries() {
+    with_front(&[], async |front| {
+        let mut ends = ends(&front).await;
+        for kind in ["application/grpc", "application/grpc+proto", "text/plain"] {
+            let mut stranger = request(&front, Some("websocket"));
+            stranger.headers_mut().remove("x-api-key");
+            let mut lost = request(&front, Some("websocket"));
+            *lost.uri_mut() = "http://edge/api/v1/nothing/x".parse().expect("a target");
+            for (mut request, status, code) in [
+                (stranger, 401, "missing_key"),
+                (lost, 404, "unknown_service"),
+            ] {
+                let value = HeaderValue::from_static(kind);
+                request.headers_mut().insert(CONTENT_TYPE, value);
+                let sent = ends.client.send_request(request, false);
+                let (answer, _up) = sent.expect("sent");
+                assert_problem(answer.await.expect("an answer"), status, code).await;
+            }
+        }
     });
 }
