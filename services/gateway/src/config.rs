@@ -140,7 +140,7 @@ fn read_calls_max(v: &mut Variables) -> u64 {
         "TOLLGATE_GATEWAY_CALLS_MAX",
         CALLS_MAX,
         1..=10_000_000,
-        "calls in flight, tunnels included; further ones answer 503 at once",
+        "calls in flight, of which half may be tunnels; further ones answer 503 at once",
     )
 }
 

@@ -62,6 +62,9 @@ pub(crate) const COST: HeaderName = HeaderName::from_static("tollgate-cost");
 /// Whom we have it from, on what upstreams get.
 pub(crate) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// Of so many calls in flight, one may be a tunnel.
+const CALLS_PER_TUNNEL: u64 = 2;
+
 /// What all threads of the edge share.
 pub(crate) struct Edge {
     pub(crate) clock: Clock,
@@ -86,6 +89,8 @@ pub(crate) struct Edge {
     pub(crate) in_flight: AtomicU64,
     /// Beyond, calls are refused.
     pub(crate) calls_max: u64,
+    /// Of them, those that are tunnels or ask their upstreams for one.
+    pub(crate) tunnels: AtomicU64,
     /// A call that costs so much is as durable as the disk at least; 0: as its route says.
     pub(crate) disk_cost_min: i64,
     /// Tunnels end when nothing has passed for so long.
@@ -516,6 +521,11 @@ impl Edge {
     /// that refusing it costs next to nothing; those whose keys are being looked up come on top.
     pub(crate) fn is_full(&self) -> bool {
         self.in_flight.load(Ordering::Relaxed) >= self.calls_max
+    }
+
+    /// Tunnels that there may be: they last, and would leave no room for calls.
+    pub(crate) const fn tunnels_max(&self) -> u64 {
+        self.calls_max.div_ceil(CALLS_PER_TUNNEL)
     }
 
     /// Ready to carry calls: keys and services are known.

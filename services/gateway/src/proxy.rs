@@ -170,11 +170,7 @@ fn prepare(
     rest: &str,
     span: &Span,
 ) -> Result<(Request<Incoming>, Option<Switch>), Refused> {
-    let switch = upgrade::asked(
-        &worker.edge.ids,
-        &mut request,
-        ticket.facts().keyed.is_some(),
-    )?;
+    let switch = upgrade::asked(&worker.edge, &mut request, ticket.facts().keyed.is_some())?;
     let outgoing = outgoing(worker, request, ticket, service, rest, span);
     let mut request = outgoing.ok_or(Refusal::BadRequest)?;
     if let Some(switch) = &switch {

@@ -154,6 +154,7 @@ pub(crate) fn edge(
         is_cut: AtomicBool::new(false),
         in_flight: AtomicU64::new(0),
         calls_max: config.calls_max,
+        tunnels: AtomicU64::new(0),
         disk_cost_min: config.disk_cost_min,
         tunnel_idle: config.tunnel_idle,
         synced: watch::Sender::new(0),

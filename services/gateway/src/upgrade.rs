@@ -17,7 +17,7 @@ use std::{
     io,
     pin::Pin,
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -33,7 +33,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use proto::events::v1::Disposition;
-use runtime::Ids;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 use types::{PresentedKey, Refusal};
 
@@ -62,6 +61,9 @@ const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 /// Looks between two notes of it. The journal keeps all that is behind the last one.
 const LOOKS_PER_NOTE: u32 = 5;
+/// A tunnel whose client has ended its way by HTTP/2 ends when nothing has come from the upstream
+/// for so long: it may be a reset, which hyper reads as such an end.
+const ENDED_IDLE: Duration = Duration::from_secs(10);
 
 /// What a client wants to change to, and its side of the connection.
 pub(crate) struct Switch {
@@ -71,6 +73,31 @@ pub(crate) struct Switch {
     key: PresentedKey,
     /// Of a client of HTTP/2.
     socket: Option<Socket>,
+    place: Place,
+}
+
+/// One of the tunnels that a gateway may have; free again when it is dropped.
+struct Place(Arc<Edge>);
+
+impl Place {
+    fn take(edge: &Arc<Edge>) -> Result<Self, Refused> {
+        let before = edge.tunnels.fetch_add(1, Ordering::AcqRel);
+        let place = Self(Arc::clone(edge));
+        if before >= edge.tunnels_max() {
+            return Err(Refused {
+                detail: "There are as many tunnels as there may be: try again when Retry-After \
+                         has passed; nothing was charged.",
+                ..Refusal::Overloaded.into()
+            });
+        }
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.tunnels.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// Whether a request asks for a protocol that can be tunnelled. Who asks for another one is
@@ -78,14 +105,14 @@ pub(crate) struct Switch {
 ///
 /// # Errors
 /// It does, and has a body: where that ends, and the tunnel begins, is not left to be guessed. Or
-/// an idempotency key: a tunnel cannot be given again.
+/// an idempotency key: a tunnel cannot be given again. Or there are too many tunnels.
 pub(crate) fn asked(
-    ids: &Ids,
+    edge: &Arc<Edge>,
     request: &mut Request<Incoming>,
     is_keyed: bool,
 ) -> Result<Option<Switch>, Refused> {
     if let Some(opened) = request.extensions_mut().remove::<Opened>() {
-        return stream(ids, request, opened).map(Some);
+        return stream(edge, request, opened).map(Some);
     }
     // Set by the server where a connection can change: not in HTTP/1.0, not in HTTP/2.
     if request.extensions().get::<OnUpgrade>().is_none() || request.version() != Version::HTTP_11 {
@@ -107,6 +134,7 @@ pub(crate) fn asked(
     }
     Ok(Some(Switch {
         protocol,
+        place: Place::take(edge)?,
         client: hyper::upgrade::on(request),
         key,
         socket: None,
@@ -114,7 +142,11 @@ pub(crate) fn asked(
 }
 
 /// What a stream of HTTP/2 is to become. Unlike a connection of HTTP/1.1 it can be nothing else.
-fn stream(ids: &Ids, request: &mut Request<Incoming>, opened: Opened) -> Result<Switch, Refused> {
+fn stream(
+    edge: &Arc<Edge>,
+    request: &mut Request<Incoming>,
+    opened: Opened,
+) -> Result<Switch, Refused> {
     if !opened.protocol().eq_ignore_ascii_case(WEBSOCKET) {
         return Err(refused(
             "Open streams for `:protocol` websocket; ask for other protocols by HTTP/1.1.",
@@ -123,8 +155,9 @@ fn stream(ids: &Ids, request: &mut Request<Incoming>, opened: Opened) -> Result<
     Ok(Switch {
         protocol: HeaderValue::from_static(WEBSOCKET),
         key: credential::find(request.headers(), request.uri().query())?,
+        place: Place::take(edge)?,
         client: hyper::upgrade::on(request),
-        socket: Some(Socket::new(ids, opened)),
+        socket: Some(Socket::new(&edge.ids, opened)),
     })
 }
 
@@ -233,9 +266,11 @@ impl Switch {
             upload,
             passed: Cell::new(0),
             is_broken: [Cell::new(false), Cell::new(false)],
+            is_ended: Cell::new(false),
             key: self.key,
             lent,
-            _socket: self.socket,
+            socket: self.socket,
+            _place: self.place,
         };
         let carried = tunnel.carry(self.client, upstream);
         tokio::task::spawn_local(worker.beyond.track_future(carried));
@@ -252,11 +287,14 @@ struct Tunnel {
     passed: Cell<u64>,
     /// Whether the client's connection, or the upstream's, has broken.
     is_broken: [Cell<bool>; 2],
+    /// The client has ended its way.
+    is_ended: Cell<bool>,
     key: PresentedKey,
     /// The connection counts as used.
     lent: Lent,
     /// So does that of a client of HTTP/2.
-    _socket: Option<Socket>,
+    socket: Option<Socket>,
+    _place: Place,
 }
 
 /// Why a tunnel ended before its ends did.
@@ -299,8 +337,9 @@ impl Tunnel {
         self.end(cut);
     }
 
-    /// From the client.
+    /// From the client; nothing at the end of its way.
     fn came(&self, data: &[u8]) {
+        self.is_ended.set(data.is_empty());
         let bytes = self.count(data);
         let upload = &self.upload.bytes;
         upload.set(upload.get().saturating_add(bytes));
@@ -320,16 +359,17 @@ impl Tunnel {
 
     /// Resolves when the tunnel is to be cut.
     async fn look_after(&self) -> Cut {
-        let (mut seen, mut quiet, mut looks) = (0, Duration::ZERO, 0_u32);
+        let (mut seen, mut quiet, mut looks) = ((0, false), Duration::ZERO, 0_u32);
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
-            let passed = self.passed.get();
+            // An end counts like bytes: the time for what may follow begins with it.
+            let passed = (self.passed.get(), self.is_ended.get());
             quiet = match passed == seen {
                 true => quiet.saturating_add(LOOK_PERIOD),
                 false => Duration::ZERO,
             };
             seen = passed;
-            if quiet >= self.edge.tunnel_idle {
+            if quiet >= self.silence_max() {
                 return Cut::Idle;
             }
             if let Some(refusal) = self.judge().await {
@@ -339,6 +379,14 @@ impl Tunnel {
             if looks.is_multiple_of(LOOKS_PER_NOTE) {
                 self.ticket.borrow_mut().goes_on();
             }
+        }
+    }
+
+    fn silence_max(&self) -> Duration {
+        let idle = self.edge.tunnel_idle;
+        match self.socket.is_some() && self.is_ended.get() {
+            true => idle.min(ENDED_IDLE),
+            false => idle,
         }
     }
 

@@ -5,7 +5,10 @@ use std::{sync::atomic::Ordering, time::Duration};
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream, client::SendRequest};
-use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{CONTENT_TYPE, RETRY_AFTER},
+};
 use proto::events::v1::{Disposition, Record, RecordKind};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -408,5 +411,95 @@ fn a_refusal_is_no_tunnel_whatever_the_request_says_that_it_carries() {
                 assert_problem(answer.await.expect("an answer"), status, code).await;
             }
         }
+    });
+}
+
+#[test]
+fn tunnels_leave_room_for_calls() {
+    let calls = [("TOLLGATE_GATEWAY_CALLS_MAX", "4")];
+    with_front(&calls, async |front| {
+        let mut ends = ends(&front).await;
+        let behind = ends.upstream.local_addr().expect("bound");
+        let offer = || {
+            front
+                .rig
+                .offer(behind, |service| service.connections_max = 10)
+        };
+        offer();
+        let first = open(&front, &mut ends, "x").await;
+        let _second = open(&front, &mut ends, "x").await;
+        let sent = ends
+            .client
+            .send_request(request(&front, Some("websocket")), false);
+        let (answer, _up) = sent.expect("sent");
+        let answer = answer.await.expect("an answer");
+        assert_eq!(answer.headers()[RETRY_AFTER], "1");
+        assert_problem(answer, 503, "overloaded").await;
+        let upgrade = front.request(
+            "GET /api/v1/echo/chat",
+            "connection: upgrade\r\nupgrade: websocket\r\n",
+        );
+        let mut other = front.connect().await;
+        other.send(upgrade.as_bytes()).await;
+        let answer = other.answer().await.expect("an answer");
+        answer.assert_problem(503, "overloaded");
+        let refused = front.rig.records().into_iter();
+        let refused: Vec<Record> = refused.filter(|it| it.kind() == RecordKind::Call).collect();
+        assert_eq!(refused.len(), 2);
+        assert!(refused.iter().all(|it| it.cost == 0), "nothing is charged");
+
+        // Calls go on, and so do tunnels when there are fewer.
+        assert_serves(&front, &ends.client).await;
+        front.assert_serves().await;
+        drop(first);
+        let tunnels = &front.rig.worker.edge.tunnels;
+        front.until(|_| tunnels.load(Ordering::Acquire) == 1).await;
+        offer();
+        open(&front, &mut ends, "x").await;
+    });
+}
+
+#[test]
+fn a_client_that_ends_its_way_after_a_silence_hears_what_comes_soon() {
+    with_front(&[], async |front| {
+        let mut ends = ends(&front).await;
+        let mut socket = open(&front, &mut ends, "x").await;
+        // Longer than what comes after the end may take.
+        tokio::time::pause();
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        socket.up.send_data(Bytes::new(), true).expect("sent");
+        let mut came = Vec::new();
+        let read = socket.upstream.read_to_end(&mut came).await;
+        read.expect("the upstream hears of it");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        tokio::time::resume();
+        let written = socket.upstream.write_all(b"late").await;
+        written.expect("it is there still");
+        drop(socket.upstream);
+        let got = read_all(&mut socket.down).await;
+        assert_eq!(got.expect("an orderly end"), b"late");
+    });
+}
+
+/// A reset is read as an orderly end, and this upstream does not care for either.
+#[test]
+fn a_tunnel_that_its_client_has_ended_does_not_last_when_nothing_comes() {
+    with_front(&[], async |front| {
+        let mut ends = ends(&front).await;
+        let mut socket = open(&front, &mut ends, "x").await;
+        socket.up.send_reset(Reason::CANCEL);
+        let mut came = Vec::new();
+        let read = socket.upstream.read_to_end(&mut came).await;
+        read.expect("the upstream hears of it");
+        // From here on time passes when nothing else happens.
+        tokio::time::pause();
+        let calls = &front.rig.worker.edge.in_flight;
+        front.until(|_| calls.load(Ordering::Acquire) == 0).await;
+        let record = front.rig.records().into_iter().next_back();
+        let record = record.expect("its end is noted");
+        assert_eq!((record.kind(), record.cost), (RecordKind::Call, COST));
+        // Its connection is free again: there may be one.
+        tokio::time::resume();
+        open(&front, &mut ends, "x").await;
     });
 }
