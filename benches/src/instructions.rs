@@ -47,12 +47,12 @@ const WORSE_MAX: f64 = 0.03;
 const SHOWN: usize = 60;
 /// Callers shown of each of the most expensive functions, and of how many.
 const CALLERS: usize = 8;
-/// Where a call is answered, by which its thread is known.
-const ANSWER: &str = "gateway::listen::express::exchange::carry::{{closure}}";
+/// Where an admitted call is carried, by which its thread is known.
+const ANSWER: &str = "gateway::listen::express::exchange::Call::forward::{{closure}}";
 /// Parts of a call, by what is in the names of their functions. One that the compiler has put into
 /// its caller is not there. Valgrind knows no instructions for SHA-256, so hashes are slow here.
 const PARTS: [(&str, &str); 7] = [
-    ("answer", ANSWER),
+    ("admitted call", ANSWER),
     ("hash of the key", "types::key::PresentedKey::hash"),
     (
         "request to the upstream",

@@ -4,8 +4,6 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use ipnet::IpNet;
 
-use crate::headers;
-
 #[cfg(test)]
 mod tests;
 
@@ -50,22 +48,24 @@ pub(crate) fn write_forwarded(
     let Some(host) = host else {
         return;
     };
-    let is_token = host.as_bytes().iter().all(headers::is_of_token);
     text.push_str(";host=");
-    match is_token {
-        true => text.push_str(host),
-        false => {
-            text.push('"');
-            for sign in host.chars() {
-                // The listener lets no such host in; a quotation ends where we end it, even so.
-                if matches!(sign, '"' | '\\') {
-                    text.push('\\');
-                }
-                text.push(sign);
-            }
-            text.push('"');
-        }
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if host.bytes().all(is_name) {
+        return text.push_str(host);
     }
+    text.push('"');
+    // The listener lets no such host in; a quotation ends where we end it, even so.
+    if host.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
+        for sign in host.chars() {
+            if matches!(sign, '"' | '\\') {
+                text.push('\\');
+            }
+            text.push(sign);
+        }
+    } else {
+        text.push_str(host);
+    }
+    text.push('"');
 }
 
 fn contains(net: &IpNet, address: IpAddr) -> bool {
