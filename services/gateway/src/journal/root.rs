@@ -75,12 +75,15 @@ impl Root {
         if dir.exists() {
             return Err(Error::Exists(id));
         }
-        // A full disk may have no room for a directory; an earlier life has made this one.
+        // A full disk may have no room for a directory; an earlier life has made this one. It is
+        // opened before it is used up: one that cannot be is there for the next life.
         let prepared = self.dir.join(PREPARED);
-        fs::rename(&prepared, &dir)
-            .or_else(|_| fs::create_dir(&dir))
-            .map_err(Error::io("create", &dir))?;
-        let directory = File::open(&dir).map_err(Error::io("open", &dir))?;
+        match fs::create_dir(&prepared) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            made => made.map_err(Error::io("create", &prepared))?,
+        }
+        let directory = File::open(&prepared).map_err(Error::io("open", &prepared))?;
+        fs::rename(&prepared, &dir).map_err(Error::io("create", &dir))?;
         // Without one, the next life has to find room itself.
         drop(fs::create_dir(&prepared));
         self.disk
