@@ -2,7 +2,10 @@
 
 mod record;
 
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{self, DecodeContext, WireType},
+};
 use proto::events::v1::{Gap, GapCause, Record, UsageBatch};
 use types::{JournalId, RECORDS_MAX};
 
@@ -109,18 +112,47 @@ pub(crate) fn read(subject: &str, payload: &[u8]) -> Result<(JournalId, UsageBat
     Ok((journal, batch))
 }
 
+/// The first records of what need not be a batch, as far as they can be read.
+pub(crate) fn glance(mut payload: &[u8], records_max: usize) -> Vec<Record> {
+    /// The field `records` of a batch.
+    const RECORDS: u32 = 2;
+    let mut found = Vec::new();
+    while found.len() < records_max {
+        let Ok((tag, wire)) = encoding::decode_key(&mut payload) else {
+            break;
+        };
+        let context = DecodeContext::default();
+        if (tag, wire) != (RECORDS, WireType::LengthDelimited) {
+            match encoding::skip_field(wire, tag, &mut payload, context) {
+                Ok(()) => continue,
+                Err(_) => break,
+            }
+        }
+        let mut record = Record::default();
+        match encoding::message::merge(wire, &mut record, &mut payload, context) {
+            Ok(()) => found.push(record),
+            Err(_) => break,
+        }
+    }
+    found
+}
+
 /// The rule that a record breaks, whoever reads it.
 pub(crate) fn flaw(record: &Record) -> Option<String> {
     record::check(record).err()
 }
 
-/// What the records and gaps of a batch lie between: the first number, and the one after the last.
+/// What the records of a batch lie between: the first number, and the one after the last.
+pub(crate) fn span(batch: &UsageBatch) -> Option<(u64, u64)> {
+    let (first, last) = batch.records.first().zip(batch.records.last())?;
+    Some((first.seq, last.seq.saturating_add(1)))
+}
+
+/// What a batch is about: its records, or where it has none, its gaps. Those before records are
+/// told again with them.
 pub(crate) fn extent(batch: &UsageBatch) -> Option<(u64, u64)> {
-    let records = batch.records.iter();
-    let records = records.map(|record| (record.seq, record.seq.saturating_add(1)));
-    let gaps = batch.gaps.iter().map(|gap| (gap.from, gap.below));
-    let widest = |(from, below): (u64, u64), it: (u64, u64)| (from.min(it.0), below.max(it.1));
-    records.chain(gaps).reduce(widest)
+    let gaps = batch.gaps.first().zip(batch.gaps.last());
+    span(batch).or(gaps.map(|(first, last)| (first.from, last.below)))
 }
 
 /// The records of a batch that are not in the ranges, which are in them from now on.
@@ -140,6 +172,15 @@ pub fn unreadable(ranges: &mut Ranges, batch: &UsageBatch) -> Vec<(u64, u64, Gap
         lost.extend(parts.map(|(from, below)| (from, below, gap.cause())));
     }
     lost
+}
+
+/// Takes from the gaps of a batch what is in the ranges.
+pub(crate) fn spare(batch: &mut UsageBatch, kept: &Ranges) {
+    for gap in std::mem::take(&mut batch.gaps) {
+        let parts = kept.clone().cover(gap.from, gap.below).into_iter();
+        let part = |(from, below)| Gap { from, below, ..gap };
+        batch.gaps.extend(parts.map(part));
+    }
 }
 
 /// Checks what every batch must keep: a journal, records with consecutive numbers, gaps apart from

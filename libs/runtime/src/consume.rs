@@ -12,7 +12,7 @@
 mod arrears;
 mod aside;
 mod failure;
-mod gaps;
+pub(crate) mod gaps;
 mod room;
 mod seen;
 
@@ -109,7 +109,7 @@ pub trait Apply: Send + Sync + 'static {
         std::future::ready(Ok(()))
     }
 
-    /// Called after the commit.
+    /// Called after the commit of what was applied last.
     fn applied(&self, fresh: &[Delivery]) {
         let _: &[Delivery] = fresh;
     }
@@ -120,6 +120,8 @@ struct Parcel {
     message: Message,
     journal: JournalId,
     batch: UsageBatch,
+    /// Something of it is still to come: it is delivered again.
+    is_part: bool,
 }
 
 pub(crate) async fn run<A: Apply>(host: Host, desk: Arc<Desk<A>>, stop: Stop) {
@@ -163,6 +165,9 @@ async fn subscription<A: Apply>(host: &Host, desk: &Desk<A>, stop: &Stop) -> any
     let mut arrears = Arrears::of(host, &stream, A::SCHEMA, &server).await?;
     let (mut trail, mut room) = (Trail::new(server), Room::default());
     trail.look(host).await?;
+    // Those of the server before may be ahead of this one; the tables say all that counts.
+    let turn = desk.turn().await;
+    drop((desk.moved(), turn));
     tell_watermarks(host, A::SCHEMA, &mut trail).await?;
     let mut looks = tokio::time::interval(Trail::PERIOD);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -291,6 +296,7 @@ async fn unpack(
                 message,
                 journal,
                 batch,
+                is_part: false,
             }),
             Err(reason) => bury(host, schema, &message, &reason, stop).await?,
         }
@@ -353,13 +359,8 @@ async fn transaction<A: Apply>(
             *ranges = Ranges::default();
         }
         let records = batch::unseen(ranges, &parcel.batch);
-        let unreadable = batch::unreadable(ranges, &parcel.batch).into_iter();
-        lost.extend(unreadable.map(|(from, below, cause)| Lost {
-            journal: parcel.journal,
-            from,
-            below,
-            cause,
-        }));
+        let of = (parcel.journal, &parcel.batch);
+        lost.extend(gaps::cover(&mut transaction, A::SCHEMA, ranges, of).await?);
         if !records.is_empty() {
             fresh.push(Delivery {
                 journal: parcel.journal,
@@ -392,7 +393,9 @@ async fn transaction<A: Apply>(
     }
     transaction.commit().await?;
     crash_point!("consumer.apply_committed");
-    consumer.applied(&fresh);
+    if !fresh.is_empty() {
+        consumer.applied(&fresh);
+    }
     seen::lament(host, &lost);
     seen::trace_batch::<A>(host, &fresh, started);
     seen::lag(host, &fresh);
@@ -411,11 +414,12 @@ async fn acknowledge(
     trail: &mut Trail,
 ) -> anyhow::Result<()> {
     for parcel in parcels {
-        parcel
-            .message
-            .ack()
-            .await
-            .map_err(|error| anyhow::anyhow!(error))?;
+        let kind = match parcel.is_part {
+            true => AckKind::Nak(Some(LATER)),
+            false => AckKind::Ack,
+        };
+        let told = parcel.message.ack_with(kind).await;
+        told.map_err(|error| anyhow::anyhow!(error))?;
     }
     trail.tell(host, watermarks).await?;
     crash_point!("consumer.watermark_published");

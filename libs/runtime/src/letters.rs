@@ -36,6 +36,8 @@ use crate::{
 const WHY_CHARS_MAX: usize = 500;
 /// Characters of who says so.
 const BY_CHARS_MAX: usize = 100;
+/// Told to whoever needs what others have locked.
+const BUSY: &str = "what it is about is busy, try again";
 /// On an event that is published again: whoever applies it takes its letter away.
 pub(crate) const RETRIED: &str = "Tollgate-Letter";
 
@@ -221,8 +223,17 @@ fn to_wire_decided(it: &Decided) -> wire::DiscardLetterResponse {
     reason = "it stands where an error is mapped"
 )]
 fn away(error: sqlx::Error) -> Status {
+    if is_busy(&error) {
+        return status(Code::Unavailable, BUSY);
+    }
     tracing::warn!(%error, "a letter was not looked after");
     status(Code::Unavailable, "PostgreSQL did not do it, try again")
+}
+
+/// A lock was waited for too long, or there was a deadlock.
+fn is_busy(error: &sqlx::Error) -> bool {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.is_some_and(|code| ["55P03", "40P01"].contains(&code.as_ref()))
 }
 
 /// Begins a transaction on a letter, which is locked until its end.
@@ -232,6 +243,8 @@ async fn open(
 ) -> Result<(Transaction<'static, Postgres>, Option<(Letter, Vec<u8>)>), Status> {
     let pool = keeper.host().postgres();
     let mut transaction = postgres::begin(&pool).await.map_err(away)?;
+    let bounded = table::bound_waits(&mut transaction).await;
+    bounded.map_err(away)?;
     let found = table::lock(&mut transaction, keeper.schema(), id);
     let found = found.await.map_err(away)?;
     Ok((transaction, found))

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use prost::Message as _;
-use proto::events::v1::{Gap, Record, RecordKind, UsageBatch};
+use proto::events::v1::{Gap, GapCause, Record, RecordKind, UsageBatch};
 use secrecy::ExposeSecret;
 use types::JournalId;
 
@@ -157,6 +157,43 @@ proptest! {
 fn copy_gaps(model: &BTreeSet<u64>) -> usize {
     let begins = |n: &u64| !model.contains(n) && (*n == 0 || model.contains(&(n - 1)));
     (0..60).filter(begins).count()
+}
+
+/// A gap is told from what its batch has, and leaves out what is kept.
+#[test]
+fn a_gap_leaves_out_what_is_kept() {
+    let gap = |from, below| Gap {
+        from,
+        below,
+        cause: GapCause::Damaged.into(),
+    };
+    let mut batch = UsageBatch {
+        gaps: vec![gap(0, 10), gap(12, 14), gap(20, 22)],
+        ..UsageBatch::default()
+    };
+    assert_eq!(batch::extent(&batch), Some((0, 22)));
+    let mut kept = Ranges::default();
+    kept.cover(3, 5);
+    kept.cover(12, 15);
+    batch::spare(&mut batch, &kept);
+    assert_eq!(batch.gaps, [gap(0, 3), gap(5, 10), gap(20, 22)]);
+    batch.records = vec![grant(30), grant(31)];
+    assert_eq!(batch::extent(&batch), Some((30, 32)));
+}
+
+/// What cannot be read is shown as far as it can, and no further than asked.
+#[test]
+fn a_glance_reads_the_first_records() {
+    let batch = UsageBatch {
+        journal_id: vec![1; 3],
+        records: (0..5).map(grant).collect(),
+        gaps: Vec::new(),
+    };
+    let mut payload = batch.encode_to_vec();
+    assert_eq!(batch::glance(&payload, 3), batch.records[..3]);
+    payload.pop();
+    assert_eq!(batch::glance(&payload, 9), batch.records[..4]);
+    assert!(batch::glance(b"no batch", 9).is_empty());
 }
 
 #[test]

@@ -12,16 +12,16 @@ use proto::{
 use sqlx::{Acquire as _, PgConnection, Postgres, Transaction};
 use tokio::sync::MutexGuard;
 use tonic::{Status, async_trait};
-use types::{Code, JournalId, LeaseId};
+use types::{Code, JournalId, LeaseId, RECORDS_MAX};
 
 use super::{
-    Decision, Keeper, away, decided, events, open, refuse, status,
+    BUSY, Decision, Keeper, away, decided, events, is_busy, open, refuse, status,
     table::{self, Discard, Letter},
     take_away_whole, to_wire, unknown,
 };
 use crate::{
     batch::{self, Ranges},
-    consume::{Apply, ApplyError, Delivery},
+    consume::{Apply, ApplyError, Delivery, gaps},
     crash_point,
     host::Host,
     inbox::{self, Lost},
@@ -106,6 +106,11 @@ impl<A: Apply> Desk<A> {
                 Ok(Ok(()))
             }
             Err(ApplyError::Failed(error)) => {
+                if let Some(error) = error.downcast_ref::<sqlx::Error>()
+                    && is_busy(error)
+                {
+                    return Err(status(Code::Unavailable, BUSY));
+                }
                 tracing::warn!(error = format!("{error:#}"), "a letter was not applied");
                 Err(status(Code::Unavailable, "it was not applied, try again"))
             }
@@ -162,7 +167,8 @@ impl<A: Apply> Desk<A> {
     ) -> Result<Case, Status> {
         let server = origin::present(connection).await.map_err(away)?;
         let moved = origin::moved(connection, A::SCHEMA, &server).await;
-        if moved.map_err(away)?.is_some() {
+        let is_behind = origin::is_behind(connection, A::SCHEMA).await;
+        if moved.map_err(away)?.is_some() || is_behind.map_err(away)? {
             let text = "PostgreSQL was failed over: wait until the stream is read again";
             return Err(status(Code::Unavailable, text));
         }
@@ -192,6 +198,26 @@ impl<A: Apply> Desk<A> {
         })
     }
 
+    /// A gap must not overtake a record on its way, from a letter either.
+    async fn await_older(&self, letter: &Letter, batch: &UsageBatch) -> Result<(), Status> {
+        if batch.gaps.is_empty() {
+            return Ok(());
+        }
+        let has_older = gaps::has_older(&self.host, letter.stream_seq).await;
+        let text = match has_older {
+            Ok(false) => return Ok(()),
+            Ok(true) => "it declares a gap, and something older is still on its way: try again",
+            Err(error) => {
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "NATS does not say what is older"
+                );
+                "NATS does not say what is older than it, try again"
+            }
+        };
+        Err(status(Code::Unavailable, text))
+    }
+
     /// Notes what counts as applied from now on, and takes the letter away.
     async fn conclude(
         &self,
@@ -205,22 +231,21 @@ impl<A: Apply> Desk<A> {
         for record in &case.kept {
             ranges.insert(record.seq);
         }
-        let mut lost = batch::unreadable(ranges, &case.batch);
+        let of = (journal, &case.batch);
+        let lost = gaps::cover(&mut transaction, A::SCHEMA, ranges, of).await;
+        let mut lost = lost.map_err(away)?;
         if let Some((discard, _)) = discard {
-            let cause = GapCause::Discarded;
             let runs = discard.records.iter();
-            lost.extend(runs.map(|(from, below)| (*from, *below, cause)));
+            lost.extend(runs.map(|(from, below)| Lost {
+                journal,
+                from: *from,
+                below: *below,
+                cause: GapCause::Discarded,
+            }));
             for (from, below) in discard.records {
                 ranges.cover(*from, *below);
             }
         }
-        let gap = |(from, below, cause)| Lost {
-            journal,
-            from,
-            below,
-            cause,
-        };
-        let lost: Vec<Lost> = lost.into_iter().map(gap).collect();
         let watermark = case.ranges.watermark();
         let inbox = BTreeMap::from([(journal, case.ranges)]);
         let noted = async {
@@ -261,6 +286,7 @@ impl<A: Apply> Desk<A> {
         read: (JournalId, UsageBatch),
         decision: &Decision,
     ) -> Result<wire::DiscardLetterResponse, Status> {
+        self.await_older(letter, &read.1).await?;
         let case = self.judge(&mut transaction, read).await?;
         if let Some((seq, reason)) = case.first_with(Verdict::Waits) {
             return Err(refuse(format!("record {seq} waits: {reason}")));
@@ -339,7 +365,7 @@ impl<A: Apply> Keeper for Desk<A> {
                 };
                 (case.batch.records.iter().map(show).collect(), String::new())
             }
-            Err(reason) => (as_far_as_it_goes(&payload), reason),
+            Err(reason) => as_far_as_it_goes(&payload, reason),
         };
         transaction.rollback().await.map_err(away)?;
         Ok(wire::GetLetterResponse {
@@ -358,6 +384,7 @@ impl<A: Apply> Keeper for Desk<A> {
             return events::publish(&self.host, letter, payload).await;
         }
         let read = batch::read(&letter.subject, &payload).map_err(refuse)?;
+        self.await_older(&letter, &read.1).await?;
         let case = self.judge(&mut transaction, read).await?;
         let stands = case.first_with(Verdict::Breaks);
         if let Some((seq, reason)) = stands.or_else(|| case.first_with(Verdict::Waits)) {
@@ -416,20 +443,29 @@ fn check_order(case: &Case, last: u64) -> Result<(), Status> {
     )))
 }
 
-/// What is kept for good has no address and no agent of a client.
+/// What is kept for good says nothing of where a client was, what with, and what it asked for.
 fn without_person(mut record: Record) -> Record {
     if let Some(call) = &mut record.call {
         call.ip.clear();
+        call.country.clear();
         call.user_agent.clear();
+        call.endpoint.clear();
+        call.traceparent.clear();
     }
     record
 }
 
-fn as_far_as_it_goes(payload: &[u8]) -> Vec<wire::RecordVerdict> {
-    let batch = UsageBatch::decode(payload).unwrap_or_default();
+/// The first records of what is no batch, no more than one has; and why it is none.
+fn as_far_as_it_goes(payload: &[u8], reason: String) -> (Vec<wire::RecordVerdict>, String) {
     let unknown = || (Verdict::Unknown, String::new());
-    let records = batch.records.iter();
-    records.map(|record| show(record, unknown())).collect()
+    let mut records = batch::glance(payload, RECORDS_MAX.saturating_add(1));
+    let more = match RECORDS_MAX < records.len() {
+        true => format!("; more than the first {RECORDS_MAX} records follow"),
+        false => String::new(),
+    };
+    records.truncate(RECORDS_MAX);
+    let shown = records.iter().map(|record| show(record, unknown()));
+    (shown.collect(), reason + &more)
 }
 
 fn show(record: &Record, (verdict, reason): (Verdict, String)) -> wire::RecordVerdict {

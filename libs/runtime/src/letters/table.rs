@@ -15,6 +15,10 @@ use crate::batch;
 const COLUMNS: &str = "id, subject, stream_seq, journal_id, from_seq, below_seq, reason, at,
                        last_at, times, octet_length(payload)::int8 as bytes";
 
+/// What others have locked is waited for so long. A trial takes locks record by record, not in the
+/// order of the consumer and of acquisitions, so it gives way before PostgreSQL sees a deadlock.
+const LOCK_TIMEOUT: &str = "set local lock_timeout = '200ms'";
+
 /// What is put aside.
 pub(crate) struct Buried<'a> {
     pub(crate) subject: &'a str,
@@ -27,6 +31,8 @@ pub(crate) struct Buried<'a> {
 pub(crate) struct Letter {
     pub(crate) id: i64,
     pub(crate) subject: String,
+    /// Of its message when it came first.
+    pub(crate) stream_seq: u64,
     /// The journal, the first number, and the one after the last.
     pub(crate) extent: Option<(JournalId, u64, u64)>,
     pub(crate) reason: String,
@@ -79,6 +85,7 @@ fn read(row: &PgRow) -> sqlx::Result<Letter> {
     Ok(Letter {
         id: row.try_get("id")?,
         subject: row.try_get("subject")?,
+        stream_seq: narrow(row.try_get("stream_seq")?),
         extent: extent.map(|(id, (from, below))| (JournalId::new(id), narrow(from), narrow(below))),
         reason: row.try_get("reason")?,
         first_at: time(row, "at")?,
@@ -117,7 +124,8 @@ pub(crate) async fn bury(
     Ok(row.try_get::<i64, _>("times")? == 1)
 }
 
-/// Takes away the letters of which everything is applied by now; how many.
+/// Takes away the letters of which every record is applied by now; how many. One that a declared
+/// gap meets stays: it may be the last that has those records, and the inbox does not tell.
 pub(crate) async fn sweep(
     connection: &mut PgConnection,
     schema: &'static str,
@@ -126,12 +134,44 @@ pub(crate) async fn sweep(
         "delete from {schema}.dead_letters d
           using {schema}.inbox i
           where i.journal_id = d.journal_id
-            and i.applied @> int8range(d.from_seq, d.below_seq)"
+            and i.applied @> int8range(d.from_seq, d.below_seq)
+            and not exists (select from {schema}.gaps g
+                             where g.journal_id = d.journal_id
+                               and g.cause <> 'discarded'
+                               and g.from_seq < d.below_seq
+                               and d.from_seq < g.below_seq)"
     );
     let done = sqlx::query(AssertSqlSafe(statement))
         .execute(connection)
         .await?;
     Ok(done.rows_affected())
+}
+
+/// The records that letters have of a journal between two numbers: from, below.
+pub(crate) async fn records_between(
+    connection: &mut PgConnection,
+    schema: &'static str,
+    journal: JournalId,
+    (from, below): (u64, u64),
+) -> sqlx::Result<Vec<(u64, u64)>> {
+    let statement = format!(
+        "select subject, payload from {schema}.dead_letters
+          where journal_id = $1 and from_seq < $3 and $2 < below_seq"
+    );
+    let rows = sqlx::query(AssertSqlSafe(statement))
+        .bind(journal.uuid())
+        .bind(wide(from))
+        .bind(wide(below))
+        .fetch_all(connection)
+        .await?;
+    let mut found = Vec::with_capacity(rows.len());
+    for row in rows {
+        let (subject, payload): (String, Vec<u8>) =
+            (row.try_get("subject")?, row.try_get("payload")?);
+        let read = batch::read(&subject, &payload).ok();
+        found.extend(read.and_then(|(_, batch)| batch::span(&batch)));
+    }
+    Ok(found)
 }
 
 /// Takes away the letter with this payload: it was applied.
@@ -163,6 +203,12 @@ pub(crate) async fn list(
         .fetch_all(connection)
         .await?;
     rows.iter().map(read).collect()
+}
+
+/// Keeps the transaction from waiting long for any lock.
+pub(crate) async fn bound_waits(connection: &mut PgConnection) -> sqlx::Result<()> {
+    sqlx::query(LOCK_TIMEOUT).execute(connection).await?;
+    Ok(())
 }
 
 /// Locks a letter and reads it with its payload.

@@ -240,6 +240,11 @@ async fn noted_without_people(stack: &Stack) {
         for record in UsageBatch::decode(batch.as_slice()).unwrap().records {
             let call = record.call.unwrap_or_default();
             assert!(call.ip.is_empty() && call.user_agent.is_empty(), "{call:?}");
+            assert!(
+                call.country.is_empty() && call.endpoint.is_empty(),
+                "{call:?}"
+            );
+            assert!(call.traceparent.is_empty(), "{call:?}");
         }
     }
 }

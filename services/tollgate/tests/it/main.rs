@@ -22,6 +22,7 @@ mod docs;
 mod everyday;
 mod fault;
 mod fuzz;
+mod gaps;
 mod idempotency;
 mod isolation;
 mod key_life;

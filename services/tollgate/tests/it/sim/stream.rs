@@ -138,12 +138,13 @@ impl Consumer {
                 continue;
             };
             let opened = batch::open(subject, payload);
-            let (journal, batch) = opened.expect("gateways ship well-formed batches");
+            let (journal, mut batch) = opened.expect("gateways ship well-formed batches");
             let has_older = self.pending.range(..number).next().is_some();
             if !batch.gaps.is_empty() && has_older && mutation != Mutation::GapsOvertake {
-                continue; // what is older may bring what is lost
+                batch.gaps.clear(); // what is older may bring what is lost
+            } else {
+                applied.push(*number);
             }
-            applied.push(*number);
             let name = self.name;
             let seqs = batch.records.iter().map(|record| record.seq);
             let came_late = seqs.filter(|seq| effects.is_gap(name, (journal, *seq)));
