@@ -13,7 +13,7 @@ faults=${1-}
 seconds=${2-}
 
 # F1,F6 → tests named …::f01_… or …_f06_…
-filter='test(/^(crash|fault|security|sim)::/) | test(/::f[0-9][0-9]_/)'
+filter='test(/^(crash|dead_letters|fault|security|sim)::/) | test(/::f[0-9][0-9]_/)'
 if [ -n "$faults" ]; then
     numbers=
     cores=

@@ -166,6 +166,7 @@ async fn a_letter_is_applied_when_its_cause_is_gone_and_discarded_when_that_neve
 /// F11: without its row nobody but the discard can tell that a call with an idempotency key was
 /// charged, when its gateway did not come to say so.
 #[tokio::test]
+#[ignore = "most of a minute; run by make faults"]
 async fn a_call_whose_row_is_discarded_keeps_its_idempotency_key() {
     let world = World::start(&[]).await;
     let stack = &world.stack;

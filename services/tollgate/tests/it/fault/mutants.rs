@@ -74,6 +74,7 @@ fn objects_for_good(stack: &Stack, outcome: &Outcome, figure: &str) {
 
 /// F7 finds out who trims the journal when the stream has acknowledged.
 #[tokio::test]
+#[ignore = "a minute; run by make faults"]
 async fn a_journal_that_is_trimmed_on_acknowledgement_loses_calls() {
     // A segment holds few of the calls that are lost.
     let small = [("TOLLGATE_GATEWAY_JOURNAL_SEGMENT_BYTES", "65536")];
@@ -89,6 +90,7 @@ async fn a_journal_that_is_trimmed_on_acknowledgement_loses_calls() {
 
 /// F17 finds out who releases leases by a timer, and charges what comes late all the same.
 #[tokio::test]
+#[ignore = "a minute; run by make faults"]
 async fn a_lease_that_a_timer_releases_is_spent_twice() {
     let variables = [
         ("TOLLGATE_WALLET_ORPHAN_SECONDS", "2"),
@@ -120,6 +122,7 @@ async fn a_lease_that_a_timer_releases_is_spent_twice() {
 
 /// F9 finds out who adds without having looked what is applied.
 #[tokio::test]
+#[ignore = "a minute; run by make faults"]
 async fn a_consumer_that_adds_without_its_inbox_counts_twice() {
     let stack = mutated(ADD_WITHOUT_INBOX, &[], &[]).await;
     let key = stack.demo("live_key");
