@@ -9,7 +9,7 @@ use std::{
 
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeLabelSet, EncodeMetric as _},
     metrics::{
         TypedMetric,
         counter::Counter,
@@ -252,13 +252,21 @@ impl Metrics {
     /// Offers the age of what is known of changes, read whenever somebody asks for it: noted from
     /// time to time, it would be young always.
     pub(crate) fn offer_staleness(host: &Host, seconds: impl Fn() -> f64 + Send + Sync + 'static) {
-        let staleness = Staleness(Box::new(seconds));
+        let staleness = Live {
+            name: "key_staleness_seconds",
+            help: "Since the question whose answer was the last word on changed keys",
+            read: Box::new(seconds),
+        };
         host.metrics(|registry| registry.register_collector(Box::new(staleness)));
     }
 
     /// Offers how many calls are in flight.
     pub(crate) fn offer_in_flight(host: &Host, calls: impl Fn() -> u64 + Send + Sync + 'static) {
-        let in_flight = InFlight(Box::new(calls));
+        let in_flight = Live {
+            name: "calls_in_flight",
+            help: "Calls that have begun and not ended, tunnels included",
+            read: Box::new(move || i64::try_from(calls()).unwrap_or(i64::MAX)),
+        };
         host.metrics(|registry| registry.register_collector(Box::new(in_flight)));
     }
 
@@ -292,44 +300,24 @@ impl Metrics {
     }
 }
 
-struct Staleness(Box<dyn Fn() -> f64 + Send + Sync>);
+/// A gauge that is read when it is asked for.
+struct Live<N> {
+    name: &'static str,
+    help: &'static str,
+    read: Box<dyn Fn() -> N + Send + Sync>,
+}
 
-impl fmt::Debug for Staleness {
+impl<N> fmt::Debug for Live<N> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Staleness")
+        f.write_str(self.name)
     }
 }
 
-impl Collector for Staleness {
+impl<N: EncodeGaugeValue + 'static> Collector for Live<N> {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let age = ConstGauge::new((self.0)());
-        let metric = encoder.encode_descriptor(
-            "key_staleness_seconds",
-            "Since the question whose answer was the last word on changed keys",
-            None,
-            ConstGauge::<f64>::TYPE,
-        )?;
-        age.encode(metric)
-    }
-}
-
-struct InFlight(Box<dyn Fn() -> u64 + Send + Sync>);
-
-impl fmt::Debug for InFlight {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("InFlight")
-    }
-}
-
-impl Collector for InFlight {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let calls = ConstGauge::new(i64::try_from((self.0)()).unwrap_or(i64::MAX));
-        let metric = encoder.encode_descriptor(
-            "calls_in_flight",
-            "Calls that have begun and not ended, tunnels included",
-            None,
-            ConstGauge::<i64>::TYPE,
-        )?;
-        calls.encode(metric)
+        let value = ConstGauge::new((self.read)());
+        let kind = ConstGauge::<N>::TYPE;
+        let metric = encoder.encode_descriptor(self.name, self.help, None, kind)?;
+        value.encode(metric)
     }
 }

@@ -138,7 +138,6 @@ impl Asker {
 /// A line, taken until it is dropped.
 struct Line {
     asker: Arc<Asker>,
-    is_taken: bool,
 }
 
 impl Line {
@@ -146,7 +145,6 @@ impl Line {
         queue.lines = queue.lines.saturating_add(1);
         let line = Self {
             asker: Arc::clone(asker),
-            is_taken: true,
         };
         (line, queue.take())
     }
@@ -157,23 +155,6 @@ impl Line {
         host.spawn("ask-for-credits", move |_| {
             self.ask(batch).with_context(context.unwrap_or_default())
         });
-    }
-
-    /// Leaves the line to those who have come meanwhile, if anybody has.
-    fn pass_on(mut self) {
-        let batch = {
-            let mut queue = self.asker.queue.lock();
-            let batch = queue.take();
-            // Under the same lock: nobody is left waiting beside a free line.
-            if batch.is_empty() {
-                queue.lines = queue.lines.saturating_sub(1);
-                self.is_taken = false;
-            }
-            batch
-        };
-        if !batch.is_empty() {
-            self.send(batch);
-        }
     }
 
     async fn ask(self, batch: Vec<Waiting>) {
@@ -195,23 +176,19 @@ impl Line {
             // Who has gone asks again with the same nonce.
             drop(unanswered.send(Err(Failed { status, was_joint })));
         }
-        if let Some(line) = line {
-            line.pass_on();
-        }
     }
 }
 
 impl Drop for Line {
-    /// Whoever carried the line has died: it goes to those who wait beside it.
+    /// Leaves the line to those who have come meanwhile, if anybody has; also when whoever carried
+    /// it has died.
     fn drop(&mut self) {
-        if !self.is_taken {
-            return;
-        }
         let taken = {
             let mut queue = self.asker.queue.lock();
             queue.lines = queue.lines.saturating_sub(1);
+            // Under the same lock: nobody is left waiting beside a free line.
             let is_awaited = !queue.waiting.is_empty();
-            is_awaited.then(|| Line::take(&self.asker, &mut queue))
+            is_awaited.then(|| Self::take(&self.asker, &mut queue))
         };
         if let Some((line, batch)) = taken
             && !batch.is_empty()
@@ -245,9 +222,7 @@ impl Asker {
                     drop(waiting.send(Ok(answer)));
                 }
             }
-            if let Some(line) = line.take() {
-                line.pass_on();
-            }
+            drop(line.take());
         }
         Ok(())
     }

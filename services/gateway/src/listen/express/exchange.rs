@@ -69,10 +69,10 @@ struct Known<'a> {
     started: u64,
 }
 
-/// Why a request's key does not let it in.
+/// Why a request is not let in before its key is known.
 enum Unknown {
-    /// Nobody issued it, and that is known without asking.
-    Strange(Refused),
+    /// There are too many, or nobody issued its key, and that is known without asking.
+    Refused(Refused),
     /// Nothing was done.
     Elsewhere(Exchanged),
 }
@@ -86,6 +86,9 @@ impl From<Exchanged> for Unknown {
 /// Looks up what a request needs, from memory. Nothing is done yet.
 fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Known<'a>, Unknown> {
     let edge = &worker.edge;
+    if edge.is_full() {
+        return Err(Unknown::Refused(Refusal::Overloaded.into()));
+    }
     let started = edge.clock.monotonic_nanos();
     let (service, rest) = path::split(request.path).ok_or(Exchanged::Unfit)?;
     // Whatever else is refused is refused by the other way: only strange keys come in floods.
@@ -98,12 +101,12 @@ fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Kno
     let presented = match presented {
         Ok(presented) => presented,
         Err(Refusal::InvalidKey) => {
-            return Err(Unknown::Strange(edge::malformed(edge, origin())));
+            return Err(Unknown::Refused(edge::malformed(edge, origin())));
         }
         Err(_) => return Err(Exchanged::Unfit.into()),
     };
     let hash = edge.keyring.hashing().hash(&presented);
-    let entry = edge::recall(edge, &hash, origin, started).map_err(Unknown::Strange)?;
+    let entry = edge::recall(edge, &hash, origin, started).map_err(Unknown::Refused)?;
     let entry = entry.ok_or(Exchanged::Cold)?;
     let catalogue = edge.catalogue.load_full();
     let is_common = catalogue.service(service).is_some_and(|service| {
@@ -156,19 +159,9 @@ async fn carry(
     if edge.draining.load(Ordering::Acquire) {
         return Err(Exchanged::Unfit); // the answer says that the connection ends
     }
-    if edge.is_full() {
-        front.seat.life.heads.add(1);
-        return refuse(
-            hall,
-            front,
-            CallId::new(&edge.ids),
-            Refusal::Overloaded.into(),
-        )
-        .await;
-    }
     let known = match look_up(worker, peer, request) {
         Ok(known) => known,
-        Err(Unknown::Strange(refused)) => {
+        Err(Unknown::Refused(refused)) => {
             front.seat.life.heads.add(1);
             return refuse(hall, front, CallId::new(&edge.ids), refused.into()).await;
         }
