@@ -493,8 +493,12 @@ fn login(settings: &Settings, needed: bool) -> anyhow::Result<PgConnectOptions> 
         return Ok(PgConnectOptions::new());
     }
     // The error of a malformed URL could quote the password: it is not shown.
-    url.parse()
-        .map_err(|_quotes_it| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))
+    let login: PgConnectOptions = url
+        .parse()
+        .map_err(|_quotes_it| anyhow::anyhow!("DATABASE_URL is not a PostgreSQL URL"))?;
+    // No statement of ours runs for as long as it takes to compile one, and PostgreSQL compiles for
+    // each execution what it expects much of: a table that it has not counted yet is enough.
+    Ok(login.options([("jit", "off")]))
 }
 
 fn redis(settings: &Settings) -> anyhow::Result<Option<redis::aio::ConnectionManager>> {
