@@ -136,7 +136,9 @@ create index idx_leases_wallet on wallet.leases (wallet_id) where state <> 'clos
 create index idx_leases_test_wallet on wallet.leases (test_wallet_id) where state <> 'closed';
 create index idx_leases_quota_bucket
     on wallet.leases (quota_bucket_id) where state <> 'closed';
-create index idx_leases_journal on wallet.leases (journal_id) where state <> 'closed';
+-- The other open leases of a journal. An index on all of them would be taken for the one above, as
+-- long as nothing is known of the table: each ask would read all leases of its journal.
+create index idx_leases_draining on wallet.leases (journal_id) where state = 'draining';
 
 -- Every Acquire by its nonce: a lost reply strands nothing.
 create table wallet.acquisitions (

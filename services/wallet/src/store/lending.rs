@@ -111,9 +111,10 @@ impl Store {
 /// Makes the journal known and holds off its retirement, but neither heartbeats nor other
 /// acquisitions. How many gateways live.
 ///
-/// From here on no lock is waited for longer than a second, half of what a gateway waits: one
-/// account that somebody has locked must not hold those that travel with it, and what nobody waits
-/// for any more must not hold anything.
+/// From here on no lock is waited for longer than a second, half of what a call waits: one account
+/// that somebody has locked must not hold those that travel with it, and what nobody waits for any
+/// more must not hold anything. And each statement is planned for the tables as they are: a plan
+/// from before the first rush would read all of a table for each ask.
 async fn register(
     connection: &mut Connection,
     borrower: &Borrower,
@@ -122,7 +123,9 @@ async fn register(
     for _ in 0..2 {
         let known = sqlx::query!(
             r#"
-            select id, set_config('lock_timeout', '1s', true)
+            select id,
+                   set_config('lock_timeout', '1s', true) as patience,
+                   set_config('plan_cache_mode', 'force_custom_plan', true) as plans
               from wallet.journals
              where id = $1
                for key share"#,
@@ -176,7 +179,8 @@ async fn round(
                       <> (select c.system_identifier from pg_control_system() c)
                    or (f.failed_over_at is not null and f.thawed_at is null) as is_frozen
               from wallet.journals j, wallet.freeze f
-             where j.id = $1)
+             where j.id = $1
+             limit 1)
         select p.is_retired as "is_retired!",
                p.is_frozen as "is_frozen!",
                (select a.lease_id

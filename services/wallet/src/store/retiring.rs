@@ -65,7 +65,7 @@ impl Store {
     }
 }
 
-/// Open leases of a journal, none of them spendable any more.
+/// Open leases of a journal, none of them spendable any more. Each of the two kinds has its index.
 async fn drain_leases(
     connection: &mut Connection,
     journal: JournalId,
@@ -77,7 +77,7 @@ async fn drain_leases(
             select id
               from wallet.leases
              where journal_id = $1
-               and state in ('active', 'draining', 'orphaned')
+               and (state in ('active', 'orphaned') or state = 'draining')
              order by id
                for update)
         update wallet.leases l
