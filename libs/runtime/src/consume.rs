@@ -15,6 +15,8 @@ mod failure;
 pub(crate) mod gaps;
 mod room;
 mod seen;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -51,8 +53,11 @@ pub const USAGE_CONSUMERS: [&str; 4] = [
     "anomaly-detector",
 ];
 
-/// Messages of one transaction at most; more wait for the next.
+/// Messages fetched at a time.
 const MESSAGES_MAX: usize = 200;
+/// Records of one transaction, unless a single message has more; the rest is for the next. Whoever
+/// needs the same rows waits for it, such as a gateway for credits.
+const RECORDS_MAX: usize = 20_000;
 /// Unacknowledged messages the server hands out at most.
 const ACK_PENDING_MAX: i64 = 2_000;
 /// The server hands a message out again when nothing is heard for so long: what a killed instance
@@ -218,9 +223,10 @@ async fn deliver<A: Apply>(
     let mut retry = RETRY_MIN;
     // Of one transaction. Fewer while something is refused that one of them says, and at last it
     // alone.
-    let (mut together, mut refusals) = (parcels.len(), 0);
+    let (mut most, mut refusals) = (MESSAGES_MAX, 0);
     while !parcels.is_empty() {
-        together = together.clamp(1, parcels.len());
+        let records = parcels.iter().map(|parcel| parcel.batch.records.len());
+        let together = share(records).min(most);
         let (tried, _) = parcels.split_at(together);
         let applied = transaction(host, desk, tried, trail.server());
         match in_hand(&parcels, applied).await {
@@ -237,7 +243,7 @@ async fn deliver<A: Apply>(
             Err(ApplyError::Refused(reason)) if refusals == REFUSALS_MAX => {
                 let aside = parcels.remove(0);
                 bury(host, A::SCHEMA, &aside.message, &reason, stop).await?;
-                (together, refusals) = (parcels.len(), 0);
+                (most, refusals) = (MESSAGES_MAX, 0);
             }
             Err(ApplyError::Refused(reason)) => {
                 let consumer = host.name();
@@ -252,7 +258,7 @@ async fn deliver<A: Apply>(
                     refusals += 1;
                     tokio::time::sleep(RETRY_MIN).await;
                 }
-                together /= 2;
+                most = (together / 2).max(1);
             }
             Err(ApplyError::Later { delivery, reason }) => {
                 let parcel = parcels.remove(delivery);
@@ -280,6 +286,19 @@ async fn deliver<A: Apply>(
         }
     }
     Ok(())
+}
+
+/// How many messages, of so many records each, are for one transaction; 1 at least.
+fn share(records: impl Iterator<Item = usize>) -> usize {
+    let mut left = RECORDS_MAX;
+    let fits = records.take_while(|records| match left.checked_sub(*records) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    });
+    fits.count().max(1)
 }
 
 /// Opens messages; those that break a rule that every batch has to keep are put aside.
