@@ -10,6 +10,7 @@ use http::{Method, Request};
 use hyper::body::Incoming;
 use proto::{events::v1::Disposition, keys::v1::KeyUse};
 use runtime::trace::Span;
+use tokio::time::timeout;
 use types::Refusal;
 
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     idempotency::{self, Replay},
     keyring::Entry,
     lease::{Account, Hold, Owner},
+    lender::CALL_WAITS_MAX,
     limits::{Limits, QuotaSpent},
     meter::{Facts, PERMITS, Ticket},
     pool::Target,
@@ -281,5 +283,8 @@ async fn hold(
     let (lender, account) = (Arc::clone(&edge.lender), Arc::clone(account));
     let asked = async move { lender.hold_or_acquire(&account, credits).await };
     let acquired = edge.control.spawn(span.around(asked));
-    acquired.await.unwrap_or(Err(Refusal::CreditsUnavailable))
+    match timeout(CALL_WAITS_MAX, acquired).await {
+        Ok(Ok(acquired)) => acquired,
+        _ => Err(Refusal::CreditsUnavailable),
+    }
 }

@@ -1,8 +1,9 @@
-//! Brings credits and permits from the wallet: acquisition and renewal; `asker` carries what is
-//! asked for, `upkeep` has what follows, and `desk` decides.
+//! Brings credits and permits from the wallet: acquisition and renewal; `size` says how much is
+//! asked for, `asker` carries it, `upkeep` has what follows, and `desk` decides.
 
 mod asker;
 pub(crate) mod desk;
+mod size;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -10,7 +11,7 @@ mod upkeep;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicI64, AtomicU32},
     },
     time::Duration,
 };
@@ -22,11 +23,9 @@ use proto::{
     wallet::v1::{self as wire, wallet_service_client::WalletServiceClient},
 };
 use runtime::{Host, Stop, crash_point};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::timeout};
 use tonic::{Code as Grpc, Status};
-use types::{
-    JournalId, LEASE_CALLS_MIN, LEASE_SMALL_PARTS, LeaseId, QuotaKind, Refusal, lease_part,
-};
+use types::{JournalId, LeaseId, QuotaKind, Refusal};
 
 use self::{
     asker::Asker,
@@ -38,19 +37,17 @@ use crate::{
     record,
 };
 
-/// A call waits so long for credits at most, all attempts together.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Attempts of one acquisition, all with the same nonce.
-const ATTEMPTS_MAX: u32 = 3;
-/// A lease covers so many seconds of the present rate (twice the renewal interval of 2 s).
-const LEASE_SECONDS: i64 = 4;
-/// Calls that a first lease covers, before any rate is known.
-const FIRST_CALLS: i64 = 32;
-/// One call's worth stays with an idle gateway where it is no more than one of so many parts of
-/// what is available, shared by the live ones.
-const CALL_PARTS: i64 = 8;
-/// No lease asks for more.
-const WANT_MAX: i64 = 10_000_000;
+/// A call waits so long for credits at most. The wallet is asked on without it, for the next one.
+pub(crate) const CALL_WAITS_MAX: Duration = Duration::from_secs(2);
+/// How long each attempt of an acquisition waits, all with the same nonce. When one instance of the
+/// wallet hangs, another is reached soon; when all are slow, the last attempt waits for them.
+const ATTEMPTS: [Duration; 3] = [
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+    Duration::from_secs(10),
+];
+/// Rounds of one acquisition: an answer may be about a lease that has ended meanwhile.
+const ROUNDS_MAX: u32 = 3;
 /// Accounts that wait for renewal at most; more renew when they run dry.
 const RENEWALS_MAX: usize = 4_096;
 /// Renewals under way at once: as many as one request to the wallet holds.
@@ -79,6 +76,8 @@ pub(crate) struct Lender {
     unanswered: papaya::HashMap<Owner, Asked>,
     /// Gateways that the wallet hears of, as it said last.
     live_gateways: AtomicU32,
+    /// Microseconds that an acquisition takes, lately.
+    acquisition: AtomicI64,
     /// One at a time closes leases: who comes second finds them closed.
     closing: tokio::sync::Mutex<()>,
     renewals: mpsc::Sender<Arc<Account>>,
@@ -103,6 +102,7 @@ impl Lender {
             asker: Asker::new(host, channel, id, name),
             unanswered: papaya::HashMap::new(),
             live_gateways: AtomicU32::new(1),
+            acquisition: AtomicI64::new(0),
             closing: tokio::sync::Mutex::new(()),
             renewals,
         };
@@ -146,6 +146,9 @@ impl Lender {
     /// Takes credits, asking the wallet for more. Callers that wait for the same wallet share
     /// each answer: who came before an acquisition began is served, or refused, by it.
     ///
+    /// May take as long as all attempts do: who waits for no longer than `CALL_WAITS_MAX` leaves it
+    /// running, so that a slow wallet's answer is there for the next call.
+    ///
     /// # Errors
     /// The wallet has too little, or cannot be asked.
     pub(crate) async fn hold_or_acquire(
@@ -154,7 +157,10 @@ impl Lender {
         credits: i64,
     ) -> Result<Hold, Refusal> {
         let seen = account.begun();
-        let _turn = account.turn.lock().await;
+        // Nobody waits for those who wait longer; they would be as many as calls have come.
+        let Ok(_turn) = timeout(CALL_WAITS_MAX, account.turn.lock()).await else {
+            return Err(Refusal::CreditsUnavailable);
+        };
         if let Some(hold) = self.hold(account, credits, self.monotonic_micros()) {
             return Ok(hold);
         }
@@ -163,8 +169,7 @@ impl Lender {
         }
         let attempt = account.begin();
         let mut refusal = Refusal::CreditsUnavailable;
-        // An answer may be about a lease that has ended meanwhile; then the wallet is asked again.
-        for _ in 0..ATTEMPTS_MAX {
+        for _ in 0..ROUNDS_MAX {
             let acquired = match self.acquire(account, credits).await {
                 Err(refusal) if refusal == account.owner.exhausted() => {
                     self.acquire_missing(account, credits, refusal).await
@@ -228,31 +233,6 @@ impl Lender {
         self.unanswered.pin().get(&owner).cloned()
     }
 
-    /// A request to be lent at least so many credits.
-    fn request(&self, account: &Account, credits: i64) -> Asked {
-        let minimum = credits.max(1);
-        let per_call = minimum.max(account.per_call());
-        let little = per_call.saturating_mul(LEASE_CALLS_MIN).min(account.kept());
-        // The rate is known once a second. What is gone in less was a fraction of what is needed.
-        let a_second_ago = self.monotonic_micros().saturating_sub(1_000_000);
-        let lease = account.lease();
-        let gone = lease.and_then(|lease| lease.extended_since(a_second_ago));
-        let wanted = account
-            .rate()
-            .max(gone.unwrap_or(0))
-            .saturating_mul(LEASE_SECONDS)
-            .max(per_call.saturating_mul(FIRST_CALLS))
-            .max(little)
-            .clamp(minimum, WANT_MAX.max(minimum));
-        let ask = wire::Ask {
-            account: Some(wire_account(account)),
-            nonce: self.host.random::<16>().to_vec(),
-            want: wanted,
-            minimum,
-        };
-        Asked { ask, alone: false }
-    }
-
     /// Asks the wallet, and puts to use what it lends: `credits` of it for the call that asks. The
     /// request is open until the wallet has refused it or its grant is in the journal, whatever
     /// ends this before.
@@ -265,7 +245,10 @@ impl Lender {
         let owner = account.owner;
         let per_call = request.ask.minimum.max(account.per_call());
         self.unanswered.pin().insert(owner, request.clone());
-        let answer = match self.ask(&request).await {
+        let begun = self.monotonic_micros();
+        let answered = self.ask(&request).await;
+        self.note_acquisition(begun);
+        let answer = match answered {
             Ok(answer) => answer,
             Err(status) => {
                 let (code, error) = (status.code(), status.message());
@@ -292,23 +275,13 @@ impl Lender {
         taken
     }
 
-    /// How much of a lease stays here without a call, when the wallet has so much left.
-    fn kept(&self, available: i64, per_call: i64) -> i64 {
-        let gateways = self.live_gateways.load(Ordering::Relaxed);
-        let part = |parts| lease_part(available, parts, gateways);
-        // Where even one call is much, all goes back: else it were gone if this process died.
-        match per_call <= part(CALL_PARTS) {
-            true => per_call.max(part(LEASE_SMALL_PARTS)),
-            false => part(LEASE_SMALL_PARTS),
-        }
-    }
-
     /// Asks with one nonce until there is an answer or the attempts are used up.
     async fn ask(&self, asked: &Asked) -> Result<wire::Answer, Status> {
-        let (mut attempt, mut alone) = (1, asked.alone);
-        loop {
-            let answered = self.asker.ask(asked.ask.clone(), alone).await;
-            let status = match answered.map(judged) {
+        let mut alone = asked.alone;
+        let mut last = Status::unavailable("not asked");
+        for patience in ATTEMPTS {
+            let answered = self.asker.ask(asked.ask.clone(), alone, patience).await;
+            last = match answered.map(judged) {
                 Ok(Err(status)) => status,
                 Ok(answer) => return answer,
                 Err(failed) => {
@@ -317,20 +290,20 @@ impl Lender {
                     let code = failed.status.code();
                     let is_late = matches!(code, Grpc::DeadlineExceeded | Grpc::Cancelled);
                     let is_others = failed.was_joint && !is_late && !is_refusal(&failed.status);
-                    if attempt < ATTEMPTS_MAX && is_others && !alone {
+                    if is_others && !alone {
                         alone = true;
-                        attempt = attempt.saturating_add(1);
+                        last = failed.status;
                         continue;
                     }
                     failed.status
                 }
             };
-            if attempt == ATTEMPTS_MAX || !may_pass(&status) {
-                return Err(status);
+            if !may_pass(&last) || self.desk.is_ended() {
+                break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-            attempt = attempt.saturating_add(1);
         }
+        Err(last)
     }
 
     /// Puts lent credits to use: first the journal, then the lease.

@@ -10,6 +10,9 @@ use types::LeaseId;
 
 use super::sync::{AtomicBool, AtomicI64, Ordering};
 
+/// Less time says nothing of how fast a lease is used.
+const PACE_MICROS_MIN: i64 = 100_000;
+
 /// A block of credits or permits lent to this process.
 #[derive(Debug)]
 pub(crate) struct Lease {
@@ -168,10 +171,17 @@ impl Lease {
             .saturating_add(credits)
     }
 
-    /// What the last extension brought, if that was after `since`.
-    pub(crate) fn extended_since(&self, since: i64) -> Option<i64> {
-        let is_later = self.extended_at.load(Ordering::Relaxed) > since;
-        is_later.then(|| self.block.load(Ordering::Relaxed))
+    /// Credits a second since the last extension, as far as they were more than what was left
+    /// before it. So that a few calls at once are no pace, those of the first tenth of a second
+    /// count as that tenth's.
+    pub(crate) fn pace(&self, now: i64) -> i64 {
+        let used = self
+            .block
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.in_hand());
+        let since = self.extended_at.load(Ordering::Relaxed);
+        let micros = now.saturating_sub(since).max(PACE_MICROS_MIN);
+        used.max(0).saturating_mul(1_000_000) / micros
     }
 
     /// True when less than half of the last block is left.

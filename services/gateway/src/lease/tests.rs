@@ -276,6 +276,28 @@ fn what_is_kept_idle_is_renewed_when_half_of_it_is_gone() {
     drop((half, more));
 }
 
+#[test]
+fn the_pace_of_a_lease_is_what_is_used_of_it_in_a_second() {
+    let lease = lease(1_000);
+    lease.extend(3_000, 0, 5_000_000);
+    assert_eq!(
+        lease.pace(5_000_000),
+        0,
+        "what was left before is used first"
+    );
+    let used = lease.hold(2_000, NOW).expect("enough");
+    for (now, pace) in [
+        (5_000_000, 10_000), // in no time: as if in a tenth of a second
+        (5_100_000, 10_000),
+        (5_500_000, 2_000),
+        (9_000_000, 250),
+        (4_000_000, 10_000), // a clock that another thread has read before
+    ] {
+        assert_eq!(lease.pace(now), pace, "{now}");
+    }
+    drop(used);
+}
+
 /// Threads do everything at once; one of them drains in the end, and another closes as soon as
 /// nothing is held. The total that is closed is final.
 #[test]

@@ -10,7 +10,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use opentelemetry::{Context, trace::FutureExt as _};
 use parking_lot::Mutex;
@@ -22,8 +22,6 @@ use runtime::Host;
 use tokio::{sync::oneshot, time::timeout};
 use tonic::Status;
 use types::JournalId;
-
-use super::ATTEMPT_TIMEOUT;
 
 /// Asks that travel together; more wait for the next line. The wallet takes no more.
 const ASKS_MAX: usize = 128;
@@ -44,6 +42,8 @@ pub(super) struct Failed {
 struct Waiting {
     ask: wire::Ask,
     alone: bool,
+    /// So long its answer is waited for, once it is on its way.
+    patience: Duration,
     /// Of the call's trace. What travels together is seen in the trace of the first.
     context: Context,
     answered: oneshot::Sender<Result<wire::Answer, Failed>>,
@@ -99,11 +99,12 @@ impl Asker {
         })
     }
 
-    /// Asks once, alone or with whoever waits too.
+    /// Asks once, alone or with whoever waits too, and waits for so long.
     pub(super) async fn ask(
         self: &Arc<Self>,
         ask: wire::Ask,
         alone: bool,
+        patience: Duration,
     ) -> Result<wire::Answer, Failed> {
         let (answered, answer) = oneshot::channel();
         let taken = {
@@ -111,6 +112,7 @@ impl Asker {
             queue.waiting.push_back(Waiting {
                 ask,
                 alone,
+                patience,
                 context: Context::current(),
                 answered,
             });
@@ -123,7 +125,7 @@ impl Asker {
             status,
             was_joint: false,
         };
-        match timeout(ATTEMPT_TIMEOUT, answer).await {
+        match timeout(patience, answer).await {
             Ok(Ok(answered)) => answered,
             // The task has died, maybe of another's answer.
             Ok(Err(_)) => Err(Failed {
@@ -160,13 +162,14 @@ impl Line {
     async fn ask(self, batch: Vec<Waiting>) {
         let asker = Arc::clone(&self.asker);
         let was_joint = batch.len() > 1;
+        let patience = batch.iter().map(|it| it.patience).max().unwrap_or_default();
         let (asks, mut waiting): (Vec<_>, Vec<_>) = batch
             .into_iter()
             .map(|it| (it.ask, Some(it.answered)))
             .unzip();
         let mut line = Some(self);
-        let reading = asker.read(asks, &mut waiting, &mut line);
-        let status = match timeout(ATTEMPT_TIMEOUT, reading).await {
+        let reading = asker.read(asks, patience, &mut waiting, &mut line);
+        let status = match timeout(patience, reading).await {
             Ok(Ok(())) => Status::internal("the wallet has left out an answer"),
             Ok(Err(status)) => status,
             Err(_) => Status::deadline_exceeded("no answer in time"),
@@ -203,6 +206,7 @@ impl Asker {
     async fn read(
         &self,
         asks: Vec<wire::Ask>,
+        patience: Duration,
         waiting: &mut [Option<oneshot::Sender<Result<wire::Answer, Failed>>>],
         line: &mut Option<Line>,
     ) -> Result<(), Status> {
@@ -211,7 +215,7 @@ impl Asker {
             gateway: self.name.clone(),
             asks,
         });
-        request.set_timeout(ATTEMPT_TIMEOUT);
+        request.set_timeout(patience);
         let mut wallet = WalletServiceClient::new(self.channel.clone());
         let mut answers = wallet.acquire(request).await?.into_inner();
         while let Some(wire::AcquireResponse { answers }) = answers.message().await? {

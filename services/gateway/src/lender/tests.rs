@@ -21,7 +21,10 @@ use tower::util::BoxCloneSyncService;
 use types::OrgId;
 use uuid::Uuid;
 
-use super::*;
+use super::{
+    size::{LEASE_ACQUISITIONS, LEASE_MICROS_MIN},
+    *,
+};
 use crate::tests::rig;
 
 /// No test waits longer.
@@ -286,6 +289,40 @@ async fn a_grant_that_a_client_did_not_wait_for_is_found_by_the_next() {
     }
     let held = lender.hold_or_acquire(&account, 60).await.expect("funded");
     assert_eq!(held.credits(), 60);
+}
+
+#[tokio::test]
+async fn a_slow_wallet_lends_to_the_next_call_and_for_longer() {
+    let bank = Bank::new(60);
+    let slower_than_a_call_waits = CALL_WAITS_MAX + Duration::from_millis(200);
+    let (lender, _dir) = lender(move |request| {
+        let bank = Arc::clone(&bank);
+        async move {
+            // Who gives up is not lent to.
+            tokio::time::sleep(slower_than_a_call_waits).await;
+            Ok(bank.lock().acquire(request))
+        }
+    })
+    .await;
+    let account = lender.account(owner(1));
+    assert_eq!(lender.lease_micros(), LEASE_MICROS_MIN);
+    let (first, next) = (Arc::clone(&lender), Arc::clone(&account));
+    let first = tokio::spawn(async move { first.hold_or_acquire(&next, 60).await });
+    // A call that comes meanwhile is told after as long as a call waits.
+    while account.begun() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let refused = lender.hold_or_acquire(&account, 60).await;
+    assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
+    // The first one would have given up as well; what it asked for has come all the same.
+    let held = first.await.expect("no panic").expect("funded");
+    assert_eq!(held.credits(), 60);
+    let taken = i64::try_from(slower_than_a_call_waits.as_micros()).expect("short");
+    assert!(lender.lease_micros() > LEASE_ACQUISITIONS * taken);
+    for _ in 0..100 {
+        lender.heartbeat().await;
+    }
+    assert_eq!(lender.lease_micros(), LEASE_MICROS_MIN, "it is forgotten");
 }
 
 #[tokio::test]

@@ -1,6 +1,9 @@
 //! What keeps leases known, recallable and closed in time: heartbeats, recalls, final counts.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
@@ -12,7 +15,7 @@ use runtime::{Stop, crash_point};
 use types::{LeaseId, Refusal};
 
 use super::{
-    ATTEMPT_TIMEOUT, Lender,
+    Lender,
     desk::{Bulletin, Told},
     wire_account,
 };
@@ -24,12 +27,16 @@ const IDLE_TICKS: u64 = 10;
 const CLOSED_AT_ONCE: usize = 64;
 /// Unanswered requests that are asked again at once: as many as one request to the wallet holds.
 const ASKED_AT_ONCE: usize = 128;
+/// A heartbeat waits so long to be taken, and so does the end of a journal: well below the time
+/// after which a silent gateway's leases are orphaned.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Leases in one heartbeat message.
 const REPORTS_MAX: usize = 2_000;
 
 impl Lender {
     /// Reports all leases, gives back what is idle, and closes what is to be closed.
     pub(crate) async fn heartbeat(&self) {
+        self.forget_acquisition();
         for account in self.accounts.pin().values() {
             if account.tick() >= IDLE_TICKS {
                 account.give_back_idle();
@@ -91,7 +98,7 @@ impl Lender {
                 tells_all: tells_all && rest.is_empty(),
             };
             let mut request = tonic::Request::new(request);
-            request.set_timeout(ATTEMPT_TIMEOUT);
+            request.set_timeout(REPORT_TIMEOUT);
             match self.client().heartbeat(request).await {
                 Ok(answer) => {
                     let answer = answer.into_inner();
@@ -192,7 +199,7 @@ impl Lender {
             journal_id: self.journal_id().to_string(),
             unless_alive: false,
         });
-        request.set_timeout(ATTEMPT_TIMEOUT);
+        request.set_timeout(REPORT_TIMEOUT);
         let answer = self.client().retire_journal(request).await?.into_inner();
         for lent in answer.leases {
             let id = LeaseId::from_slice(&lent.lease_id)?;

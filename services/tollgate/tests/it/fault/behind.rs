@@ -15,7 +15,7 @@ use async_nats::jetstream::{
 use rustix::process::Signal;
 use testkit::{
     eventually,
-    load::{Plan, Shot},
+    load::{Outcome, Plan, Shot},
     ports,
     proxy::{Around, Faults, Proxy},
     servers::{Nats, Options},
@@ -193,6 +193,14 @@ impl Behind {
         lost()
     }
 
+    /// How often the wallet has lent.
+    async fn acquisitions(&self) -> i64 {
+        sqlx::query_scalar("select count(*) from wallet.acquisitions")
+            .fetch_one(self.stack.pool())
+            .await
+            .expect("a count")
+    }
+
     /// The stream of usage, past the proxy.
     async fn usage(&self) -> Stream {
         let nats = async_nats::connect(self.nats.url()).await.expect("NATS");
@@ -299,6 +307,39 @@ async fn lose_transactions(times: i64, cuts: u64) {
     );
     Figures::say("F14", [0, faults], &[&outcome], more, &rig.stack, &report).await;
     only(&outcome, &[200, 422, 503]);
+}
+
+/// F12: a wallet whose every acquisition takes longer than a call waits, because of its database,
+/// still lends in time: what gateways begin to ask for is there for later calls, and they ask for
+/// as much as lasts until they are answered again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a minute; run by make faults"]
+async fn f12_a_wallet_slower_than_its_callers_wait_lends_in_time() {
+    let rig = Behind::start().await;
+    let load = || Load::start(&rig.stack, &rig.stack.demo("live_key"), 8);
+    let quick = load();
+    quick.more_answers(200).await;
+    let mut outcomes = vec![quick.finish().await];
+    rig.database.latency(SLOWER / 2);
+    // What was lent until now lasts for seconds only; what is lent by now lasts longer.
+    let mut is_in_time = false;
+    while !is_in_time {
+        assert!(outcomes.len() < 4, "some are refused again and again");
+        let (load, lent) = (load(), rig.acquisitions().await);
+        while rig.acquisitions().await == lent {
+            load.more_answers(500).await;
+        }
+        let outcome = load.finish().await;
+        is_in_time = !outcome.by_status.contains_key(&503);
+        outcomes.push(outcome);
+    }
+    rig.database.resume();
+    let outcomes: Vec<&Outcome> = outcomes.iter().collect();
+    let report = rig.stack.audit_with(&outcomes);
+    let told: Vec<String> = outcomes.iter().map(|it| summary(it)).collect();
+    let more = format!("PostgreSQL {SLOWER:?} slower: {}", told.join("; "));
+    Figures::say("F12", [0, 1], &outcomes, more, &rig.stack, &report).await;
+    outcomes.iter().for_each(|it| only(it, &[200, 422, 503]));
 }
 
 /// F12: PostgreSQL is slow, the consumers may have little in hand, and lose their connections to
