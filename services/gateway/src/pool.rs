@@ -390,13 +390,19 @@ impl Pool {
         }
     }
 
+    /// Closes what has not been used for long at `now`, and forgets what is not used at all.
+    pub(crate) fn tidy(&self, now: Instant) {
+        self.sites.borrow_mut().retain(|_, site| site.tidy(now));
+        self.connector.checks.tidy(now);
+    }
+
     /// Closes what is idle, and looks names up again, until `stop` is cancelled.
     pub(crate) async fn keep(&self, stop: CancellationToken) {
         let mut before = 0_usize;
         while !stop.is_cancelled() {
             tokio::time::sleep(UPKEEP_PERIOD).await;
             let now = Instant::now();
-            self.sites.borrow_mut().retain(|_, site| site.tidy(now));
+            self.tidy(now);
             let sites: Vec<Rc<Site>> = self.sites.borrow().values().map(Rc::clone).collect();
             let open = sites.iter().map(|site| site.connections());
             let connections = open.fold(0, usize::saturating_add);
@@ -407,7 +413,6 @@ impl Pool {
                 }
             });
             join_all(looked_up).await;
-            self.connector.checks.tidy(now);
             join_all(sites.iter().map(|site| checks::look(&self.connector, site))).await;
             self.connector.metrics.connections(before, connections);
             before = connections;

@@ -7,7 +7,7 @@
 use std::{
     collections::BTreeMap,
     future::{Ready, ready},
-    sync::atomic::{AtomicBool, AtomicUsize},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;

@@ -120,18 +120,23 @@ impl Opened {
             Self::One(spoken) => Lent::of(spoken, site, slot, Chosen { target, trial }),
             Self::Two(sender, driving) => {
                 let line = Line::new(sender, target);
-                let (own, at) = (Rc::clone(&line), Rc::clone(site));
+                // Nothing here keeps the line: it ends when it is neither kept nor used.
+                let (own, at) = (Rc::downgrade(&line), Rc::clone(site));
                 let takes = move |streams_max| {
-                    if own.takes(streams_max) {
+                    if let Some(own) = own.upgrade()
+                        && own.takes(streams_max)
+                    {
                         at.hand_over(&own);
                     }
                 };
-                let (own, at) = (Rc::clone(&line), Rc::clone(site));
+                let (own, at) = (Rc::downgrade(&line), Rc::clone(site));
                 let driven = driving.drive(Box::new(takes));
                 tokio::task::spawn_local(async move {
                     driven.await;
-                    own.close();
-                    at.remove(&own);
+                    if let Some(own) = own.upgrade() {
+                        own.close();
+                        at.remove(&own);
+                    }
                     drop(slot);
                 });
                 site.add(&line);

@@ -2,7 +2,7 @@
 
 use std::{rc::Rc, time::Duration};
 
-use tokio::{net::TcpListener, task::LocalSet};
+use tokio::{io::AsyncReadExt as _, net::TcpListener, task::LocalSet, time::Instant};
 
 use super::rig::{self, Rig};
 use crate::{
@@ -17,11 +17,18 @@ const WAIT: (&str, &str) = ("TOLLGATE_GATEWAY_UPSTREAM_WAIT_MILLIS", "3000");
 
 /// An upstream with two addresses, and its listeners. Nobody has connected to it yet.
 async fn behind(rig: &Rig, connections_max: i64) -> (Upstream, [TcpListener; 2]) {
+    speaking(rig, "http1", connections_max).await
+}
+
+async fn speaking(rig: &Rig, protocol: &str, connections_max: i64) -> (Upstream, [TcpListener; 2]) {
     let bind = async || TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let listeners = [bind().await, bind().await];
     let addresses = listeners.each_ref().map(|it| it.local_addr());
     let addresses = addresses.map(|address| address.expect("bound"));
-    rig.offer(addresses[0], |it| it.connections_max = connections_max);
+    rig.offer(addresses[0], |it| {
+        it.connections_max = connections_max;
+        it.protocol = protocol.to_owned();
+    });
     let catalogue = rig.worker.edge.catalogue.load_full();
     let service = catalogue.service("echo").expect("it is offered");
     rig.worker.pool.point(&service.upstream, &addresses);
@@ -99,6 +106,37 @@ async fn who_waits_for_another_address_is_not_sent_to_the_one_that_failed() {
         assert!(matches!(other.err(), Some(Unlent::Unreachable(_))));
         let again = pool.direct(&upstream, LIMIT).await.expect("nobody failed");
         assert!(again.expect("a connection").reused, "others use it");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn connections_that_nobody_uses_are_closed() {
+    with_rig(async |rig| {
+        for protocol in ["http1", "h2"] {
+            let pool = &rig.worker.pool;
+            let (upstream, listeners) = speaking(rig, protocol, 1).await;
+            let lent = lend(rig, &upstream).await;
+            let [one, other] = &listeners;
+            let (mut accepted, _) = tokio::select! {
+                accepted = one.accept() => accepted.expect("a connection"),
+                accepted = other.accept() => accepted.expect("a connection"),
+            };
+            let late = Instant::now() + 10 * LIMIT;
+            pool.tidy(late);
+            lent.give_back();
+            let again = lend(rig, &upstream).await;
+            assert!(again.reused, "{protocol}: what is in use stays");
+            again.give_back();
+            pool.tidy(late);
+            let mut sent = Vec::new();
+            let closed = accepted.read_to_end(&mut sent).await;
+            closed.expect("an orderly end");
+            assert!(
+                !lend(rig, &upstream).await.reused,
+                "there is room for a new one"
+            );
+        }
     })
     .await;
 }
