@@ -73,6 +73,16 @@ pub fn actor<T>(request: &tonic::Request<T>) -> Actor {
         .unwrap_or(Actor::Operator)
 }
 
+#[derive(Clone, Copy)]
+struct Patience(Duration);
+
+/// How long the caller of a request waits for its answer, as it said.
+#[must_use]
+pub fn patience<T>(request: &tonic::Request<T>) -> Duration {
+    let told = request.extensions().get::<Patience>();
+    told.map_or(DEADLINE_DEFAULT, |told| told.0)
+}
+
 tokio::task_local! {
     /// Where the call comes from that this task answers.
     static CALLED_FROM: Option<IpAddr>;
@@ -260,6 +270,7 @@ where
         };
         request.extensions_mut().insert(actor);
         let limit = deadline(request.headers());
+        request.extensions_mut().insert(Patience(limit));
         let parent = request
             .headers()
             .get(TRACEPARENT)

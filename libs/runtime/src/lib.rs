@@ -36,7 +36,7 @@ mod tests;
 pub use config::{ConfigError, Setting, Variables};
 pub use consume::{Apply, ApplyError, Delivery, USAGE_CONSUMERS};
 pub use follow::{Follow, FollowError};
-pub use grpc::{Actor, actor, client_address};
+pub use grpc::{Actor, actor, client_address, patience};
 pub use host::{Host, Starting, Stop};
 pub use node::{Node, Settings};
 pub use postgres::{Tenant, Tenants, begin};

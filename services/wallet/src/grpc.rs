@@ -9,7 +9,7 @@ use proto::{
     convert::{page, page_of, parse_id, status, timestamp},
     wallet::v1::{self as message, wallet_service_server::WalletService},
 };
-use runtime::{Actor, Clock, Ids, actor};
+use runtime::{Actor, Clock, Ids, actor, patience};
 use tonic::{Request, Response, Status, async_trait};
 use types::{Code, Credits, KeyId};
 
@@ -56,7 +56,8 @@ impl WalletService for Service {
         &self,
         request: Request<message::AcquireRequest>,
     ) -> Reply<Self::AcquireStream> {
-        let answers = Lending::begin(self, request.into_inner())?.answers();
+        let patience = patience(&request);
+        let answers = Lending::begin(self, request.into_inner(), patience)?.answers();
         Ok(Response::new(answers.await?))
     }
 

@@ -1,6 +1,6 @@
 //! Answers to asks for credits: what is there at once, the rest after others were asked for it.
 
-use std::{collections::BTreeSet, pin::Pin};
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
 use proto::{convert::parse_id, wallet::v1 as wire};
@@ -40,8 +40,13 @@ pub(super) struct Lending {
 }
 
 impl Lending {
-    /// Reads a request. An ask that breaks a rule is answered, and stops no other.
-    pub(super) fn begin(service: &Service, it: wire::AcquireRequest) -> Result<Self, Status> {
+    /// Reads a request whose sender waits for so long. An ask that breaks a rule is answered, and
+    /// stops no other.
+    pub(super) fn begin(
+        service: &Service,
+        it: wire::AcquireRequest,
+        patience: Duration,
+    ) -> Result<Self, Status> {
         if !(1..=ASKS_MAX).contains(&it.asks.len()) {
             return Err(invalid("asks", "must have 1 to 128 entries"));
         }
@@ -49,6 +54,7 @@ impl Lending {
         let borrower = Borrower {
             journal: parse_id("journal_id", &it.journal_id)?,
             gateway: it.gateway,
+            patience,
         };
         let (mut asks, mut answers) = (Vec::with_capacity(it.asks.len()), Vec::new());
         for (position, asked) in (0..).zip(it.asks) {

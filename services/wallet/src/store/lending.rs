@@ -1,6 +1,9 @@
 //! Lending: the asks of one gateway in one transaction, each kind of row in one statement.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
@@ -27,6 +30,8 @@ pub(crate) struct Borrower {
     pub(crate) journal: JournalId,
     /// Name of the gateway.
     pub(crate) gateway: String,
+    /// How long it waits for an answer.
+    pub(crate) patience: Duration,
 }
 
 /// What became of a request for credits.
@@ -111,25 +116,27 @@ impl Store {
 /// Makes the journal known and holds off its retirement, but neither heartbeats nor other
 /// acquisitions. How many gateways live.
 ///
-/// From here on no lock is waited for longer than a second, half of what a call waits: one account
-/// that somebody has locked must not hold those that travel with it, and what nobody waits for any
-/// more must not hold anything. And each statement is planned for the tables as they are: a plan
+/// From here on no lock is waited for longer than half of what the borrower waits: one account that
+/// somebody has locked must not hold those that travel with it, and what nobody waits for any more
+/// must not hold anything. And each statement is planned for the tables as they are: a plan
 /// from before the first rush would read all of a table for each ask.
 async fn register(
     connection: &mut Connection,
     borrower: &Borrower,
     now: Timestamp,
 ) -> sqlx::Result<u32> {
+    let patience = format!("{}ms", (borrower.patience / 2).as_millis().max(1));
     for _ in 0..2 {
         let known = sqlx::query!(
             r#"
             select id,
-                   set_config('lock_timeout', '1s', true) as patience,
+                   set_config('lock_timeout', $2, true) as patience,
                    set_config('plan_cache_mode', 'force_custom_plan', true) as plans
               from wallet.journals
              where id = $1
                for key share"#,
             borrower.journal.uuid(),
+            patience,
         );
         if known.fetch_optional(&mut *connection).await?.is_some() {
             break;
