@@ -254,11 +254,18 @@ fn run(seed: u64, scenario: &Scenario) -> Result<(Figures, u64), String> {
     }
 }
 
-/// The one seed that is asked for, or all of these.
+/// The one seed that is asked for, or so many from `SIM_FROM` on.
 fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("SIM_SEED") {
-        Ok(seed) => vec![seed.parse().expect("SIM_SEED is a number")],
-        Err(_) => (0..count).collect(),
+    let number = |name| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse().expect("the number of a seed"))
+    };
+    match number("SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let from = number("SIM_FROM").unwrap_or(0);
+            (from..from + count).collect()
+        }
     }
 }
 
