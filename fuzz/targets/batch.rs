@@ -21,13 +21,13 @@ fn bank() -> Bank {
     for number in 1..=LEASES {
         let ask = Ask {
             account: account(),
-            journal: JournalId::new(Uuid::from_u128(number)),
             nonce: number.to_be_bytes(),
             want: 100,
             minimum: 100,
         };
-        let lease = LeaseId::new(Uuid::from_u128(number));
-        bank.acquire(&ask, lease, Timestamp::UNIX_EPOCH);
+        let id = Uuid::from_u128(number);
+        let (journal, lease) = (JournalId::new(id), || LeaseId::new(id));
+        bank.acquire(journal, &[ask], lease, Timestamp::UNIX_EPOCH);
     }
     bank
 }

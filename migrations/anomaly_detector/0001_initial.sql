@@ -161,7 +161,7 @@ create table anomaly_detector.dead_letters (
     at           timestamptz not null,
     last_at      timestamptz not null default now(),
     times        bigint not null default 1,
-    -- What its records and gaps lie between, where it says so and can be believed.
+    -- What its records lie between, where it can be read; where it has none, what its gaps do.
     journal_id   uuid,
     from_seq     bigint,
     below_seq    bigint

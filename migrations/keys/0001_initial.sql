@@ -333,7 +333,7 @@ create table keys.dead_letters (
     at           timestamptz not null,
     last_at      timestamptz not null default now(),
     times        bigint not null default 1,
-    -- What its records and gaps lie between, where it says so and can be believed.
+    -- Of no journal, for letters here are events; one implementation reads those of all schemas.
     journal_id   uuid,
     from_seq     bigint,
     below_seq    bigint

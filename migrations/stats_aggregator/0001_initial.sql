@@ -75,7 +75,7 @@ create table stats_aggregator.dead_letters (
     at           timestamptz not null,
     last_at      timestamptz not null default now(),
     times        bigint not null default 1,
-    -- What its records and gaps lie between, where it says so and can be believed.
+    -- What its records lie between, where it can be read; where it has none, what its gaps do.
     journal_id   uuid,
     from_seq     bigint,
     below_seq    bigint

@@ -2,71 +2,22 @@
 //! that commits. For the simulator, the fuzz targets and property tests. It keeps the checks that
 //! the schema has, and the invariants as plain sums.
 
+mod lending;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use proto::wallet::v1 as wire;
 use runtime::Delivery;
-use types::{Credits, Id, JournalId, KeyId, LeaseId, OrgId};
+use types::{Credits, JournalId, LeaseId};
 
+pub use self::lending::{Account, Answer, Ask};
 use crate::{
     domain::{
-        Batch, Book, Changes, Decision, Lease, LeaseState, Level, Report, Round, Wallet, WalletId,
-        Wish, alive_since, permits,
+        Batch, Book, Changes, Lease, LeaseState, Level, Nonce, Report, Wallet, WalletId, permits,
     },
     events,
 };
-
-/// What is lent from.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Account {
-    /// An organisation's credits.
-    Credits(OrgId),
-    /// A key's permits, all of one period.
-    Permits(KeyId),
-}
-
-impl Account {
-    fn wallet(self) -> WalletId {
-        match self {
-            Self::Credits(org) => WalletId::Live(Id::new(org.uuid())),
-            Self::Permits(key) => WalletId::Quota(Id::new(key.uuid())),
-        }
-    }
-}
-
-/// A gateway's request to be lent something.
-#[derive(Clone, Copy, Debug)]
-pub struct Ask {
-    /// Of what.
-    pub account: Account,
-    /// To whom.
-    pub journal: JournalId,
-    /// The same nonce gets the same answer.
-    pub nonce: [u8; 16],
-    /// At least `minimum`.
-    pub want: i64,
-    /// At least 1.
-    pub minimum: i64,
-}
-
-/// What a request is answered.
-#[derive(Clone, Debug)]
-pub enum Answer {
-    /// Lent, now or before by the same nonce.
-    Lent {
-        /// By which lease.
-        lease: LeaseId,
-        /// Everything ever lent by it.
-        granted_cum: i64,
-        /// Microseconds for which it may be spent from.
-        spend_for_micros: Option<i64>,
-    },
-    /// There is too little; these may give something back.
-    Short(Vec<(JournalId, LeaseId)>),
-    /// The journal has ended.
-    Retired,
-}
 
 /// A lease as it stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,11 +62,14 @@ pub struct Bank {
     rows: BTreeMap<WalletId, Row>,
     leases: BTreeMap<LeaseId, Lease>,
     journals: BTreeMap<JournalId, Known>,
-    acquisitions: BTreeMap<(JournalId, [u8; 16]), LeaseId>,
+    /// By the nonces of their asks: by which lease something was lent, and how much.
+    acquisitions: BTreeMap<(JournalId, Nonce), (LeaseId, i64)>,
     orphaned_at: BTreeMap<LeaseId, Timestamp>,
     late: BTreeMap<LeaseId, i64>,
     /// Reports that broke a rule.
     breaches: Vec<String>,
+    /// See [`Bank::forget_within_requests`].
+    forgets_within_requests: bool,
 }
 
 impl Bank {
@@ -150,84 +104,6 @@ impl Bank {
             rows: accounts.into_iter().map(row).collect(),
             ..Self::default()
         }
-    }
-
-    /// Lends, once per nonce.
-    pub fn acquire(&mut self, ask: &Ask, new_lease: LeaseId, now: Timestamp) -> Answer {
-        let first = Known {
-            heartbeat_at: now,
-            is_retired: false,
-        };
-        let is_retired = self.journals.entry(ask.journal).or_insert(first).is_retired;
-        let id = ask.account.wallet();
-        let Some(row) = self.rows.get(&id) else {
-            return Answer::Short(Vec::new());
-        };
-        let is_open = |lease: &&Lease| {
-            let state = matches!(lease.state, LeaseState::Active | LeaseState::Orphaned);
-            lease.journal == ask.journal && lease.wallet == id && state
-        };
-        let nonce = (ask.journal, ask.nonce);
-        let replayed = self.acquisitions.get(&nonce).copied();
-        let open = self.leases.values().find(is_open).map(|lease| lease.id);
-        let mut round = Round {
-            is_retired,
-            is_frozen: false,
-            live_gateways: self.live_gateways(now),
-            replayed: replayed
-                .map(|lease| (ask.nonce, lease))
-                .into_iter()
-                .collect(),
-            open: open.map(|lease| (id, lease)).into_iter().collect(),
-        };
-        let open = open.and_then(|open| self.leases.get(&open).cloned());
-        let mut book = Book::new([row.wallet.clone()], open);
-        let wish = Wish {
-            nonce: ask.nonce,
-            want: Credits::new(ask.want),
-            minimum: Credits::new(ask.minimum),
-        };
-        let new = |wallet: &Wallet| Lease::new(new_lease, wallet, None, ask.journal, now);
-        let decision = round.answer(&mut book, wish, Some(id), new);
-        match decision {
-            Decision::Retired => Answer::Retired,
-            Decision::Replay(lease) => self.lent(lease, now),
-            Decision::Lend(Some(lease), _) => {
-                self.write(book.into_changes());
-                self.acquisitions.insert(nonce, lease);
-                self.lent(lease, now)
-            }
-            Decision::Lend(None, _) | Decision::Short | Decision::Frozen => {
-                Answer::Short(self.holders(ask.journal, id))
-            }
-        }
-    }
-
-    fn lent(&self, id: LeaseId, now: Timestamp) -> Answer {
-        let lease = self.leases.get(&id).expect("lent before");
-        let left = |end: Timestamp| end.duration_since(now).as_micros();
-        Answer::Lent {
-            lease: id,
-            granted_cum: lease.granted_cum().get(),
-            spend_for_micros: lease
-                .spend_until()
-                .map(|end| i64::try_from(left(end)).unwrap_or(i64::MAX)),
-        }
-    }
-
-    fn live_gateways(&self, now: Timestamp) -> u32 {
-        let since = alive_since(now);
-        let is_live = |known: &&Known| since <= known.heartbeat_at && !known.is_retired;
-        u32::try_from(self.journals.values().filter(is_live).count()).unwrap_or(u32::MAX)
-    }
-
-    fn holders(&self, journal: JournalId, wallet: WalletId) -> Vec<(JournalId, LeaseId)> {
-        let holds = |lease: &&Lease| {
-            let is_others = lease.journal != journal && lease.wallet == wallet;
-            is_others && lease.state == LeaseState::Active && lease.settled_cum < lease.granted
-        };
-        let holders = self.leases.values().filter(holds);
-        holders.map(|lease| (lease.journal, lease.id)).collect()
     }
 
     /// Merges a heartbeat: lease, total spent, total given back. The leases to end; `None`: the
@@ -451,7 +327,7 @@ impl Bank {
         let over = self.leases.values().find(|it| it.granted < it.spent());
         match over {
             Some(lease) => Err(format!("I3: {} is overspent", lease.id)),
-            None => Ok(()),
+            None => self.check_lending(),
         }
     }
 

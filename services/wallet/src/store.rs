@@ -1,8 +1,8 @@
 //! Every statement of this service.
 //!
-//! Rows are locked in one order by everybody, so that nobody waits in a circle: the journal, then
-//! what is made (test wallets by user, buckets of permits by key), then live wallets by id, then
-//! test wallets by id, then buckets by id, then leases by id. A
+//! Rows are locked in one order by everybody, so that nobody waits in a circle: journals by id,
+//! then what is made (test wallets by user, buckets of permits by key), then live wallets by id,
+//! then test wallets by id, then buckets by id, then leases by id, all of them by one statement. A
 //! wallet's or bucket's row lock guards all its sums and those of its leases; a lease's own lock
 //! guards the rest of the lease.
 //!

@@ -58,12 +58,19 @@ pub(super) struct Lease {
     pub(super) settled: i128,
     pub(super) known: i128,
     pub(super) state: String,
+    /// Closed before its journal was retired: by its owner, who counted itself.
+    pub(super) is_owners_count: bool,
     pub(super) late_spend: i128,
 }
 
 impl Lease {
     pub(super) fn is_open(&self) -> bool {
         !matches!(self.state.as_str(), "closed" | "written_off")
+    }
+
+    /// Its owner was given up with what a heartbeat had told last, and nothing came later.
+    pub(super) fn is_told(&self) -> bool {
+        self.state == "written_off" && self.settled == self.known
     }
 }
 
@@ -101,8 +108,11 @@ pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Money> {
     let sql = "select l.id, coalesce(l.wallet_id, l.test_wallet_id, l.quota_bucket_id) as owner, \
                l.quota_bucket_id is not null as is_permits, l.journal_id, \
                l.epoch, l.granted, l.settled_cum, l.known_cum, l.state, \
+               l.state = 'closed' and (j.retired_at is null or l.updated_at < j.retired_at) \
+                   as is_owners_count, \
                coalesce(w.late_spend, 0) as late_spend \
-               from wallet.leases l left join wallet.write_offs w on w.lease_id = l.id";
+               from wallet.leases l join wallet.journals j on j.id = l.journal_id \
+               left join wallet.write_offs w on w.lease_id = l.id";
     let mut rows = sqlx::query(sql).fetch(&mut *snapshot);
     while let Some(row) = rows.try_next().await? {
         let of_its_kind = match row.try_get("is_permits")? {
@@ -168,6 +178,7 @@ fn lease(row: &PgRow) -> sqlx::Result<Lease> {
         settled: number_of(row, "settled_cum")?,
         known: number_of(row, "known_cum")?,
         state: row.try_get("state")?,
+        is_owners_count: row.try_get("is_owners_count")?,
         late_spend: number_of(row, "late_spend")?,
     })
 }
@@ -263,21 +274,17 @@ impl Money {
         // them.
         let is_borne = |id: &Uuid, missing: i128| {
             let most = discarded.get(id).copied().unwrap_or(0);
-            0 < missing && missing <= most
+            (0..=most).contains(&missing)
         };
+        let cost_of = |id| spend.get(&id).map_or(0, |it| it.credits);
+        let stated = unitemised.stated(&self.leases, cost_of, &self.inbox.gaps);
         for (id, lease) in &self.leases {
             let (cost, calls) = spend.get(id).map_or((0, 0), |it| (it.credits, it.calls));
             let over = lease.settled - cost;
-            if over == 0 {
-                continue;
-            }
-            let stated = unitemised.stated(*id, lease, cost);
-            if over > 0 && over == stated {
-                findings.add_unitemised(over);
-                continue;
-            }
-            if is_borne(id, -over) {
-                findings.add_unbilled(-over);
+            let stated = stated.get(id).copied().unwrap_or(0);
+            if is_borne(id, stated - over) {
+                findings.add_unitemised(stated);
+                findings.add_unbilled(stated - over);
                 continue;
             }
             let text = format!(

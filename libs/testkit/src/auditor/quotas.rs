@@ -107,10 +107,7 @@ impl Quotas {
             let over = lease.settled - calls;
             // As for credits: what the owner had told before it was given up is used, and so are
             // the permits of calls whose records are lost, of each at most one.
-            let told = match lease.state.as_str() {
-                "written_off" if lease.settled == lease.known => over,
-                _ => 0,
-            };
+            let told = if lease.is_told() { over } else { 0 };
             let most = told.max(unitemised.lost_of(lease.journal));
             if (0..=most).contains(&over) || is_discarded(id, -over) {
                 continue;

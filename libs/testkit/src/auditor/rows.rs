@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use super::discards::Discards;
 use super::records::{CallOnDisk, Replay};
-use super::unitemised::Unitemised;
+use super::unitemised::{Numbers, Unitemised};
 use super::{Findings, Kind, Transcript};
 
 pub(super) const SNAPSHOT: &str = "begin isolation level repeatable read, read only";
@@ -25,8 +25,8 @@ pub(super) struct Inbox {
     pub(super) consumer: &'static str,
     /// Half-open ranges in order.
     pub(super) applied: BTreeMap<Uuid, Vec<(i64, i64)>>,
-    /// What of them was declared lost: half-open ranges in order.
-    pub(super) gaps: BTreeMap<Uuid, Vec<(i64, i64)>>,
+    /// What of them was declared lost or discarded.
+    pub(super) gaps: Numbers,
     pub(super) dead_letters: i64,
     /// What an operator has decided that it never applies.
     pub(super) discards: Discards,
@@ -200,7 +200,10 @@ pub(super) struct Rows {
 pub(super) async fn read(connection: &mut PgConnection) -> sqlx::Result<Rows> {
     let mut snapshot = connection.begin_with(SNAPSHOT).await?;
     let inbox = read_inbox!(&mut snapshot, "usage_ingest");
-    let unitemised = Unitemised::read(&mut snapshot, inbox.gaps.clone()).await?;
+    let lost = "select journal_id, from_seq as low, below_seq as high from usage_ingest.gaps \
+                where cause <> 'discarded' order by journal_id, from_seq";
+    let lost = ranges(&mut snapshot, lost).await?;
+    let unitemised = Unitemised::read(&mut snapshot, lost, &inbox.discards).await?;
     let mut rows = Rows {
         by_record: HashMap::new(),
         by_request: HashMap::new(),

@@ -6,7 +6,7 @@ use uuid::Uuid;
 use super::journal::Journals;
 use super::money::Lease;
 use super::records::{Call, Permit, Record, replay};
-use super::unitemised::{Step, Totals, Unitemised};
+use super::unitemised::{Numbers, Step, Totals, Unitemised};
 use super::{Findings, Transcript, read_transcript};
 
 const JOURNAL: Uuid = Uuid::from_u128(0x0192_0000_0000_7000_8000_0000_0000_0001);
@@ -262,47 +262,106 @@ fn lease(state: &str, settled: i128, known: i128) -> Lease {
         settled,
         known,
         state: state.to_owned(),
+        is_owners_count: false,
         late_spend: 0,
     }
+}
+
+/// What is stated of this one lease, whose rows cost so much.
+fn stated(it: &Unitemised, lease: Lease, cost: i128, unread: &Numbers) -> i128 {
+    let stated = it.stated(&[(LEASE, lease)].into(), |_| cost, unread);
+    stated.get(&LEASE).copied().unwrap_or(0)
 }
 
 #[test]
 fn an_owner_who_was_given_up_explains_what_it_had_told_and_nothing_else() {
     let nothing_lost = Unitemised::default();
-    let stated = |lease| nothing_lost.stated(LEASE, &lease, 40);
+    let stated = |lease| stated(&nothing_lost, lease, 40, &Numbers::default());
     assert_eq!(stated(lease("written_off", 50, 50)), 10);
     assert_eq!(stated(lease("written_off", 60, 50)), 0, "nobody said so");
     assert_eq!(stated(lease("closed", 50, 50)), 0);
 }
 
-#[test]
-fn lost_records_explain_only_what_grew_over_them() {
-    // Rows 0, 4 and 9: the totals 10, 30 and 45, of costs 10, 5 and 5.
+/// Rows 0, 4 and 9: the totals 10, 30 and 45, of costs 10, 5 and 5.
+fn totals() -> Totals {
     let step = |after, seq, credits| Step {
         after: Some(after),
         seq,
         credits,
     };
-    let with = |gaps: &[(i64, i64)]| {
-        let totals = Totals {
-            steps: vec![step(0, 4, 15), step(4, 9, 10)],
-            last: Some((9, 45)),
-        };
-        Unitemised {
-            gaps: [(JOURNAL, gaps.to_vec())].into(),
-            totals: [(LEASE, totals)].into(),
-        }
+    Totals {
+        steps: vec![step(0, 4, 15), step(4, 9, 10)],
+        last: Some((9, 45)),
+    }
+}
+
+fn lost(gaps: &[(i64, i64)]) -> Numbers {
+    [(JOURNAL, gaps.to_vec())].into()
+}
+
+#[test]
+fn lost_records_explain_only_what_grew_over_them() {
+    let stated = |gaps: &[(i64, i64)], lease| {
+        let (lost, totals) = (lost(gaps), [(LEASE, totals())].into());
+        // The wallet lacks what the rows lack.
+        stated(&Unitemised { lost, totals }, lease, 20, &self::lost(gaps))
     };
-    let stated = |gaps: &[(i64, i64)], lease| with(gaps).stated(LEASE, &lease, 20);
     assert_eq!(stated(&[(1, 3)], lease("closed", 45, 45)), 15);
     assert_eq!(stated(&[(1, 3), (8, 9)], lease("closed", 45, 45)), 25);
-    assert_eq!(
-        stated(&[(9, 10)], lease("closed", 45, 45)),
-        0,
-        "a row is there"
-    );
+    let behind = stated(&[(9, 10)], lease("closed", 45, 45));
+    assert_eq!(behind, 0, "a row is there");
     // Behind the last row.
     assert_eq!(stated(&[(1, 3)], lease("closed", 49, 49)), 15);
     assert_eq!(stated(&[(1, 3), (10, 12)], lease("closed", 49, 49)), 19);
     assert_eq!(stated(&[(1, 3)], lease("written_off", 49, 49)), 19);
+}
+
+#[test]
+fn behind_the_last_row_nobody_owes_more_than_was_told_or_read() {
+    let gaps = [(10, 12)];
+    let stated = |lease, unread: &[(i64, i64)]| {
+        let (lost, totals) = (lost(&gaps), [(LEASE, totals())].into());
+        stated(&Unitemised { lost, totals }, lease, 45, &self::lost(unread))
+    };
+    assert_eq!(
+        stated(lease("closed", 60, 49), &gaps),
+        4,
+        "told by its owner"
+    );
+    assert_eq!(
+        stated(lease("closed", 60, 40), &gaps),
+        0,
+        "told nothing new"
+    );
+    assert_eq!(
+        stated(lease("closed", 60, 49), &[(10, 11)]),
+        15,
+        "11 was read"
+    );
+    assert_eq!(stated(lease("closed", 60, 49), &[(8, 12)]), 4);
+    let by_its_owner = Lease {
+        is_owners_count: true,
+        ..lease("closed", 60, 49)
+    };
+    assert_eq!(stated(by_its_owner, &gaps), 15, "it counted itself");
+}
+
+#[test]
+fn one_lost_record_explains_one_lease_once() {
+    let other = Uuid::from_u128(7);
+    let explained = |gaps: &[(i64, i64)]| {
+        let totals = [(LEASE, totals()), (other, totals())].into();
+        let it = Unitemised {
+            lost: lost(gaps),
+            totals,
+        };
+        let leases = [LEASE, other].map(|id| (id, lease("closed", 45, 45)));
+        let stated = it.stated(&leases.into(), |_| 20, &lost(gaps));
+        stated.values().sum::<i128>()
+    };
+    assert_eq!(explained(&[(1, 2)]), 15);
+    assert_eq!(explained(&[(1, 3)]), 30);
+    assert_eq!(explained(&[(1, 4)]), 30, "nothing else grew there");
+    assert_eq!(explained(&[(1, 3), (5, 6)]), 40);
+    assert_eq!(explained(&[(1, 3), (5, 7)]), 50);
 }

@@ -1,5 +1,7 @@
 //! What consumers have put aside, and what an operator does about it with `tollgate letters`.
 
+mod refusals;
+
 use std::{collections::BTreeSet, time::Instant};
 
 use async_nats::jetstream;

@@ -1,6 +1,8 @@
 //! Asks of gateways that travel together: each has an outcome of its own, nothing is lent twice,
 //! and two gateways never wait for each other.
 
+mod order;
+
 use std::collections::BTreeMap;
 
 use futures_util::future::try_join_all;

@@ -60,6 +60,8 @@ enum Mutation {
     GapsOvertake,
     /// What is lost at the end of a lease is not paid, though its owner had told it.
     ForgetWhatWasTold,
+    /// The wallet does not know what it has lent to earlier asks of the same request.
+    ForgetWithinRequests,
 }
 
 /// How often what goes wrong: weights of steps, and so many of a thousand.
@@ -168,6 +170,9 @@ struct Figures {
     faults: u64,
     lost_with_power: u64,
     write_offs: u64,
+    /// Requests to be lent something that the wallet has decided on, and the asks in them.
+    requests: u64,
+    asks: u64,
     /// Calls that went on for a while.
     streams: u64,
     /// Of them, ended by a successor.
@@ -192,6 +197,8 @@ impl Figures {
         self.faults += other.faults;
         self.lost_with_power += other.lost_with_power;
         self.write_offs += other.write_offs;
+        self.requests += other.requests;
+        self.asks += other.asks;
         self.streams += other.streams;
         self.ended_by_successor += other.ended_by_successor;
         self.damaged += other.damaged;
@@ -247,11 +254,18 @@ fn run(seed: u64, scenario: &Scenario) -> Result<(Figures, u64), String> {
     }
 }
 
-/// The one seed that is asked for, or all of these.
+/// The one seed that is asked for, or so many from `SIM_FROM` on.
 fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("SIM_SEED") {
-        Ok(seed) => vec![seed.parse().expect("SIM_SEED is a number")],
-        Err(_) => (0..count).collect(),
+    let number = |name| {
+        let text = std::env::var(name).ok()?;
+        Some(text.parse().expect("the number of a seed"))
+    };
+    match number("SIM_SEED") {
+        Some(seed) => vec![seed],
+        None => {
+            let from = number("SIM_FROM").unwrap_or(0);
+            (from..from + count).collect()
+        }
     }
 }
 
@@ -387,6 +401,11 @@ fn broken_reading_of_gaps_is_found_out() {
 #[test]
 fn broken_waiting_of_gaps_is_found_out() {
     is_found_out(Mutation::GapsOvertake, DAMAGE);
+}
+
+#[test]
+fn broken_memory_of_a_request_is_found_out() {
+    is_found_out(Mutation::ForgetWithinRequests, KILLS);
 }
 
 #[test]

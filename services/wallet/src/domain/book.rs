@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use types::{Credits, LeaseId};
 
-use super::{Epoch, Fallen, Lease, Level, TEST_CREDITS, Wallet, WalletId, minus, plus};
+use super::{Epoch, Fallen, Lease, LeaseState, Level, TEST_CREDITS, Wallet, WalletId, minus, plus};
 
 /// Why a balance changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -218,6 +218,17 @@ impl Book {
         self.enter(id, EntryKind::Grant, TEST_CREDITS, fresh);
         self.wallet_mut(id).epoch = Some(next);
         Some(next)
+    }
+
+    /// Ends what can be spent of the leases that are held and whose epoch is over. They count as
+    /// reserved no more.
+    pub(crate) fn drain_ended(&mut self) {
+        let is_ended = |it: &&Lease| it.state == LeaseState::Active && !it.is_current();
+        let ended: Vec<Lease> = self.leases.values().filter(is_ended).cloned().collect();
+        for mut lease in ended {
+            lease.state = LeaseState::Draining;
+            self.put(lease);
+        }
     }
 
     /// Lends more (or, negative, less) of a wallet.

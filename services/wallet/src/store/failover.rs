@@ -1,6 +1,9 @@
 //! Which server the database is on, what a change of it may have taken, and taking it over again.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use jiff_sqlx::ToSqlx;
@@ -168,12 +171,13 @@ pub(crate) async fn lock_book_and_take_over(
         .filter(is_forgotten)
         .map(|it| (it, made_at(it.lease).unwrap_or(now)))
         .collect();
+    insert_journals(connection, &forgotten).await?;
     let accounts: Vec<_> = forgotten.iter().map(|(it, at)| (it.account, *at)).collect();
     let sources = owners::find(connection, &accounts, new_id, now).await?;
     let mut wallets = rows::wallets_of(connection, &ids).await?;
     wallets.extend(sources.wallets());
     let mut book = Book::new(rows::lock_wallets(connection, &wallets).await?, []);
-    sources.renew(connection, &mut book, now).await?;
+    let ended = sources.renew(connection, &mut book, now).await?;
     for ((it, made), source) in forgotten.into_iter().zip(&sources.found) {
         let Some(Source { wallet, .. }) = *source else {
             continue;
@@ -184,8 +188,10 @@ pub(crate) async fn lock_book_and_take_over(
             .map_or(0, |epoch| epoch.number_at(made));
         insert(connection, it, wallet, epoch, made, now).await?;
     }
+    let ids: Vec<Uuid> = ids.into_iter().chain(ended).collect();
     let locked = rows::lock_leases(connection, &ids).await?;
     locked.into_iter().for_each(|lease| book.hold_lease(lease));
+    book.drain_ended();
     for it in lent
         .iter()
         .filter(|it| may_be_lost(it.lease, failed_over_at))
@@ -210,8 +216,8 @@ async fn known(connection: &mut Connection, leases: &[Uuid]) -> sqlx::Result<BTr
     Ok(known.into_iter().map(LeaseId::new).collect())
 }
 
-/// Makes a forgotten lease again, with nothing lent yet, and its journal if that is forgotten too.
-/// Its owner must close it where the database knows another one of his that it may extend.
+/// Makes a forgotten lease again, with nothing lent yet. Its owner must close it where the database
+/// knows another one of his that it may extend.
 async fn insert(
     connection: &mut Connection,
     it: &Lent,
@@ -220,7 +226,6 @@ async fn insert(
     made: Timestamp,
     now: Timestamp,
 ) -> sqlx::Result<()> {
-    insert_journal(connection, it.journal, now).await?;
     let [live, test, quota] = rows::owner(wallet);
     sqlx::query!(
         r#"
@@ -253,20 +258,37 @@ async fn insert(
     Ok(())
 }
 
-async fn insert_journal(
+/// Makes the journals of forgotten leases known that are forgotten too, and holds off their
+/// retirement, as lending does: by id, and before anything of theirs is locked. Each was heard of
+/// when it was lent to, and may be dead since.
+async fn insert_journals(
     connection: &mut Connection,
-    journal: JournalId,
-    now: Timestamp,
+    forgotten: &[(&Lent, Timestamp)],
 ) -> sqlx::Result<()> {
+    let mut heard: BTreeMap<JournalId, Timestamp> = BTreeMap::new();
+    for (it, made) in forgotten {
+        let at = heard.entry(it.journal).or_insert(*made);
+        *at = (*at).max(*made);
+    }
+    let ids: Vec<Uuid> = heard.keys().map(|journal| journal.uuid()).collect();
+    let heard: Vec<_> = heard.values().map(|at| at.to_sqlx()).collect();
     sqlx::query!(
         r#"
         insert into wallet.journals (id, gateway, heartbeat_at)
-        values ($1, '', $2)
-        on conflict (id) do nothing"#,
-        journal.uuid(),
-        now.to_sqlx() as _,
+        select u.id, '', u.heard
+          from unnest($1::uuid[], $2::timestamptz[]) as u (id, heard)
+         order by u.id
+            on conflict (id) do nothing"#,
+        &ids,
+        &heard as &[jiff_sqlx::Timestamp],
     )
-    .execute(connection)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query_scalar!(
+        "select id from wallet.journals where id = any($1) order by id for key share",
+        &ids,
+    )
+    .fetch_all(connection)
     .await?;
     Ok(())
 }

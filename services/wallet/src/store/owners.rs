@@ -108,18 +108,22 @@ impl Sources {
     /// Brings what is locked, and held in the book, up to date: the first epoch of what is new, the
     /// epoch of `now`, the newest quotas. What that changes of the book has to be written with the
     /// rest of it.
+    ///
+    /// Returns the leases of epochs that have ended by this. They are to be locked with all others,
+    /// by id, and then to drain: [`Book::drain_ended`].
     pub(super) async fn renew(
         &self,
         connection: &mut Connection,
         book: &mut Book,
         now: Timestamp,
-    ) -> sqlx::Result<()> {
+    ) -> sqlx::Result<Vec<Uuid>> {
+        let mut ended = Vec::new();
         for wallet in self.wallets() {
             let WalletId::Test(_) = wallet else { continue };
             if self.made.contains(&wallet) {
                 book.begin_epochs(wallet);
             } else if let Some(next) = book.roll_over(wallet, now) {
-                begin_epoch(connection, wallet, next, now).await?;
+                ended.extend(begin_epoch(connection, wallet, next).await?);
             }
         }
         if !self.stale.is_empty() {
@@ -128,7 +132,7 @@ impl Sources {
             let stated = rows::lock_wallets(connection, &stated).await?;
             stated.into_iter().for_each(|bucket| book.hold(bucket));
         }
-        Ok(())
+        Ok(ended)
     }
 }
 
@@ -222,17 +226,16 @@ async fn insert_test(
     Ok(made.into_iter().map(UserId::new).collect())
 }
 
-/// Keeps I2: a lease of an ended epoch drains, and no longer counts as reserved. Its leases are
-/// locked before others with lower ids may be; should two wait for each other, once in a month,
-/// PostgreSQL ends one, and it is tried again.
+/// Begins an epoch of a locked test wallet. Its leases of the epochs before are named, and not
+/// locked yet: others with lower ids may have to be, and who locks leases by id must not wait for
+/// who does not.
 async fn begin_epoch(
     connection: &mut Connection,
     id: WalletId,
     epoch: Epoch,
-    now: Timestamp,
-) -> sqlx::Result<()> {
+) -> sqlx::Result<Vec<Uuid>> {
     let WalletId::Test(id) = id else {
-        return Ok(());
+        return Ok(Vec::new());
     };
     sqlx::query!(
         r#"
@@ -245,27 +248,18 @@ async fn begin_epoch(
     )
     .execute(&mut *connection)
     .await?;
-    sqlx::query!(
+    sqlx::query_scalar!(
         r#"
-        with ended as (
-            select id
-              from wallet.leases
-             where test_wallet_id = $1
-               and epoch < $2
-               and state = 'active'
-             order by id
-               for update)
-        update wallet.leases l
-           set state = 'draining', updated_at = $3
-          from ended
-         where l.id = ended.id"#,
+        select id
+          from wallet.leases
+         where test_wallet_id = $1
+           and epoch < $2
+           and state = 'active'"#,
         id.uuid(),
         epoch.number,
-        now.to_sqlx() as _,
     )
-    .execute(connection)
-    .await?;
-    Ok(())
+    .fetch_all(connection)
+    .await
 }
 
 /// The bucket of each quota and period, made when this is its first permit.

@@ -213,11 +213,14 @@ async fn lock_buckets(connection: &mut Connection, ids: &[Uuid]) -> sqlx::Result
     Ok(buckets.collect())
 }
 
-/// Locks leases by id.
+/// Locks leases by id: all that a transaction changes at once, for two steps are in no order.
 pub(super) async fn lock_leases(
     connection: &mut Connection,
     leases: &[Uuid],
 ) -> sqlx::Result<Vec<Lease>> {
+    if leases.is_empty() {
+        return Ok(Vec::new());
+    }
     let rows = sqlx::query_as!(
         LeaseRow,
         r#"

@@ -77,7 +77,10 @@ impl Store {
         let account = (Account::User(user), now);
         let sources = owners::find(&mut tx, &[account], || new_wallet, now).await?;
         let mut book = Book::new(rows::lock_wallets(&mut tx, &sources.wallets()).await?, []);
-        sources.renew(&mut tx, &mut book, now).await?;
+        let ended = sources.renew(&mut tx, &mut book, now).await?;
+        let ended = rows::lock_leases(&mut tx, &ended).await?;
+        ended.into_iter().for_each(|lease| book.hold_lease(lease));
+        book.drain_ended();
         let found = sources.wallets().pop_first();
         let id = found.ok_or(sqlx::Error::RowNotFound)?;
         let wallet = book.wallet(id).clone();

@@ -202,23 +202,20 @@ impl Rig {
         for (index, plan) in plans.into_iter().enumerate() {
             let number = u128::try_from(index).expect("small") + 100;
             let want = plan.costs.iter().sum::<i64>() + 3;
+            // A life of its own each, so that none extends another's lease.
+            let journal = journal(plan.owner * 1_000 + number);
             let ask = Ask {
                 account: plan.account,
-                // A life of its own each, so that none extends another's lease.
-                journal: journal(plan.owner * 1_000 + number),
                 nonce: number.to_be_bytes(),
                 want,
                 minimum: want,
             };
-            let answer = rig.bank.acquire(&ask, lease_id(number), NOON);
-            assert!(matches!(answer, Answer::Lent { .. }), "{answer:?}");
+            let answers = rig.bank.acquire(journal, &[ask], || lease_id(number), NOON);
+            assert!(matches!(*answers, [Answer::Lent { .. }]), "{answers:?}");
             let (id, mut cum) = (lease_id(number), 0);
             let mut add = |record| {
                 let records = vec![record];
-                let delivery = Delivery {
-                    journal: ask.journal,
-                    records,
-                };
+                let delivery = Delivery { journal, records };
                 rig.deliveries.push((id, delivery));
             };
             for cost in &plan.costs {

@@ -58,6 +58,7 @@ pub(super) enum Stage {
 /// What was asked of the wallet and not answered yet.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
+    pub(super) payer: Payer,
     pub(super) nonce: [u8; 16],
     pub(super) minimum: i64,
     pub(super) want: i64,
@@ -67,7 +68,9 @@ pub(super) struct Asked {
 pub(super) struct Running {
     pub(super) life: Life,
     pub(super) calls: Vec<Call>,
-    pub(super) asked: BTreeMap<Payer, Asked>,
+    pub(super) asked: BTreeMap<[u8; 16], Asked>,
+    /// Those that go with the next request; one may be there twice.
+    pub(super) queue: Vec<[u8; 16]>,
     pub(super) beat: Option<(u64, Beat)>,
     /// Earlier journals that were retired, and concluded since; of these, those with no open lease
     /// when everything was applied.
@@ -120,6 +123,7 @@ impl Slot {
             life,
             calls: Vec::new(),
             asked: BTreeMap::new(),
+            queue: Vec::new(),
             beat: None,
             concluded: Vec::new(),
             ended: Vec::new(),

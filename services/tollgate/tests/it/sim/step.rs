@@ -301,7 +301,7 @@ impl World {
         let beat = running.life.beat(now);
         let (journal, reports) = (running.life.own.id(), beat.reports());
         running.beat = Some((number, beat));
-        let unanswered: Vec<Payer> = running.asked.keys().copied().collect();
+        let unanswered: Vec<Payer> = running.asked.values().map(|it| it.payer).collect();
         self.send(Packet::Heartbeat(journal, number, reports));
         for payer in unanswered {
             if self.dice.chance(ASK_AGAIN) {
@@ -333,6 +333,7 @@ impl World {
         let mut fate = Ok(false);
         if running.is_draining {
             running.asked.clear();
+            running.queue.clear();
             fate = running.drain(now);
         }
         if let Ok(true) = fate {

@@ -30,8 +30,14 @@ use super::{
 const TRACE_STEPS: usize = 60;
 /// Packets under way at most; more are lost.
 const PACKETS_MAX: usize = 40;
-/// Recalls before a request is refused.
+/// Recalls before an ask is refused.
 const RECALLS_MAX: u32 = 2;
+/// Asks of one payer that are not answered.
+const ASKED_MAX: usize = 2;
+/// So many of a thousand do not wait for the answer to an earlier ask.
+const HASTY: usize = 200;
+/// So many of a thousand requests go at once, with what waits.
+const GOES: usize = 500;
 /// What each organisation holds at the beginning, and each key may call.
 pub(super) const CREDITS: i64 = 600;
 pub(super) const PERMITS: i64 = 120;
@@ -42,8 +48,10 @@ const PRICED_MAX: i64 = 12;
 /// What travels between gateways and wallet, and from consumers to gateways.
 #[derive(Clone, Debug)]
 pub(super) enum Packet {
-    Acquire(Ask, Payer, u32),
-    Answer(JournalId, Payer, [u8; 16], Answer),
+    /// Asks that travel together, and how often others were asked to give back for them.
+    Acquire(JournalId, Vec<Ask>, u32),
+    /// To one of them: answers come one by one, and each may be lost.
+    Answer(JournalId, [u8; 16], Answer),
     Heartbeat(JournalId, u64, Vec<(LeaseId, i64, i64)>),
     Heard(JournalId, u64, Vec<LeaseId>),
     Recall(JournalId, LeaseId),
@@ -156,6 +164,10 @@ impl World {
             running: None,
             ended: Vec::new(),
         };
+        let mut bank = Bank::new(payers().map(|(_, account, given)| (account, given)));
+        if scenario.mutation == Mutation::ForgetWithinRequests {
+            bank.forget_within_requests();
+        }
         Self {
             dice: Dice::new(seed),
             mutation: scenario.mutation,
@@ -163,7 +175,7 @@ impl World {
             now: Duration::from_secs(1),
             clock: SignedDuration::ZERO,
             slots: (0..scenario.gateways).map(slot).collect(),
-            bank: Bank::new(payers().map(|(_, account, given)| (account, given))),
+            bank,
             stream: Stream::default(),
             consumers: Consumer::all(),
             effects: Effects::default(),
@@ -231,7 +243,7 @@ impl World {
         };
         self.note(format!("{packet:?}"));
         match packet {
-            Packet::Acquire(ask, payer, recalls) => self.acquire(ask, payer, recalls),
+            Packet::Acquire(journal, asks, recalls) => self.acquire(journal, &asks, recalls),
             Packet::Heartbeat(journal, number, reports) => {
                 let now = self.wallet_time();
                 if let Some(drain) = self.bank.heartbeat(journal, &reports, now) {
@@ -259,20 +271,37 @@ impl World {
         }
     }
 
-    fn acquire(&mut self, ask: Ask, payer: Payer, recalls: u32) {
-        let (new_lease, now) = (LeaseId::new(self.new_id()), self.wallet_time());
-        let answer = self.bank.acquire(&ask, new_lease, now);
-        if let Answer::Short(holders) = &answer
-            && !holders.is_empty()
-            && recalls < RECALLS_MAX
-        {
-            for (journal, lease) in holders.clone() {
-                self.send(Packet::Recall(journal, lease));
-            }
-            self.packets.push(Packet::Acquire(ask, payer, recalls + 1));
+    /// One transaction for all asks of a request. What others may give back is asked of them, and
+    /// keeps no other answer waiting.
+    fn acquire(&mut self, journal: JournalId, asks: &[Ask], recalls: u32) {
+        let (now, ids) = (self.wallet_time(), &mut self.ids);
+        let new_lease = || {
+            *ids += 1;
+            LeaseId::new(Uuid::from_u128(*ids))
+        };
+        let answers = self.bank.acquire(journal, asks, new_lease, now);
+        self.figures.requests += 1;
+        self.figures.asks += u64::try_from(asks.len()).expect("a few");
+        if self.dice.chance(self.faults.loss) {
+            self.note("the wallet dies before it answers".to_owned());
             return;
         }
-        self.send(Packet::Answer(ask.journal, payer, ask.nonce, answer));
+        let mut waiting = Vec::new();
+        for (ask, answer) in asks.iter().zip(answers) {
+            match answer {
+                Answer::Short(holders) if !holders.is_empty() && recalls < RECALLS_MAX => {
+                    for (journal, lease) in holders {
+                        self.send(Packet::Recall(journal, lease));
+                    }
+                    waiting.push(*ask);
+                }
+                answer => self.send(Packet::Answer(journal, ask.nonce, answer)),
+            }
+        }
+        if !waiting.is_empty() {
+            self.packets
+                .push(Packet::Acquire(journal, waiting, recalls + 1));
+        }
     }
 
     /// Something arrives at a gateway, if it still lives.
@@ -309,7 +338,7 @@ impl World {
         let mut reply = None;
         let fate = match packet {
             Packet::Retired(_, _, open) => running.retired(journal, &open, now, mutation),
-            Packet::Answer(_, payer, nonce, answer) => answered(running, payer, nonce, answer, now),
+            Packet::Answer(_, nonce, answer) => answered(running, nonce, answer, now),
             Packet::Heard(_, number, drain) => {
                 running.life.drain(&drain);
                 if let Some((_, beat)) = running.beat.take_if(|(sent, _)| *sent == number) {
@@ -338,51 +367,64 @@ impl World {
         }
     }
 
-    /// Asks the wallet for credits, once at a time for each payer. As in the product, what is
-    /// unanswered is repeated with its nonce before anything else is asked.
+    /// Asks the wallet for credits. As in the product, what is unanswered is repeated with its
+    /// nonce before anything else is asked for the same payer; but a few do not wait for that. What
+    /// is asked travels with what was asked before and is not on its way yet; some of it twice.
     pub(super) fn ask(&mut self, index: usize, payer: Payer, minimum: i64, again: bool) {
         let nonce = u128::from(self.dice.next()).to_be_bytes();
         let want = minimum * self.dice.between(1, 6);
+        let (chosen, is_hasty) = (self.dice.below(ASKED_MAX), self.dice.chance(HASTY));
+        let (goes, is_double) = (self.dice.chance(GOES), self.dice.chance(self.faults.repeat));
         let Some(running) = &mut self.slots[index].running else {
             return;
-        };
-        let fresh = Asked {
-            nonce,
-            minimum,
-            want,
-        };
-        let asked = match running.asked.get(&payer) {
-            Some(asked) if again => *asked,
-            Some(_) => return,
-            None => fresh,
         };
         if running.is_draining {
             return;
         }
-        running.asked.insert(payer, asked);
-        let ask = Ask {
-            account: account(payer),
-            journal: running.life.own.id(),
+        let own = running.asked.values().filter(|it| it.payer == payer);
+        let own: Vec<Asked> = own.copied().collect();
+        let asked = match own.get(chosen % own.len().max(1)) {
+            Some(asked) if again => *asked,
+            Some(_) if !is_hasty || own.len() == ASKED_MAX => return,
+            _ => Asked {
+                payer,
+                nonce,
+                minimum,
+                want,
+            },
+        };
+        running.asked.insert(asked.nonce, asked);
+        running.queue.push(asked.nonce);
+        if is_double {
+            running.queue.push(asked.nonce);
+        }
+        if !goes {
+            return;
+        }
+        let asks = std::mem::take(&mut running.queue).into_iter();
+        // Who has its answer by now asks no more.
+        let asks = asks.filter_map(|nonce| running.asked.get(&nonce));
+        let asks = asks.map(|asked| Ask {
+            account: account(asked.payer),
             nonce: asked.nonce,
             want: asked.want,
             minimum: asked.minimum,
-        };
-        self.send(Packet::Acquire(ask, payer, 0));
+        });
+        let (journal, asks) = (running.life.own.id(), asks.collect());
+        self.send(Packet::Acquire(journal, asks, 0));
     }
 }
 
-/// The wallet has answered a request.
+/// The wallet has answered an ask.
 fn answered(
     running: &mut Running,
-    payer: Payer,
     nonce: [u8; 16],
     answer: Answer,
     now: Duration,
 ) -> anyhow::Result<()> {
-    if running.asked.get(&payer).is_none_or(|it| it.nonce != nonce) {
+    let Some(Asked { payer, .. }) = running.asked.remove(&nonce) else {
         return Ok(()); // nobody waits for it any more
-    }
-    running.asked.remove(&payer);
+    };
     match answer {
         Answer::Lent {
             lease,
