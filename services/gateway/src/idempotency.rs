@@ -13,8 +13,9 @@
 //! than the call waits for it then; and the upstream is asked a second time only when the first was
 //! not charged. A call that cannot reach `usage-ingest` is not forwarded.
 //!
-//! The record of a call that has a key names it: when the database of `usage-ingest` was failed
-//! over or restored, it tells who has the key.
+//! The record of a call that has a key names it, and so does the note of it that is in the journal
+//! before it is forwarded: when the database of `usage-ingest` was failed over or restored, they
+//! tell who has the key.
 //!
 //! A key belongs to an organisation and an environment, not to an API key: what is charged is the
 //! organisation's, and a key that is rotated between two attempts must not charge it twice. Who

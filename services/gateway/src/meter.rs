@@ -18,7 +18,7 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use proto::events::v1::{Disposition, RecordKind};
-use runtime::{crash_point, trace::Span};
+use runtime::{crash_point, mutant, trace::Span};
 use tokio::sync::watch;
 use types::{Charge, Refusal, RequestId};
 
@@ -44,6 +44,9 @@ pub(crate) const PERMITS: i64 = 1;
 /// An open call writes how far it has come after so many bytes of its answer, or so long.
 const PROGRESS_BYTES: u64 = 64 * 1024;
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
+/// One at a fixed price that has an idempotency key only says that it goes on, so that the journal
+/// behind its last note can go.
+const KEYED_PERIOD: Duration = Duration::from_secs(5);
 
 /// A proof of durability is waited for so long; then the answer is broken off.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -121,7 +124,7 @@ pub(crate) struct State {
     events: Option<Box<Events>>,
     /// The client knows what the call costs: nothing changes it any more.
     is_announced: bool,
-    /// A call whose cost is known only afterwards.
+    /// A call that is noted before it ends: its cost is known only afterwards, or it has a key.
     open: Option<Open>,
     upload: Option<Rc<Upload>>,
     /// The call whose kept answer it is given.
@@ -210,14 +213,15 @@ impl Ticket {
     }
 
     /// The upstream is about to be asked. A call whose cost is known only afterwards is noted
-    /// before: if this process dies, its successor ends the call.
+    /// before: if this process dies, its successor ends the call. So is one that has an idempotency
+    /// key: the note tells who has it when the database of `usage-ingest` has forgotten that.
     ///
     /// # Errors
     /// There is no room for the note.
     pub(crate) fn forwarding(&mut self, upload: Rc<Upload>) -> Result<(), Refusal> {
         self.upload = Some(upload);
         self.upstream_began = self.edge.clock.monotonic_nanos();
-        if self.is_priced() {
+        if self.is_priced() || (self.has_key() && !mutant!("gateway.forwards_keys_unnoted")) {
             let reservation = self.edge.journal.reserve();
             let reservation = reservation.ok_or(Refusal::MeteringUnavailable)?;
             self.note_progress(RecordKind::Open, reservation);
@@ -261,6 +265,12 @@ impl Ticket {
     /// What the client was refused with; empty if with nothing.
     fn code(&self) -> &'static str {
         self.refusal.map_or("", Refusal::as_str)
+    }
+
+    /// Whether the call has an idempotency key.
+    fn has_key(&self) -> bool {
+        let keyed = self.facts.keyed.as_ref();
+        keyed.is_some_and(|keyed| keyed.has_key())
     }
 
     /// Whether the cost is known only afterwards.
@@ -322,18 +332,26 @@ impl Ticket {
         if let (Some(events), Some(price)) = (events, &terms.price) {
             events.read(data, price, units);
         }
-        // Of a tunnel without units only its end matters.
-        if let Some(open) = self.open.as_ref().filter(|_| self.is_priced()) {
-            let now = self.edge.clock.monotonic_nanos();
-            let waited = Duration::from_nanos(now.saturating_sub(open.at)) >= PROGRESS_PERIOD;
-            let grown = self.response_bytes.saturating_sub(open.bytes) >= PROGRESS_BYTES;
-            if waited || grown {
-                // Without room the note before has to do.
-                if let Some(reservation) = self.edge.journal.reserve() {
-                    self.note_progress(RecordKind::Progress, reservation);
-                    crash_point!("gateway.progress_written");
-                }
-            }
+        self.progress();
+    }
+
+    /// Notes how far an open call has come, when that is due. Of a tunnel without units only its
+    /// end matters.
+    fn progress(&mut self) {
+        let Some(open) = &self.open else {
+            return;
+        };
+        let now = self.edge.clock.monotonic_nanos();
+        let waited = Duration::from_nanos(now.saturating_sub(open.at));
+        let grown = self.response_bytes.saturating_sub(open.bytes) >= PROGRESS_BYTES;
+        let is_due = match self.is_priced() {
+            true => waited >= PROGRESS_PERIOD || grown,
+            false => waited >= KEYED_PERIOD && self.has_key(),
+        };
+        // Without room the note before has to do.
+        if let Some(reservation) = is_due.then(|| self.edge.journal.reserve()).flatten() {
+            self.note_progress(RecordKind::Progress, reservation);
+            crash_point!("gateway.progress_written");
         }
     }
 

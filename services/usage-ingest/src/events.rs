@@ -11,7 +11,7 @@ use types::{Environment, Id, JournalId, Kind, LeaseId};
 use crate::{
     domain::{
         self, Disposition, Row,
-        idempotency::{Claim, Digest},
+        idempotency::{Claim, Digest, Note},
     },
     store::{self, Connection, Store},
 };
@@ -30,10 +30,12 @@ impl Rows {
         }
     }
 
-    /// The rows of all calls; a record that cannot be one poisons its message.
-    pub(crate) fn read(&self, fresh: &[Delivery]) -> Result<Vec<Row>, ApplyError> {
+    /// The rows of all calls, and the notes of those that have keys; a record that cannot be a row
+    /// poisons its message.
+    pub(crate) fn read(&self, fresh: &[Delivery]) -> Result<(Vec<Row>, Vec<Note>), ApplyError> {
         let now = self.clock.now();
         let mut rows = Vec::with_capacity(fresh.iter().map(|d| d.records.len()).sum());
+        let mut notes = Vec::new();
         for (delivery, Delivery { journal, records }) in fresh.iter().enumerate() {
             for record in records {
                 let read = row(*journal, record).map_err(|reason| ApplyError::Poison {
@@ -43,9 +45,10 @@ impl Rows {
                 if let Some(row) = read {
                     rows.push(row.without_old_personal_data(now, self.personal_data_days));
                 }
+                notes.extend(note(*journal, record));
             }
         }
-        Ok(rows)
+        Ok((rows, notes))
     }
 }
 
@@ -58,8 +61,8 @@ impl Apply for Rows {
         connection: &mut Connection,
         fresh: &[Delivery],
     ) -> Result<(), ApplyError> {
-        let rows = self.read(fresh)?;
-        store::forgotten::remember(connection, &rows, self.clock.now()).await?;
+        let (rows, notes) = self.read(fresh)?;
+        store::forgotten::remember(connection, &rows, &notes, self.clock.now()).await?;
         Ok(store::insert(connection, rows).await?)
     }
 
@@ -71,8 +74,10 @@ impl Apply for Rows {
     ) -> Result<(), ApplyError> {
         let read = |record| row(discarded.journal, record).ok().flatten();
         let rows: Vec<Row> = discarded.records.iter().filter_map(read).collect();
+        let noted = |record| note(discarded.journal, record);
+        let notes: Vec<Note> = discarded.records.iter().filter_map(noted).collect();
         let now = self.clock.now();
-        Ok(store::forgotten::keep_without_row(connection, &rows, now).await?)
+        Ok(store::forgotten::keep_without_row(connection, &rows, &notes, now).await?)
     }
 }
 
@@ -107,11 +112,6 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
     }
     let call = record.call.as_ref().ok_or("a CALL without its call")?;
     let lease: Option<LeaseId> = optional("lease_id", &record.lease_id)?;
-    let environment = if call.test {
-        Environment::Test
-    } else {
-        Environment::Production
-    };
     Ok(Some(Row {
         journal,
         seq: number("seq", record.seq)?,
@@ -132,7 +132,7 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         ip: address(&call.ip)?,
         country: country(call),
         user_agent: domain::storable(&call.user_agent),
-        environment,
+        environment: environment(call),
         disposition: disposition(call)?,
         code: domain::storable(&call.code),
         lease: lease.map(|lease| (lease, record.cum)),
@@ -144,6 +144,31 @@ pub(crate) fn row(journal: JournalId, record: &Record) -> Result<Option<Row>, St
         replay_of: optional("replay_of", &call.replay_of)?,
         claim: claim(call)?,
     }))
+}
+
+/// Reads the note of a call that has a key. What cannot be read says nothing: the record that ends
+/// the call has the same parts, and is refused for them.
+pub(crate) fn note(journal: JournalId, record: &Record) -> Option<Note> {
+    if !matches!(record.kind(), RecordKind::Open | RecordKind::Progress) {
+        return None;
+    }
+    let call = record.call.as_ref()?;
+    Some(Note {
+        claim: claim(call).ok()??,
+        org: Id::from_slice(&call.org_id).ok()?,
+        environment: environment(call),
+        request: Id::from_slice(&call.request_id).ok()?,
+        journal,
+        at: moment(record.at_unix_micros).ok()?,
+    })
+}
+
+fn environment(call: &Call) -> Environment {
+    if call.test {
+        Environment::Test
+    } else {
+        Environment::Production
+    }
 }
 
 fn claim(call: &Call) -> Result<Option<Claim>, String> {

@@ -304,7 +304,8 @@ pub enum RecordKind {
     Unspecified = 0,
     /// A lease was received or extended; `lease_id` and `granted` are set.
     Grant = 1,
-    /// A call whose cost is known only afterwards has started; `held` is set.
+    /// A call has started whose cost is known only afterwards, or that has an idempotency key; or a
+    /// tunnel. `held` is set.
     Open = 2,
     /// A call that was opened has come so far: after 64 KiB of its answer, or a second.
     Progress = 3,

@@ -8,6 +8,7 @@ use types::{Charge, Rate};
 
 use super::{Open, PERMITS, Ticket};
 use crate::{
+    charge::Reached,
     journal::Reservation,
     lease::Hold,
     record::{self, Call, CallRecord, ENDPOINT_BYTES_MAX, METHOD_BYTES_MAX},
@@ -23,7 +24,12 @@ impl Ticket {
     /// Writes what a successor would charge if this process died now. Returns the note's number.
     pub(super) fn note_progress(&mut self, kind: RecordKind, reservation: Reservation) -> u64 {
         let now = self.edge.clock.monotonic_nanos();
-        let charge = self.charge(Disposition::GatewayAborted);
+        let charge = match self.is_priced() || self.reached == Reached::Tunnel {
+            true => self.charge(Disposition::GatewayAborted),
+            // It is noted for its key alone: nobody charges a call at a fixed price whose gateway
+            // dies before it has recorded it.
+            false => Charge::default(),
+        };
         let total = now.saturating_sub(self.facts.started);
         let call = self.call(Disposition::GatewayAborted, total, charge);
         // A tunnel of a free route holds nothing.

@@ -1,5 +1,6 @@
 //! Idempotency keys at the edge, on a whole stack with two gateways.
 
+pub(crate) mod client;
 mod hostile;
 mod priced;
 pub(crate) mod upstream;
@@ -14,9 +15,12 @@ use testkit::{
     eventually,
     load::{Answer, Connection, Shot},
 };
-use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+use tokio::net::TcpStream;
 
-use self::upstream::{LARGE_BYTES, Upstream};
+use self::{
+    client::leave,
+    upstream::{LARGE_BYTES, Upstream},
+};
 use crate::stack::{Customer, SETTLE_LIMIT, Stack, signal};
 
 /// Credits a call.
@@ -83,7 +87,7 @@ impl World {
     }
 
     /// Waits until a key is answered with something else than that it is in use.
-    async fn settled(&self, gateway: usize, shot: &Shot) -> Answer {
+    pub(crate) async fn settled(&self, gateway: usize, shot: &Shot) -> Answer {
         let settled = eventually(SETTLE_LIMIT, "the key is not in use", async || {
             let answer = self.at(gateway, &self.key, shot).await;
             match code(&answer).as_str() {
@@ -144,29 +148,6 @@ pub(crate) fn is_replay(answer: &Answer, of: &Answer) {
 pub(crate) fn is_refused(answer: &Answer, status: u16, with: &str) {
     let found = (answer.status.as_u16(), code(answer));
     assert_eq!(found, (status, with.to_owned()), "{answer:?}");
-}
-
-/// Sends a request and goes away without its answer, when the upstream has it.
-async fn leave(world: &World, path: &str, key: &str) {
-    let base = world.stack.gateways()[0].clone();
-    let address = base.trim_start_matches("http://").to_owned();
-    let mut stream = TcpStream::connect(&address).await.expect("connected");
-    let body = r#"{"what": "this"}"#;
-    let head = format!(
-        "POST /api/v1/once{path} HTTP/1.1\r\nhost: {address}\r\nx-api-key: {}\r\n\
-         content-type: application/json\r\nidempotency-key: {key}\r\ncontent-length: {}\r\n\r\n{body}",
-        world.key,
-        body.len(),
-    );
-    stream.write_all(head.as_bytes()).await.expect("sent");
-    let arrived = eventually(SETTLE_LIMIT, "the upstream is asked", async || match world
-        .upstream
-        .asked(key)
-    {
-        0 => Err("not yet"),
-        _ => Ok(()),
-    });
-    arrived.await.expect("asked");
 }
 
 #[tokio::test]

@@ -13,7 +13,10 @@
 //! row is there is the same decision, told early.
 //!
 //! A database that was failed over or restored may have forgotten who has a key. The record of a
-//! call that was charged says it again; until all records have been read again nobody gets a key.
+//! call that was charged says it again, and of one that is under way its note does, which was
+//! written before it was forwarded; until all records have been read again nobody gets a key.
+
+use std::collections::BTreeSet;
 
 use jiff::{SignedDuration, Timestamp};
 use types::{Environment, JournalId, OrgId, RequestId};
@@ -24,6 +27,8 @@ use super::Row;
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
 /// Ended journals are remembered for longer than a key lives: a gateway's last words may be late.
 const ENDED_REMEMBERED: SignedDuration = SignedDuration::from_hours(48);
+/// The clocks of gateways and of the database differ by less.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(10);
 /// Bytes of answers an organisation may have in store; then it begins no further keys.
 pub(crate) const ORG_BYTES_MAX: i64 = 4 << 30;
 
@@ -43,6 +48,25 @@ pub(crate) struct Key {
 pub(crate) struct Claim {
     pub(crate) key: Digest,
     pub(crate) head: Digest,
+}
+
+/// What is noted of a call that has a key, before it is forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Note {
+    pub(crate) org: OrgId,
+    pub(crate) environment: Environment,
+    pub(crate) claim: Claim,
+    pub(crate) request: RequestId,
+    pub(crate) journal: JournalId,
+    pub(crate) at: Timestamp,
+}
+
+/// Who had a key at a moment, as a record tells it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Had {
+    pub(crate) by: Note,
+    /// Open: the call was under way then. Not kept: it was charged.
+    pub(crate) state: State,
 }
 
 /// A call that presents a key.
@@ -138,6 +162,48 @@ pub(crate) fn ended_forgotten(now: Timestamp) -> Timestamp {
 /// Of one that was not, only its answer would make it count, and that is known to its key alone.
 pub(crate) fn remembered(row: &Row, now: Timestamp) -> bool {
     row.credits > 0 && now < expiry(row.at)
+}
+
+/// What records tell of keys that the database may have forgotten: who was charged, and who was
+/// under way. `moved` is when the server was changed last.
+pub(crate) fn told(
+    rows: &[Row],
+    notes: &[Note],
+    moved: Option<Timestamp>,
+    now: Timestamp,
+) -> Vec<Had> {
+    let charged = rows.iter().filter(|row| remembered(row, now));
+    let charged = charged.filter_map(|row| {
+        let by = Note {
+            org: row.org,
+            environment: row.environment,
+            claim: row.claim?,
+            request: row.request,
+            journal: row.journal,
+            at: row.at,
+        };
+        let state = State::NotKept;
+        Some(Had { by, state })
+    });
+    let mut told: Vec<Had> = charged.collect();
+    let Some(moved) = moved.filter(|_| !notes.is_empty()) else {
+        return told;
+    };
+    let ended: BTreeSet<RequestId> = rows.iter().map(|row| row.request).collect();
+    for note in notes {
+        if may_be_forgotten(note, moved, now) && !ended.contains(&note.request) {
+            let (by, state) = (*note, State::Open);
+            told.push(Had { by, state });
+        }
+    }
+    told
+}
+
+/// Whether a database that was changed at `moved` may lack who has the key of a call that was
+/// noted. Whoever began since is known, and may have freed his key before his note came.
+fn may_be_forgotten(note: &Note, moved: Timestamp, now: Timestamp) -> bool {
+    let last = moved.saturating_add(CLOCKS_DIFFER);
+    note.at < last.unwrap_or(Timestamp::MAX) && now < expiry(note.at)
 }
 
 /// How a holder of a key stands: `None` when it does not count, so that the key is free.

@@ -1,12 +1,17 @@
 //! Who has a key, in every situation there is.
 
 use jiff::{SignedDuration, Timestamp};
-use types::{JournalId, RequestId};
+use proto::events::v1::{Call, Record, RecordKind};
+use types::{Environment, Id, JournalId, RequestId};
 use uuid::Uuid;
 
-use super::{NOON, at};
-use crate::domain::idempotency::{
-    Asker, Holder, State, Trace, Verdict, ended_forgotten, expiry, judge, standing,
+use super::{NOON, at, changed, id, journal};
+use crate::{
+    domain::idempotency::{
+        Asker, Claim, Had, Holder, Note, State, Trace, Verdict, ended_forgotten, expiry, judge,
+        standing, told,
+    },
+    events::{self, note},
 };
 
 fn holder() -> Holder {
@@ -138,4 +143,90 @@ fn a_key_is_remembered_for_a_day_and_its_journal_for_longer() {
     );
     assert!(ended_forgotten(begun + day) < begun);
     assert_eq!(expiry(Timestamp::MAX), Timestamp::MAX);
+}
+
+/// A record of a call that has a key.
+fn of_key(kind: RecordKind, change: impl FnOnce(&mut Record, &mut Call)) -> Record {
+    changed(|record, call| {
+        record.kind = kind.into();
+        call.idempotency_key_sha256 = vec![4; 32];
+        call.idempotency_head_sha256 = vec![5; 32];
+        change(record, call);
+    })
+}
+
+fn noted() -> Note {
+    note(journal(), &of_key(RecordKind::Open, |_, _| {})).expect("a note")
+}
+
+#[test]
+fn a_call_is_noted_with_its_key_and_whoever_has_none_is_not() {
+    let wanted = Note {
+        org: Id::from_slice(&id(2)).expect("an id"),
+        environment: Environment::Production,
+        claim: Claim {
+            key: [4; 32],
+            head: [5; 32],
+        },
+        request: Id::from_slice(&id(1)).expect("an id"),
+        journal: journal(),
+        at: at(NOON),
+    };
+    assert_eq!(noted(), wanted);
+    let later = of_key(RecordKind::Progress, |_, call| call.test = true);
+    let in_test = Note {
+        environment: Environment::Test,
+        ..wanted
+    };
+    assert_eq!(note(journal(), &later), Some(in_test));
+    for kind in [RecordKind::Call, RecordKind::Grant, RecordKind::Close] {
+        assert_eq!(note(journal(), &of_key(kind, |_, _| {})), None);
+    }
+    let unreadable: [fn(&mut Record, &mut Call); 5] = [
+        |_, call| call.idempotency_key_sha256.clear(),
+        |_, call| call.idempotency_head_sha256 = vec![5; 31],
+        |_, call| call.org_id.clear(),
+        |_, call| call.request_id = vec![1; 15],
+        |record, _| record.at_unix_micros = -1,
+    ];
+    for change in unreadable {
+        assert_eq!(note(journal(), &of_key(RecordKind::Open, change)), None);
+    }
+}
+
+#[test]
+fn a_note_tells_of_a_call_that_began_before_the_server_was_changed() {
+    let minutes = |minutes| SignedDuration::from_mins(minutes);
+    let open = [Had {
+        by: noted(),
+        state: State::Open,
+    }];
+    let told = |moved, now| told(&[], &[noted()], moved, now);
+    let noon = at(NOON);
+    // It never was.
+    assert_eq!(told(None, noon), []);
+    // A long call is still under way hours later, and clocks differ.
+    for moved in [noon + minutes(300), noon, noon - minutes(9)] {
+        assert_eq!(told(Some(moved), noon + minutes(301)), open);
+    }
+    // Who began since is known, or has freed his key already.
+    assert_eq!(told(Some(noon - minutes(10)), noon), []);
+    // Nobody has a key for longer than a day by what was noted.
+    assert_eq!(told(Some(noon), expiry(noon)), []);
+}
+
+#[test]
+fn the_end_of_a_call_outdoes_its_note() {
+    let ended = |cost| {
+        let record = of_key(RecordKind::Call, |record, _| record.cost = cost);
+        let row = events::row(journal(), &record).expect("read");
+        row.expect("a row")
+    };
+    let told = |row| told(&[row], &[noted()], Some(at(NOON)), at(NOON));
+    let charged = Had {
+        by: noted(),
+        state: State::NotKept,
+    };
+    assert_eq!(told(ended(2)), [charged]);
+    assert_eq!(told(ended(0)), [], "nobody has it");
 }

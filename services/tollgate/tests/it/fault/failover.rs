@@ -1,6 +1,7 @@
 //! F15: PostgreSQL comes back without what it committed last: a standby is promoted that had not
 //! everything, or a backup is restored. Nothing is lent before gateways have told what they hold.
 
+pub(crate) mod keyed;
 mod server;
 
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use testkit::{
     proxy::Proxy,
 };
 
-use self::server::Server;
+use self::server::{Server, Standby};
 use super::{DISTANCE, LIVE, Load, chat, fund, summary};
 use crate::stack::{SETTLE_LIMIT, Stack, signal};
 
@@ -132,10 +133,8 @@ async fn f15_a_standby_that_was_cut_off_is_caught_up_with_from_the_journals() {
     promote(true).await;
 }
 
-async fn promote(is_cut_off: bool) {
-    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
-    fund(&stack);
-    let primary = Server::of(&stack);
+/// Gives a server a standby, behind a proxy.
+async fn followed(stack: &Stack, primary: &Server) -> (Proxy, Standby) {
     let proxy = Proxy::start(([127, 0, 0, 1], primary.port()).into())
         .await
         .expect("a proxy");
@@ -148,6 +147,14 @@ async fn promote(is_cut_off: bool) {
         }
     });
     follows.await.expect("follows");
+    (proxy, standby)
+}
+
+async fn promote(is_cut_off: bool) {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    fund(&stack);
+    let primary = Server::of(&stack);
+    let (proxy, standby) = followed(&stack, &primary).await;
     let traffic = Traffic::start(&stack);
     traffic.more_answers(150).await;
     proxy.black_hole();
@@ -177,7 +184,8 @@ async fn promote(is_cut_off: bool) {
     stack
         .while_nobody_restarts(async || {
             primary.kill();
-            proxy.disconnect();
+            // With what it has held back: to resume it first would let that through.
+            proxy.cut();
             lose_the_stream(&stack).await;
             standby.promote().await;
             primary.put_in_place(&standby.stop(), None);

@@ -14,6 +14,10 @@ use testkit::{
 use super::{
     DISTANCE, LIVE, Load,
     credits::{given_up, outcome_of},
+    failover::{
+        self,
+        keyed::{LONG, SLOW_COST, ask, forgotten, read},
+    },
     fund,
     keys::{connect, dump, write_back},
     stream::lose_unapplied,
@@ -24,16 +28,18 @@ use crate::{
 };
 
 /// Protections that debug builds can be made to do without.
-const MUTANTS: [&str; 4] = [
+const MUTANTS: [&str; 5] = [
     UNCHECKED_FILL,
     TRIM_ON_ACKNOWLEDGEMENT,
     RELEASE_BY_TIMER,
     ADD_WITHOUT_INBOX,
+    FORWARD_UNNOTED,
 ];
 const UNCHECKED_FILL: &str = "gateway.fills_unchecked";
 const TRIM_ON_ACKNOWLEDGEMENT: &str = "gateway.trims_on_acknowledgement";
 const RELEASE_BY_TIMER: &str = "wallet.releases_by_timer";
 const ADD_WITHOUT_INBOX: &str = "consumer.adds_without_inbox";
+const FORWARD_UNNOTED: &str = "gateway.forwards_keys_unnoted";
 /// The auditor objects to what does not go away within so many seconds.
 const PATIENCE_SECONDS: &str = "10";
 /// Keys that are tried.
@@ -142,6 +148,31 @@ async fn a_consumer_that_adds_without_its_inbox_counts_twice() {
     stack.replay_usage().await;
     assert!(stack.count(days).await > 20, "some are counted twice");
     objects_for_good(&stack, &outcome_of(&answers), "differences");
+}
+
+/// F15 finds out who forwards a call whose key no record names yet: its retry is charged too.
+#[tokio::test]
+#[ignore = "a minute; run by make faults"]
+async fn a_call_whose_key_is_not_noted_is_made_twice() {
+    let world = failover::keyed::start(&[("TOLLGATE_MUTANT", FORWARD_UNNOTED)]).await;
+    let used = world.used();
+    let mut long = forgotten(&world).await;
+    let again = ask(&world, 1, LONG);
+    let opened = async {
+        let asked = eventually(SETTLE_LIMIT, "it is made again", async || {
+            match world.upstream.asked(LONG) {
+                1 => Err("once"),
+                _ => Ok(()),
+            }
+        });
+        asked.await.expect("made again");
+        world.upstream.shut(false);
+    };
+    let (again, ()) = tokio::join!(again, opened);
+    let again = again.expect("an answer");
+    assert_eq!((again.status.as_u16(), again.cost()), (201, SLOW_COST));
+    read(&mut long).await;
+    assert_eq!(world.used(), used + 2 * SLOW_COST, "two charges of one key");
 }
 
 /// F20 finds out who takes a copy without looking for a newer version.

@@ -162,6 +162,15 @@ impl Standby {
         promoted.await.expect("promoted");
     }
 
+    /// The first column of the only row.
+    pub(super) async fn count(&self, sql: &'static str) -> i64 {
+        let connection = PgConnection::connect_with(&self.login).await;
+        let counted = sqlx::query_scalar(sql)
+            .fetch_one(&mut connection.expect("connected"))
+            .await;
+        counted.expect("counted")
+    }
+
     /// Stops it in order; its data as it is then.
     pub(super) fn stop(mut self) -> Backup {
         signal(i32::try_from(self.child.id()).expect("a pid"), Signal::INT);
