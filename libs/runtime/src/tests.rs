@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 use types::JournalId;
 
 use crate::{
+    Ids,
     batch::{self, Ranges},
     config::Variables,
     follow,
@@ -347,4 +348,16 @@ async fn a_process_ends_when_a_task_dies_that_it_is_worth_nothing_without() {
         .expect_err("it does not live on half dead")
         .to_string();
     assert!(why.contains("a service has given up"), "{why}");
+}
+
+#[test]
+fn an_id_is_of_the_moment_it_is_made_for() {
+    let at: jiff::Timestamp = "2031-02-27T23:59:58.123456789Z".parse().expect("a time");
+    let ids = Ids::default();
+    let [first, second]: [JournalId; 2] = [(); 2].map(|()| ids.new_id_at(at));
+    assert!(first < second, "in their order");
+    let told = first.uuid().get_timestamp().expect("version 7 has one");
+    let (seconds, nanos) = told.to_unix();
+    assert_eq!(i64::try_from(seconds), Ok(at.as_second()));
+    assert_eq!(nanos / 1_000_000, 123);
 }

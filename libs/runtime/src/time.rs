@@ -151,4 +151,15 @@ impl Ids {
         let context = ThreadLocalContext::new(&CONTEXT);
         Id::new(Uuid::new_v7(uuid::Timestamp::now(context)))
     }
+
+    /// The same for who knows what the time is.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that makes ids")]
+    pub fn new_id_at<K: Kind>(&self, at: Timestamp) -> Id<K> {
+        let context = ThreadLocalContext::new(&CONTEXT);
+        let seconds = u64::try_from(at.as_second()).unwrap_or(0);
+        let nanos = u32::try_from(at.subsec_nanosecond()).unwrap_or(0);
+        let at = uuid::Timestamp::from_unix(context, seconds, nanos);
+        Id::new(Uuid::new_v7(at))
+    }
 }

@@ -48,6 +48,23 @@ impl<K: Kind> Id<K> {
         text.push_str(self.0.simple().encode_lower(&mut [0; 32]));
     }
 
+    /// What `Display` shows, in place: `N` is the length of the prefix, and 33.
+    ///
+    /// # Panics
+    /// With another `N`.
+    #[must_use]
+    pub fn to_ascii<const N: usize>(&self) -> [u8; N] {
+        let mut text = [b'_'; N];
+        let behind = K::PREFIX.len().saturating_add(1);
+        let (prefix, digits) = text.split_at_mut(behind);
+        for (to, from) in prefix.iter_mut().zip(K::PREFIX.bytes()) {
+            *to = from;
+        }
+        assert!(digits.len() == 32, "two digits a byte");
+        self.0.simple().encode_lower(digits);
+        text
+    }
+
     /// Reads the 16 bytes of a record.
     ///
     /// # Errors

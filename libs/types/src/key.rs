@@ -53,13 +53,14 @@ impl PresentedKey {
     ///
     /// # Errors
     /// Shape or checksum are wrong.
-    pub fn parse(text: &str) -> Result<Self, KeyError> {
+    pub fn parse(text: impl AsRef<[u8]>) -> Result<Self, KeyError> {
+        let text = text.as_ref();
         let environment = match text.get(..PREFIX_CHARS) {
-            Some("sk_live_") => Environment::Production,
-            Some("sk_test_") => Environment::Test,
+            Some(b"sk_live_") => Environment::Production,
+            Some(b"sk_test_") => Environment::Test,
             _ => return Err(KeyError::Shape),
         };
-        let text: [u8; PREFIX_CHARS + KEY_BODY_CHARS] = match text.as_bytes().try_into() {
+        let text: [u8; PREFIX_CHARS + KEY_BODY_CHARS] = match text.try_into() {
             Ok(text) => text,
             Err(_) => return Err(KeyError::Shape),
         };
@@ -181,7 +182,12 @@ impl KeyHash {
 
 impl PartialEq for KeyHash {
     fn eq(&self, other: &Self) -> bool {
-        self.0.ct_eq(&other.0).into()
+        // By words: each call compares two, and by bytes that takes ten times as long.
+        let (ours, theirs) = (self.0.as_chunks::<8>().0, other.0.as_chunks::<8>().0);
+        let differing = ours.iter().zip(theirs).fold(0, |bits, (ours, theirs)| {
+            bits | (u64::from_ne_bytes(*ours) ^ u64::from_ne_bytes(*theirs))
+        });
+        differing.ct_eq(&0).into()
     }
 }
 

@@ -70,8 +70,19 @@ proptest! {
     #[test]
     fn an_id_survives_its_text(bytes in any::<[u8; 16]>()) {
         let id = OrgId::from_slice(&bytes).expect("16 bytes");
-        prop_assert_eq!(id.to_string().parse::<OrgId>(), Ok(id));
-        prop_assert!(id.to_string().parse::<UserId>().is_err());
+        let text = id.to_string();
+        prop_assert_eq!(text.parse::<OrgId>(), Ok(id));
+        prop_assert!(text.parse::<UserId>().is_err());
+        prop_assert_eq!(&id.to_ascii::<36>()[..], text.as_bytes());
+    }
+
+    #[test]
+    fn hashes_are_the_same_only_with_every_bit(bytes in any::<[u8; 32]>(), bit in 0..256_usize) {
+        let hash = |bytes: &[u8]| KeyHash::from_slice(bytes).expect("32 bytes");
+        let mut other = bytes;
+        prop_assert_eq!(hash(&bytes), hash(&other));
+        other[bit / 8] ^= 1 << (bit % 8);
+        prop_assert_ne!(hash(&bytes), hash(&other));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The address of a call: whether a key's allow-list admits it, and how upstreams are told.
 
-use std::{fmt::Write as _, net::IpAddr};
+use std::{io::Write as _, net::IpAddr};
 
 use ipnet::IpNet;
 
@@ -14,58 +14,58 @@ pub(crate) fn allowed(list: &[IpNet], address: IpAddr) -> bool {
 }
 
 /// Appends an address as a header says it.
-pub(crate) fn write(text: &mut String, address: IpAddr) {
+pub(crate) fn write(text: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(address) => {
             let mut digits = itoa::Buffer::new();
             for (at, octet) in address.octets().into_iter().enumerate() {
                 if at > 0 {
-                    text.push('.');
+                    text.push(b'.');
                 }
-                text.push_str(digits.format(octet));
+                text.extend_from_slice(digits.format(octet).as_bytes());
             }
         }
-        IpAddr::V6(address) => write!(text, "{address}").expect("a string takes all"),
+        IpAddr::V6(address) => write!(text, "{address}").expect("a buffer takes all"),
     }
 }
 
 /// Appends where a request came from as `Forwarded` says it (RFC 7239): the same as the three
 /// `X-Forwarded-` fields.
 pub(crate) fn write_forwarded(
-    text: &mut String,
+    text: &mut Vec<u8>,
     (client, scheme): (IpAddr, &str),
-    host: Option<&str>,
+    host: Option<&[u8]>,
 ) {
     let (before, after) = match client {
         IpAddr::V4(_) => ("for=", ";proto="),
         // Brackets and colons stand in no token.
         IpAddr::V6(_) => ("for=\"[", "]\";proto="),
     };
-    text.push_str(before);
+    text.extend_from_slice(before.as_bytes());
     write(text, client);
-    text.push_str(after);
-    text.push_str(scheme);
+    text.extend_from_slice(after.as_bytes());
+    text.extend_from_slice(scheme.as_bytes());
     let Some(host) = host else {
         return;
     };
-    text.push_str(";host=");
-    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
-    if host.bytes().all(is_name) {
-        return text.push_str(host);
+    text.extend_from_slice(b";host=");
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if host.iter().all(is_name) {
+        return text.extend_from_slice(host);
     }
-    text.push('"');
+    text.push(b'"');
     // The listener lets no such host in; a quotation ends where we end it, even so.
-    if host.bytes().any(|byte| matches!(byte, b'"' | b'\\')) {
-        for sign in host.chars() {
-            if matches!(sign, '"' | '\\') {
-                text.push('\\');
+    if host.iter().any(|byte| matches!(byte, b'"' | b'\\')) {
+        for sign in host {
+            if matches!(sign, b'"' | b'\\') {
+                text.push(b'\\');
             }
-            text.push(sign);
+            text.push(*sign);
         }
     } else {
-        text.push_str(host);
+        text.extend_from_slice(host);
     }
-    text.push('"');
+    text.push(b'"');
 }
 
 fn contains(net: &IpNet, address: IpAddr) -> bool {

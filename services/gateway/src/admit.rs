@@ -45,22 +45,34 @@ pub(crate) struct Admitted<'a> {
 #[derive(Clone, Copy)]
 pub(crate) enum Asked<'a> {
     Any(&'a Request<Incoming>),
-    /// Of this method, without an idempotency key and not from a page of another origin.
-    Plain(&'a Method),
+    /// Of this method, without an idempotency key and not from a page of another origin: nothing
+    /// is waited for before it is judged, at this monotonic nanosecond.
+    Plain {
+        method: &'a Method,
+        now: u64,
+    },
 }
 
 impl<'a> Asked<'a> {
     fn method(self) -> &'a Method {
         match self {
             Self::Any(request) => request.method(),
-            Self::Plain(method) => method,
+            Self::Plain { method, .. } => method,
         }
     }
 
     fn page(self) -> Option<&'a Page> {
         match self {
             Self::Any(request) => request.extensions().get(),
-            Self::Plain(_) => None,
+            Self::Plain { .. } => None,
+        }
+    }
+
+    /// Monotonic nanoseconds.
+    fn now(self, edge: &Edge) -> u64 {
+        match self {
+            Self::Any(_) => edge.clock.monotonic_nanos(),
+            Self::Plain { now, .. } => now,
         }
     }
 }
@@ -87,11 +99,11 @@ pub(crate) async fn admit<'a>(
         return Err(deny(ticket, refusal.into(), Limits::default()));
     }
     let mut limits = Limits::default();
-    if let Err(refused) = take_places(edge, &entry, &mut limits) {
+    if let Err(refused) = take_places(edge, &entry, asked, &mut limits) {
         return Err(deny(ticket, refused, limits));
     }
     let replay = match asked {
-        Asked::Plain(_) => None,
+        Asked::Plain { .. } => None,
         Asked::Any(request) => match idempotency::begin(edge, &ticket, request).await {
             Ok(replay) => replay,
             Err(refused) => {
@@ -105,7 +117,7 @@ pub(crate) async fn admit<'a>(
     };
     // What is given again has taken its credits and permits already.
     if replay.is_none() {
-        match take(edge, &entry, route, &ticket.facts().span).await {
+        match take(edge, &entry, asked, route, &ticket.facts().span).await {
             Ok((permits, hold)) => ticket.holds(hold, permits, route),
             Err((refused, spent)) => {
                 give_back_places(&entry, limits);
@@ -169,11 +181,16 @@ fn route<'a>(
 }
 
 /// A place in each rate of the key: the one that an anomaly imposes, then its own.
-fn take_places(edge: &Edge, entry: &Entry, limits: &mut Limits) -> Result<(), Refused> {
+fn take_places(
+    edge: &Edge,
+    entry: &Entry,
+    asked: Asked<'_>,
+    limits: &mut Limits,
+) -> Result<(), Refused> {
     if entry.throttle.is_none() && entry.rate.is_none() {
         return Ok(());
     }
-    let now = edge.clock.monotonic_nanos();
+    let now = asked.now(edge);
     let gateways = edge.keyring.live_gateways();
     if let Some(pace) = &entry.throttle {
         let taken = pace.take(gateways, now);
@@ -213,11 +230,12 @@ type Taken = (Vec<Hold>, Option<Hold>);
 async fn take(
     edge: &Arc<Edge>,
     entry: &Entry,
+    asked: Asked<'_>,
     route: &Route,
     span: &Span,
 ) -> Result<Taken, (Refused, Option<QuotaSpent>)> {
     let most = route.terms.hold();
-    if let Some(taken) = take_in_hand(edge, entry, most) {
+    if let Some(taken) = take_in_hand(edge, entry, most, asked.now(edge)) {
         return Ok(taken);
     }
     let permits = entry
@@ -241,8 +259,8 @@ async fn take(
 }
 
 /// `None`: some lease in hand has too little, and nothing was taken.
-fn take_in_hand(edge: &Edge, entry: &Entry, most: i64) -> Option<Taken> {
-    let now = edge.lender.monotonic_micros();
+fn take_in_hand(edge: &Edge, entry: &Entry, most: i64, now: u64) -> Option<Taken> {
+    let now = i64::try_from(now / 1_000).unwrap_or(i64::MAX);
     let mut permits = Vec::with_capacity(entry.quotas.len());
     for account in &entry.quotas {
         permits.push(edge.lender.hold(account, PERMITS, now)?);

@@ -4,7 +4,10 @@ use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
 use types::{PresentedKey, Refusal};
 
 /// Query parameters that people put keys into. A URL ends up in logs, so a key there is refused.
-const QUERY_NAMES: [&str; 4] = ["api_key", "apikey", "key", "access_token"];
+const QUERY_NAMES: [&[u8]; 4] = [b"api_key", b"apikey", b"key", b"access_token"];
+
+/// How an `Authorization` with a key begins, in any case.
+const BEARER: &[u8] = b"bearer ";
 
 /// Reads the presented key.
 ///
@@ -23,8 +26,8 @@ pub(crate) fn find(headers: &HeaderMap, query: Option<&str>) -> Result<Presented
     read(authorization.map(text), api_key.map(text))
 }
 
-fn text(value: &HeaderValue) -> &str {
-    value.to_str().unwrap_or_default()
+fn text(value: &HeaderValue) -> &[u8] {
+    value.to_str().unwrap_or_default().as_bytes()
 }
 
 /// Reads the key in one of the two fields that may hold it. The query was looked at.
@@ -32,15 +35,15 @@ fn text(value: &HeaderValue) -> &str {
 /// # Errors
 /// None, two, or one that cannot be a key.
 pub(crate) fn read(
-    authorization: Option<&str>,
-    api_key: Option<&str>,
+    authorization: Option<&[u8]>,
+    api_key: Option<&[u8]>,
 ) -> Result<PresentedKey, Refusal> {
     let text = match (authorization, api_key) {
         (Some(_), Some(_)) => return Err(Refusal::AmbiguousCredentials),
         (None, None) => return Err(Refusal::MissingKey),
         (None, Some(value)) => value,
-        (Some(value), None) => match value.split_once(' ') {
-            Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        (Some(value), None) => match value.split_at_checked(BEARER.len()) {
+            Some((scheme, key)) if scheme.eq_ignore_ascii_case(BEARER) => key.trim_ascii(),
             _ => return Err(Refusal::MissingKey),
         },
     };
@@ -49,10 +52,13 @@ pub(crate) fn read(
 
 /// Whether a query holds what looks like a key.
 pub(crate) fn holds_key(query: &str) -> bool {
-    query.split('&').any(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        value.starts_with("sk_live_")
-            || value.starts_with("sk_test_")
-            || (QUERY_NAMES.contains(&name) && value.starts_with("sk_"))
+    query.as_bytes().split(|byte| *byte == b'&').any(|pair| {
+        let mut parts = pair.splitn(2, |byte| *byte == b'=');
+        let name = parts.next().unwrap_or_default();
+        let value = parts.next().unwrap_or_default();
+        value.starts_with(b"sk_")
+            && (value.starts_with(b"sk_live_")
+                || value.starts_with(b"sk_test_")
+                || QUERY_NAMES.contains(&name))
     })
 }

@@ -16,6 +16,7 @@ use http::{
     header::{CONNECTION, CONTENT_TYPE, USER_AGENT},
 };
 use hyper::body::Incoming;
+use jiff::Timestamp;
 use proto::keys::v1::KeyUse;
 use runtime::{
     Clock, Ids,
@@ -55,7 +56,7 @@ use crate::{
 /// Ours, on every answer.
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Length of its value: a kind and 32 hex digits.
-const REQUEST_ID_BYTES: usize = 36;
+pub(crate) const REQUEST_ID_BYTES: usize = 36;
 /// Credits charged.
 pub(crate) const COST: HeaderName = HeaderName::from_static("tollgate-cost");
 
@@ -156,8 +157,8 @@ pub(crate) async fn handle(
         Some(Err(refused)) => Err(refused.into()),
         None if edge.is_full() => Err(Refusal::Overloaded.into()),
         None => match idempotency::find(request.method(), request.headers()) {
-            Ok(None) => answer(&worker, peer, request, id.clone(), None).await,
-            Ok(Some(keyed)) => relay::answer(&worker, peer, request, id.clone(), keyed).await,
+            Ok(None) => answer(&worker, peer, request, id, None).await,
+            Ok(Some(keyed)) => relay::answer(&worker, peer, request, id, keyed).await,
             Err(refused) => Err(refused.into()),
         },
     };
@@ -221,7 +222,7 @@ pub(crate) fn seal(
     };
     let is_tunnel = response.status() == StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, id.text);
+    headers.insert(REQUEST_ID, id.header());
     limits.put(headers);
     // Served, but the next call goes elsewhere. HTTP/2 has a frame for this.
     let is_stopping = dialect == Dialect::Http1 && edge.draining.load(Ordering::Acquire);
@@ -232,20 +233,31 @@ pub(crate) fn seal(
 }
 
 /// The id of a call.
-#[derive(Clone)]
+#[derive(Clone, Copy)]
 pub(crate) struct CallId {
     pub(crate) id: RequestId,
     /// As both sides get it.
-    pub(crate) text: HeaderValue,
+    pub(crate) text: [u8; REQUEST_ID_BYTES],
 }
 
 impl CallId {
     pub(crate) fn new(ids: &Ids) -> Self {
-        let id: RequestId = ids.new_id();
-        let mut text = String::with_capacity(REQUEST_ID_BYTES);
-        id.push_to(&mut text);
-        let text = HeaderValue::try_from(text).expect("letters and digits");
+        Self::of(ids.new_id())
+    }
+
+    /// Of a call that began at this moment.
+    pub(crate) fn new_at(ids: &Ids, at: Timestamp) -> Self {
+        Self::of(ids.new_id_at(at))
+    }
+
+    fn of(id: RequestId) -> Self {
+        let text = id.to_ascii();
         Self { id, text }
+    }
+
+    /// As the value of a field.
+    pub(crate) fn header(&self) -> HeaderValue {
+        HeaderValue::from_bytes(&self.text).expect("letters and digits")
     }
 }
 
@@ -321,7 +333,7 @@ pub(crate) async fn answer(
             peer,
             &Told::by(&request, client),
             id,
-            started,
+            (started, edge.clock.now()),
             (name, rest),
         )
     };
@@ -459,7 +471,7 @@ pub(crate) fn facts(
     peer: Peer,
     told: &Told<'_>,
     CallId { id, text }: CallId,
-    started: u64,
+    (started, at): (u64, Timestamp),
     (service, rest): (&str, &str),
 ) -> Facts {
     Facts {
@@ -468,7 +480,7 @@ pub(crate) fn facts(
         request: id,
         request_text: text,
         started,
-        at: edge.clock.now(),
+        at,
         client: told.client,
         scheme: peer.scheme(),
         country: edge.countries.country(told.client),
@@ -533,9 +545,12 @@ impl Edge {
         self.keyring.is_informed()
     }
 
-    pub(crate) fn verified(&self, source: Source, started: u64) {
-        let nanos = self.clock.monotonic_nanos().saturating_sub(started);
-        self.metrics.verified(source, nanos);
+    /// Counts a call whose key is known, or known to be nobody's. Returns when: a monotonic
+    /// nanosecond.
+    pub(crate) fn verified(&self, source: Source, started: u64) -> u64 {
+        let now = self.clock.monotonic_nanos();
+        self.metrics.verified(source, now.saturating_sub(started));
+        now
     }
 
     fn note_stranger(&self, origin: Origin, strange: Strange) {

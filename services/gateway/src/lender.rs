@@ -127,7 +127,10 @@ impl Lender {
     /// the background when it runs low.
     pub(crate) fn hold(&self, account: &Arc<Account>, credits: i64, now: i64) -> Option<Hold> {
         let hold = account.hold(credits, now)?;
-        if account.claim_renewal() && self.renewals.try_send(Arc::clone(account)).is_err() {
+        if hold.leaves_little()
+            && account.claim_renewal()
+            && self.renewals.try_send(Arc::clone(account)).is_err()
+        {
             account.renewed();
         }
         Some(hold)

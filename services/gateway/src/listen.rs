@@ -36,6 +36,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
     io::AsyncRead,
     net::{TcpListener, TcpStream},
+    runtime::LocalRuntime,
 };
 use tokio_util::{io::poll_read_buf, sync::CancellationToken, task::TaskTracker};
 
@@ -199,13 +200,15 @@ pub(crate) fn start(
     stop: CancellationToken,
     cut: CancellationToken,
 ) -> anyhow::Result<std::thread::JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
     let thread = std::thread::Builder::new().name(format!("edge-{index}"));
     Ok(thread.spawn(move || {
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async move {
+        // Of this thread alone: around a runtime of any thread, a set of local tasks would wake its
+        // own future, the listener's, for each of them.
+        let runtime = match LocalRuntime::new() {
+            Ok(runtime) => runtime,
+            Err(error) => return tracing::error!(%error, "a thread of the edge did not start"),
+        };
+        runtime.block_on(async move {
             let worker = Rc::new(Worker {
                 edge,
                 pool: pool(),

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
+use http::{HeaderMap, Method, StatusCode, header::CONTENT_TYPE};
 use jiff::Timestamp;
 use proto::events::v1::{Disposition, RecordKind};
 use runtime::{crash_point, mutant, trace::Span};
@@ -26,7 +26,7 @@ use crate::{
     catalogue::{Durability, Route, Service},
     charge::{Reached, Terms},
     country::Country,
-    edge::{Edge, InFlight},
+    edge::{Edge, InFlight, REQUEST_ID_BYTES},
     idempotency::{Keyed, Replay},
     journal::{Kept, Reservation},
     keyring::Entry,
@@ -86,7 +86,7 @@ pub(crate) struct Facts {
     pub(crate) keyed: Option<Rc<Keyed>>,
     pub(crate) request: RequestId,
     /// As both sides get it.
-    pub(crate) request_text: HeaderValue,
+    pub(crate) request_text: [u8; REQUEST_ID_BYTES],
     /// Monotonic nanoseconds.
     pub(crate) started: u64,
     /// The same moment by the wall clock.

@@ -5,6 +5,8 @@
 //!   slashes, decodes escapes once more, turns backslashes or cuts parameters – is refused, so what
 //!   was matched here is what is served there.
 
+use memchr::memchr;
+
 /// Longer paths are refused.
 pub(crate) const PATH_BYTES_MAX: usize = 8 * 1024;
 const MOUNT: &str = "/api/v1/";
@@ -16,7 +18,7 @@ const NOT_UTF8: &str = "the path is not UTF-8 once decoded";
 /// a slash. The service is whatever stands there: only a known name goes further.
 pub(crate) fn split(path: &str) -> Option<(&str, &str)> {
     let tail = path.strip_prefix(MOUNT)?;
-    let end = tail.find('/').unwrap_or(tail.len());
+    let end = memchr(b'/', tail.as_bytes()).unwrap_or(tail.len());
     let (service, rest) = tail.split_at(end);
     (!service.is_empty()).then_some((service, rest))
 }
@@ -30,14 +32,15 @@ pub(crate) fn check(rest: &str) -> Result<(), &'static str> {
         return Err("the path is longer than 8 KiB");
     }
     let segments = rest
-        .strip_prefix('/')
+        .as_bytes()
+        .strip_prefix(b"/")
         .ok_or("the path does not begin with a slash")?;
-    let mut segments = segments.split('/').peekable();
+    let mut segments = segments.split(|byte| *byte == b'/').peekable();
     while let Some(segment) = segments.next() {
         if segment.is_empty() && segments.peek().is_some() {
             return Err("the path holds an empty segment");
         }
-        if matches!(segment, "." | "..") {
+        if matches!(segment, b"." | b"..") {
             return Err("the path holds a dot segment");
         }
         check_segment(segment)?;
@@ -53,8 +56,8 @@ pub(crate) fn matches(prefix: &str, path: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn check_segment(segment: &str) -> Result<(), &'static str> {
-    let mut left = segment.as_bytes();
+fn check_segment(segment: &[u8]) -> Result<(), &'static str> {
+    let mut left = segment;
     while let Some((byte, tail)) = left.split_first() {
         left = match byte {
             b'%' => check_escape(tail)?,

@@ -3,11 +3,13 @@
 //! `v=1; org=…; key=…; env=…; scopes="…"; req=…; t=UNIX; sig=HEX`, where `sig` is HMAC-SHA256
 //! with the shared secret over everything before `; sig=`.
 
+use std::fmt;
+
 use hmac::{Hmac, KeyInit, Mac};
 use http::HeaderName;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::Sha256;
-use types::{Environment, RequestId};
+use types::Environment;
 
 use crate::keyring::Entry;
 
@@ -18,6 +20,18 @@ pub(crate) const PRINCIPAL: HeaderName = HeaderName::from_static("tollgate-princ
 #[derive(Clone)]
 pub(crate) struct Signer(Hmac<Sha256>);
 
+/// What all principals of one key begin with: written once, and hashed as far as it goes.
+pub(crate) struct Beginning {
+    text: Box<[u8]>,
+    mac: Hmac<Sha256>,
+}
+
+impl fmt::Debug for Beginning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Beginning(..)")
+    }
+}
+
 impl Signer {
     pub(crate) fn new(secret: &SecretString) -> anyhow::Result<Self> {
         Ok(Self(Hmac::new_from_slice(
@@ -25,24 +39,38 @@ impl Signer {
         )?))
     }
 
-    /// Appends the header's value.
+    /// Appends the header's value. `request` is an id as text.
     pub(crate) fn write(
         &self,
-        text: &mut String,
+        text: &mut Vec<u8>,
         entry: &Entry,
-        request: RequestId,
+        request: &[u8],
         unix_seconds: i64,
     ) {
+        let beginning = entry.principal.get_or_init(|| self.begin(entry).into());
+        text.extend_from_slice(&beginning.text);
         let begin = text.len();
+        text.extend_from_slice(request);
+        text.extend_from_slice(b"; t=");
+        text.extend_from_slice(itoa::Buffer::new().format(unix_seconds).as_bytes());
+        let mut mac = beginning.mac.clone();
+        mac.update(text.get(begin..).unwrap_or_default());
+        text.extend_from_slice(b"; sig=");
+        let mut digits = [0; 64];
+        hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits).expect("two a byte");
+        text.extend_from_slice(&digits);
+    }
+
+    fn begin(&self, entry: &Entry) -> Beginning {
         let environment = if entry.test {
             Environment::Test
         } else {
             Environment::Production
         };
-        text.push_str("v=1; org=");
-        entry.org.push_to(text);
+        let mut text = String::from("v=1; org=");
+        entry.org.push_to(&mut text);
         text.push_str("; key=");
-        entry.key.push_to(text);
+        entry.key.push_to(&mut text);
         text.push_str("; env=");
         text.push_str(environment.as_str());
         text.push_str("; scopes=\"");
@@ -53,14 +81,11 @@ impl Signer {
             text.push_str(scope);
         }
         text.push_str("\"; req=");
-        request.push_to(text);
-        text.push_str("; t=");
-        text.push_str(itoa::Buffer::new().format(unix_seconds));
         let mut mac = self.0.clone();
-        mac.update(text.get(begin..).unwrap_or_default().as_bytes());
-        text.push_str("; sig=");
-        let mut digits = [0; 64];
-        hex::encode_to_slice(mac.finalize().into_bytes(), &mut digits).expect("two a byte");
-        text.push_str(std::str::from_utf8(&digits).expect("digits"));
+        mac.update(text.as_bytes());
+        Beginning {
+            text: text.into_bytes().into(),
+            mac,
+        }
     }
 }

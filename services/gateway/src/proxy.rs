@@ -317,11 +317,11 @@ impl Ours<'_> {
     /// Says each field.
     pub(crate) fn say(&self, worker: &Worker, mut put: impl FnMut(&HeaderName, &[u8])) {
         let (edge, facts) = (&worker.edge, self.ticket.facts());
-        let mut text = String::with_capacity(PRINCIPAL_BYTES);
+        let mut text = Vec::with_capacity(PRINCIPAL_BYTES);
         put(&HOST, self.service.authority.as_bytes());
         put(&VIA, self.came_by.as_bytes());
         address::write(&mut text, facts.client);
-        put(&X_FORWARDED_FOR, text.as_bytes());
+        put(&X_FORWARDED_FOR, &text);
         // A target may name a scheme; what counts is how it came.
         let scheme = facts.scheme;
         put(&X_FORWARDED_PROTO, scheme.as_bytes());
@@ -329,10 +329,11 @@ impl Ours<'_> {
             put(&X_FORWARDED_HOST, host);
         }
         text.clear();
-        let host = self.host.and_then(|host| str::from_utf8(host).ok());
+        let is_text = |host: &&[u8]| host.is_ascii() || str::from_utf8(host).is_ok();
+        let host = self.host.filter(is_text);
         address::write_forwarded(&mut text, (facts.client, scheme), host);
-        put(&FORWARDED, text.as_bytes());
-        put(&REQUEST_ID, facts.request_text.as_bytes());
+        put(&FORWARDED, &text);
+        put(&REQUEST_ID, &facts.request_text);
         if self.span.is_some() && edge.tracer.propagates() {
             let carried = self.span.traceparent();
             if !carried.is_empty() {
@@ -341,9 +342,9 @@ impl Ours<'_> {
         }
         text.clear();
         let at = facts.at.as_second();
-        edge.signer
-            .write(&mut text, self.ticket.entry(), facts.request, at);
-        put(&PRINCIPAL, text.as_bytes());
+        let entry = self.ticket.entry();
+        edge.signer.write(&mut text, entry, &facts.request_text, at);
+        put(&PRINCIPAL, &text);
     }
 }
 

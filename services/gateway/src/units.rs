@@ -40,6 +40,9 @@ impl Units {
 
     /// Reads the header, or the trailer. Several reports of one unit in it count together.
     pub(crate) fn read_fields(&mut self, fields: &HeaderMap) {
+        if fields.is_empty() {
+            return; // a name is looked for in nothing at a price
+        }
         let values = fields.get_all(USAGE).iter();
         let texts = values.filter_map(|value| value.to_str().ok());
         let mut reported = Self::default();

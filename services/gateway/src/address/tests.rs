@@ -47,10 +47,10 @@ fn a_mapped_network_admits_ipv4_but_a_wide_ipv6_network_does_not() {
 
 #[test]
 fn where_a_call_came_from_is_quoted_as_the_standard_wants_it() {
-    let said = |client: &str, scheme, host| {
-        let mut text = String::new();
-        write_forwarded(&mut text, (ip(client), scheme), host);
-        text
+    let said = |client: &str, scheme, host: Option<&str>| {
+        let mut text = Vec::new();
+        write_forwarded(&mut text, (ip(client), scheme), host.map(str::as_bytes));
+        String::from_utf8(text).expect("a text")
     };
     assert_eq!(
         said("192.0.2.7", "http", Some("edge")),

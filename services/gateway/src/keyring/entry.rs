@@ -1,6 +1,6 @@
 //! A key's record as the edge uses it.
 
-use std::sync::{Arc, atomic::AtomicI64};
+use std::sync::{Arc, OnceLock, atomic::AtomicI64};
 
 use ipnet::IpNet;
 use proto::keys::v1::KeyRecord;
@@ -11,6 +11,7 @@ use crate::{
     lender::Lender,
     limits::Pace,
     metrics::Source,
+    principal::Beginning,
 };
 
 /// A key as the edge uses it.
@@ -36,6 +37,8 @@ pub(crate) struct Entry {
     pub(crate) quotas: Vec<Arc<Account>>,
     /// Minute of the last use that was reported.
     pub(crate) touched: AtomicI64,
+    /// For its upstreams; made by its first call.
+    pub(crate) principal: OnceLock<Box<Beginning>>,
     /// Monotonic nanoseconds; the record is not older.
     pub(super) read_at: u64,
     /// Where it was read.
@@ -118,6 +121,7 @@ pub(super) fn read(
         account: lender.account(owner),
         quotas: quotas(record, org, (key, holder), lender),
         touched: AtomicI64::new(0),
+        principal: OnceLock::new(),
         read_at,
         source,
     })

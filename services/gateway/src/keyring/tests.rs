@@ -5,7 +5,10 @@
 
 mod script;
 
-use std::{net::IpAddr, sync::atomic::AtomicI64};
+use std::{
+    net::IpAddr,
+    sync::{OnceLock, atomic::AtomicI64},
+};
 
 use proptest::prelude::*;
 use runtime::Generation;
@@ -39,6 +42,7 @@ pub(crate) fn entry(scopes: &[&str]) -> Entry {
         account: Arc::new(Account::new(owner)),
         quotas: Vec::new(),
         touched: AtomicI64::new(0),
+        principal: OnceLock::new(),
         read_at: 0,
         source: Source::Keys,
     }

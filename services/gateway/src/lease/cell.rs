@@ -253,6 +253,11 @@ impl Hold {
         self.lease.id
     }
 
+    /// Whether it is time to renew its lease.
+    pub(crate) fn leaves_little(&self) -> bool {
+        self.lease.is_low()
+    }
+
     /// How many are set aside.
     pub(crate) fn credits(&self) -> i64 {
         self.credits

@@ -15,10 +15,10 @@ use crate::{
 
 /// Refuses a request.
 pub(super) fn refuse(edge: &Edge, refusal: Refusal) -> Response<EdgeBody> {
-    let CallId { id, text } = CallId::new(&edge.ids);
+    let id = CallId::new(&edge.ids);
     edge.metrics.refused("", refusal.as_str(), 0);
-    let mut response = Refused::from(refusal).into_response(id);
-    response.headers_mut().insert(REQUEST_ID, text);
+    let mut response = Refused::from(refusal).into_response(id.id);
+    response.headers_mut().insert(REQUEST_ID, id.header());
     response
 }
 
@@ -35,15 +35,20 @@ pub(super) fn date(now: Timestamp) -> impl Display {
     now.strftime("%a, %d %b %Y %H:%M:%S GMT")
 }
 
-/// Appends a field to a head; its name in small letters.
+/// Appends a field to a head, as it is.
 pub(super) fn field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
-    let begin = head.len();
-    head.extend_from_slice(name.as_bytes());
-    if let Some(name) = head.get_mut(begin..) {
-        name.make_ascii_lowercase();
-    }
-    for piece in [b": ", value, b"\r\n"] {
+    for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
         head.extend_from_slice(piece);
+    }
+}
+
+/// Appends a field of somebody else, its name in small letters.
+pub(super) fn field_of_others(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+    let begin = head.len();
+    field(head, name, value);
+    let end = begin.saturating_add(name.len());
+    if let Some(name) = head.get_mut(begin..end) {
+        name.make_ascii_lowercase();
     }
 }
 

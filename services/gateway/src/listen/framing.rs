@@ -373,8 +373,11 @@ pub(super) fn read_length(value: &[u8]) -> Option<u64> {
     let is_plain = value.len() <= LENGTH_DIGITS_MAX
         && value.iter().all(u8::is_ascii_digit)
         && (value.len() == 1 || value.first() != Some(&b'0'));
-    let text = str::from_utf8(value).ok().filter(|_| is_plain)?;
-    text.parse().ok()
+    let add = |number: u64, digit: &u8| {
+        let digit = u64::from(digit.saturating_sub(b'0'));
+        number.saturating_mul(10).saturating_add(digit)
+    };
+    (is_plain && !value.is_empty()).then(|| value.iter().fold(0, add))
 }
 
 fn read_chunk_size(text: &[u8]) -> Option<u64> {

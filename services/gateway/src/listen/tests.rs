@@ -32,7 +32,8 @@ use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    task::{JoinHandle, LocalSet},
+    runtime::LocalRuntime,
+    task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -126,11 +127,9 @@ pub(super) fn with_front(variables: &[(&str, &str)], test: impl AsyncFn(Front)) 
 
 /// Runs a test so often, each time with a front of its own.
 pub(super) fn with_fronts(times: u32, variables: &[(&str, &str)], test: impl AsyncFn(Front)) {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
-    LocalSet::new().block_on(&runtime, async {
+    // As a thread of the edge has it.
+    let runtime = LocalRuntime::new().expect("a runtime");
+    runtime.block_on(async {
         let (host, config) = rig::host(variables).await;
         for _ in 0..times {
             let front = Front::new(&host, &config).await;

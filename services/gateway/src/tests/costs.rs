@@ -71,7 +71,8 @@ fn ticket(rig: &Rig, entry: &Arc<Entry>) -> Ticket {
         client: address,
     };
     let id = CallId::new(&edge.ids);
-    let facts = edge::facts(edge, peer, &told, id, started, ("echo", "/a"));
+    let began = (started, edge.clock.now());
+    let facts = edge::facts(edge, peer, &told, id, began, ("echo", "/a"));
     let reservation = edge.journal.reserve().expect("room");
     Ticket::new(Arc::clone(edge), Arc::clone(entry), reservation, facts)
 }
@@ -86,7 +87,7 @@ fn round(rig: &Rig, costs: &mut Costs) {
     let keys = vec![rig.key.reveal(); CALLS];
     let entries = each(&mut costs.check, keys, |key| {
         let started = edge.clock.monotonic_nanos();
-        let presented = credential::read(None, Some(black_box(key))).expect("a key");
+        let presented = credential::read(None, Some(black_box(key.as_bytes()))).expect("a key");
         let hash = edge.keyring.hashing().hash(&presented);
         let entry = edge::recall(edge, &hash, origin, started);
         entry.ok().flatten().expect("known")
@@ -94,7 +95,10 @@ fn round(rig: &Rig, costs: &mut Costs) {
     let tickets = entries.iter().map(|entry| ticket(rig, entry)).collect();
     let catalogue = edge.catalogue.load_full();
     let mut admitted = each(&mut costs.admission, tickets, |ticket| {
-        let asked = Asked::Plain(&Method::GET);
+        let asked = Asked::Plain {
+            method: &Method::GET,
+            now: ticket.facts().started,
+        };
         let admitted = admit(edge, &catalogue, asked, ticket, "echo", "/a".to_owned());
         let admitted = futures_util::FutureExt::now_or_never(admitted);
         admitted.expect("from memory").ok().expect("admitted").0

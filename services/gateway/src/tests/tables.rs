@@ -345,23 +345,32 @@ fn every_refusal_is_a_problem_document() {
 fn a_principal_can_be_verified() {
     let secret = "a secret that both sides know....";
     let signer = Signer::new(&SecretString::from(secret)).expect("a key");
-    let entry = entry(&["pdf:read", "pdf:write"]);
-    let request = RequestId::new(Uuid::from_u128(5));
-    // Behind something else, which is not signed.
-    let mut text = "before".to_owned();
-    signer.write(&mut text, &entry, request, 1_700_000_000);
-    let text = text.strip_prefix("before").expect("it stays");
-    let (signed, signature) = text.split_once("; sig=").expect("a signature");
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("a key");
-    mac.update(signed.as_bytes());
-    let signature = hex::decode(signature).expect("hex");
-    mac.verify_slice(&signature).expect("it is right");
-    let expected = format!(
-        "v=1; org={}; key={}; env=production; scopes=\"pdf:read pdf:write\"; req={request}; \
-         t=1700000000",
-        entry.org, entry.key
-    );
-    assert_eq!(signed, expected);
+    let pdf = entry(&["pdf:read", "pdf:write"]);
+    let none = entry(&[]);
+    // What a key's principals begin with is hashed once: the second one is right as well.
+    for (entry, scopes, number) in [
+        (&pdf, "pdf:read pdf:write", 5),
+        (&none, "", 6),
+        (&pdf, "pdf:read pdf:write", 7),
+    ] {
+        let request = RequestId::new(Uuid::from_u128(number));
+        // Behind something else, which is not signed.
+        let mut text = b"before".to_vec();
+        signer.write(&mut text, entry, &request.to_ascii::<36>(), 1_700_000_000);
+        let text = String::from_utf8(text).expect("a text");
+        let text = text.strip_prefix("before").expect("it stays");
+        let (signed, signature) = text.split_once("; sig=").expect("a signature");
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("a key");
+        mac.update(signed.as_bytes());
+        let signature = hex::decode(signature).expect("hex");
+        mac.verify_slice(&signature).expect("it is right");
+        let expected = format!(
+            "v=1; org={}; key={}; env=production; scopes=\"{scopes}\"; req={request}; \
+             t=1700000000",
+            entry.org, entry.key
+        );
+        assert_eq!(signed, expected);
+    }
 }
 
 /// The longest of everything that has a limit.

@@ -66,7 +66,14 @@ async fn a_span_says_by_which_scheme_its_call_came() {
             is_secure,
         };
         let id = CallId::new(&edge.ids);
-        drop(edge::facts(edge, peer, &told, id, 0, ("echo", "/a")));
+        drop(edge::facts(
+            edge,
+            peer,
+            &told,
+            id,
+            (0, edge.clock.now()),
+            ("echo", "/a"),
+        ));
         let span = ended.0.lock().pop().expect("it has ended");
         let said = |name: &str| {
             let mut all = span.attributes.iter();

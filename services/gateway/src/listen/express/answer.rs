@@ -1,6 +1,8 @@
 //! Answers of the common shape.
 
-use httparse::{EMPTY_HEADER, Header, ParserConfig, Status};
+use std::mem::MaybeUninit;
+
+use httparse::{Header, ParserConfig, Status};
 
 use super::super::framing::read_length;
 use crate::units;
@@ -8,8 +10,11 @@ use crate::units;
 /// Fields of an answer; more are for hyper.
 const FIELDS_MAX: usize = 64;
 
-pub(super) fn no_fields<'a>() -> [Header<'a>; FIELDS_MAX] {
-    [EMPTY_HEADER; FIELDS_MAX]
+/// Room for the fields, which nobody fills in vain.
+pub(super) type Room<'a> = [MaybeUninit<Header<'a>>; FIELDS_MAX];
+
+pub(super) const fn no_fields<'a>() -> Room<'a> {
+    [const { MaybeUninit::uninit() }; FIELDS_MAX]
 }
 
 /// The head of an answer.
@@ -34,9 +39,10 @@ pub(super) enum Uncommon {
 
 impl<'a> Answer<'a> {
     /// Reads the head of an answer.
-    pub(super) fn parse(read: &'a [u8], fields: &'a mut [Header<'a>]) -> Result<Self, Uncommon> {
-        let mut answer = httparse::Response::new(fields);
-        match ParserConfig::default().parse_response(&mut answer, read) {
+    pub(super) fn parse(read: &'a [u8], fields: &'a mut Room<'a>) -> Result<Self, Uncommon> {
+        let mut answer = httparse::Response::new(&mut []);
+        let config = ParserConfig::default();
+        match config.parse_response_with_uninit_headers(&mut answer, read, fields) {
             Ok(Status::Complete(bytes)) => Self::of(answer, bytes).ok_or(Uncommon::Shape),
             Ok(Status::Partial) => Err(Uncommon::Partial),
             Err(_) => Err(Uncommon::Shape),

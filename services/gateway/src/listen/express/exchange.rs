@@ -8,6 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header::CONNECTION};
+use jiff::Timestamp;
 use proto::events::v1::Disposition;
 use runtime::{crash_point, trace::Span};
 use types::Refusal;
@@ -169,10 +170,11 @@ async fn carry(
     };
     // Room for the record first: from here on every way out writes one.
     let reservation = edge.journal.reserve().ok_or(Exchanged::Cold)?;
-    edge.verified(Source::Local, known.started);
+    let now = edge.verified(Source::Local, known.started);
     front.seat.life.heads.add(1);
-    let id = CallId::new(&edge.ids);
-    let facts = facts(worker, peer, request, &known, id.clone());
+    let at = edge.clock.now();
+    let id = CallId::new_at(&edge.ids, at);
+    let facts = facts(worker, peer, request, &known, (id, at));
     let Known {
         entry,
         catalogue,
@@ -181,7 +183,10 @@ async fn carry(
         ..
     } = known;
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
-    let asked = Asked::Plain(&request.method);
+    let asked = Asked::Plain {
+        method: &request.method,
+        now,
+    };
     let admitted = admit(edge, &catalogue, asked, ticket, service, rest.to_owned());
     let (admitted, limits) = match front.during(admitted).await? {
         Ok(admitted) => admitted,
@@ -205,6 +210,18 @@ async fn carry(
         rest,
     };
     call.forward(front, request).await
+}
+
+/// An answer whose head was read.
+struct Begun {
+    /// As the client gets it.
+    head: Vec<u8>,
+    /// Of the upstream's.
+    bytes: usize,
+    /// Of the body.
+    length: u64,
+    /// The connection ends with it.
+    is_last: bool,
 }
 
 /// An admitted call.
@@ -258,9 +275,8 @@ impl Call<'_> {
             Err(NoAnswer::Lost) => return Err(Exchanged::Gone),
             Err(why) => return self.unanswered(front, request, (direct, span), why).await,
         };
-        let mut fields = answer::no_fields();
-        let answer = match Answer::parse(&read, &mut fields) {
-            Ok(answer) => answer,
+        let begun = match self.begin_answer(front, &mut direct, &span, &read) {
+            Ok(begun) => begun,
             Err(why) => {
                 if why == Uncommon::Shape {
                     let now = worker.edge.clock.monotonic_nanos();
@@ -269,15 +285,9 @@ impl Call<'_> {
                 return Ok(self.resumed(None, Some((direct, read.into()))));
             }
         };
-        self.route.answered_like_most(true, 0);
-        direct.answered(&worker.pool, answer.status);
-        span.set("http.response.status_code", i64::from(answer.status));
         drop(span);
-        let is_last = front.is_ending || worker.edge.draining.load(Ordering::Acquire);
-        let head = self.begin_answer(&answer, is_last);
-        let (begun, length) = (answer.bytes, answer.length);
-        self.pass(front, direct, head, (read, begun), length)
-            .await?;
+        let is_last = begun.is_last;
+        self.pass(front, direct, read, begun).await?;
         Ok(front.end(is_last))
     }
 
@@ -344,13 +354,33 @@ impl Call<'_> {
         refuse(self.hall, front, self.id, denied).await
     }
 
-    /// Notes the answer, and makes the head that the client gets.
-    fn begin_answer(&mut self, answer: &Answer<'_>, is_last: bool) -> Vec<u8> {
+    /// Reads and notes the head of an answer, and makes the one that the client gets. Nothing is
+    /// awaited here, so what it is read into is no part of what a call holds.
+    fn begin_answer(
+        &mut self,
+        front: &Front<'_>,
+        direct: &mut Direct,
+        span: &Span,
+        read: &[u8],
+    ) -> Result<Begun, Uncommon> {
+        let worker = &self.hall.worker;
+        let mut fields = answer::no_fields();
+        let answer = Answer::parse(read, &mut fields)?;
+        self.route.answered_like_most(true, 0);
+        direct.answered(&worker.pool, answer.status);
+        span.set("http.response.status_code", i64::from(answer.status));
         let status = StatusCode::from_u16(answer.status).unwrap_or_default();
         // It has no field that would matter to the call's cost.
         self.ticket.answered(status, &HeaderMap::new());
         let cost = self.ticket.announce(false);
-        write::answer(self.hall, answer, &self.id, cost, self.limits, is_last)
+        let is_last = front.is_ending || worker.edge.draining.load(Ordering::Acquire);
+        let (id, limits) = (&self.id, self.limits);
+        Ok(Begun {
+            head: write::answer(self.hall, &answer, id, cost, limits, is_last),
+            bytes: answer.bytes,
+            length: answer.length,
+            is_last,
+        })
     }
 
     /// Passes the body, of which some was read with the head. Its end leaves when the call is
@@ -359,10 +389,10 @@ impl Call<'_> {
         self,
         front: &mut Front<'_>,
         mut direct: Direct,
-        mut head: Vec<u8>,
-        (mut read, begun): (Vec<u8>, usize),
-        length: u64,
+        mut read: Vec<u8>,
+        begun: Begun,
     ) -> Result<(), Exchanged> {
+        let mut head = begun.head;
         let Self {
             hall,
             mut ticket,
@@ -373,8 +403,8 @@ impl Call<'_> {
             .worker
             .patience
             .pauses(route.idle_timeout, route.total_timeout);
-        let mut body = read.get(begun..).unwrap_or_default();
-        let mut left = length;
+        let mut body = read.get(begun.bytes..).unwrap_or_default();
+        let mut left = begun.length;
         loop {
             let most = usize::try_from(left).unwrap_or(usize::MAX);
             let (piece, more) = body.split_at_checked(most).unwrap_or((body, &[]));
@@ -422,7 +452,7 @@ fn facts(
     peer: Peer,
     request: &Request<'_>,
     known: &Known<'_>,
-    id: CallId,
+    (id, at): (CallId, Timestamp),
 ) -> Facts {
     let edge = &worker.edge;
     let told = Told {
@@ -434,7 +464,7 @@ fn facts(
         client: client(edge, peer, request),
     };
     let asked = (known.service, known.rest);
-    edge::facts(edge, peer, &told, id, known.started, asked)
+    edge::facts(edge, peer, &told, id, (known.started, at), asked)
 }
 
 /// Says why a call is refused. If its key is known, its record is written.

@@ -1,15 +1,21 @@
 //! Requests of the common shape.
 
+use std::mem::MaybeUninit;
+
 use http::Method;
-use httparse::{EMPTY_HEADER, Header, Status};
+use httparse::{Header, Status};
+use memchr::memchr;
 
 use super::super::framing::{Framing, read_length};
 
 /// Fields of a request; more are for hyper.
 const FIELDS_MAX: usize = 48;
 
-pub(super) fn no_fields<'a>() -> [Header<'a>; FIELDS_MAX] {
-    [EMPTY_HEADER; FIELDS_MAX]
+/// Room for the fields, which nobody fills in vain.
+pub(super) type Room<'a> = [MaybeUninit<Header<'a>>; FIELDS_MAX];
+
+pub(super) const fn no_fields<'a>() -> Room<'a> {
+    [const { MaybeUninit::uninit() }; FIELDS_MAX]
 }
 
 /// A request that came whole.
@@ -20,9 +26,9 @@ pub(super) struct Request<'a> {
     pub(super) query: Option<&'a str>,
     /// All of them, as they came. Their values are ASCII.
     pub(super) fields: &'a [Header<'a>],
-    pub(super) host: &'a str,
-    pub(super) authorization: Option<&'a str>,
-    pub(super) api_key: Option<&'a str>,
+    pub(super) host: &'a [u8],
+    pub(super) authorization: Option<&'a [u8]>,
+    pub(super) api_key: Option<&'a [u8]>,
     pub(super) user_agent: Option<&'a str>,
     pub(super) traceparent: Option<&'a str>,
     pub(super) request_id: Option<&'a str>,
@@ -33,9 +39,10 @@ pub(super) struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// Reads the first request in these bytes. None: it has not come whole, or has another shape.
-    pub(super) fn parse(input: &'a [u8], fields: &'a mut [Header<'a>]) -> Option<Self> {
-        let mut read = httparse::Request::new(fields);
-        let Ok(Status::Complete(head_bytes)) = read.parse(input) else {
+    pub(super) fn parse(input: &'a [u8], fields: &'a mut Room<'a>) -> Option<Self> {
+        let mut read = httparse::Request::new(&mut []);
+        let parsed = read.parse_with_uninit_headers(input, fields);
+        let Ok(Status::Complete(head_bytes)) = parsed else {
             return None;
         };
         if read.version != Some(1) {
@@ -43,16 +50,14 @@ impl<'a> Request<'a> {
         }
         let method = method(read.method?)?;
         let target = read.path?;
-        let (path, query) = match target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (target, None),
-        };
+        let path_bytes = memchr(b'?', target.as_bytes()).unwrap_or(target.len());
+        let (path, query) = target.split_at(path_bytes);
         let mut request = Self {
             method,
             path,
-            query,
+            query: query.strip_prefix('?'),
             fields: read.headers,
-            host: "",
+            host: &[],
             authorization: None,
             api_key: None,
             user_agent: None,
@@ -78,7 +83,7 @@ impl<'a> Request<'a> {
             if !value.is_ascii() {
                 return None;
             }
-            let value = str::from_utf8(value).ok()?;
+            let text = || str::from_utf8(value).ok();
             let is = |other: &str| name.eq_ignore_ascii_case(other);
             let once = match name.len() {
                 2 if is("te") => return None,
@@ -90,13 +95,13 @@ impl<'a> Request<'a> {
                 6 if is("expect") || is("origin") => return None,
                 7 if is("upgrade") || is("trailer") => return None,
                 9 if is("x-api-key") => self.api_key.replace(value).is_none(),
-                10 if is("user-agent") => self.user_agent.replace(value).is_none(),
-                10 if is("connection") => value.eq_ignore_ascii_case("keep-alive"),
-                11 if is("traceparent") => self.traceparent.replace(value).is_none(),
-                12 if is("x-request-id") => self.request_id.replace(value).is_none(),
+                10 if is("user-agent") => self.user_agent.replace(text()?).is_none(),
+                10 if is("connection") => value.eq_ignore_ascii_case(b"keep-alive"),
+                11 if is("traceparent") => self.traceparent.replace(text()?).is_none(),
+                12 if is("x-request-id") => self.request_id.replace(text()?).is_none(),
                 13 if is("authorization") => self.authorization.replace(value).is_none(),
                 14 if is("content-length") => {
-                    length = usize::try_from(read_length(value.as_bytes())?).ok()?;
+                    length = usize::try_from(read_length(value)?).ok()?;
                     true
                 }
                 15 if is("idempotency-key") => return None,
@@ -139,6 +144,27 @@ fn is_one_request(bytes: &[u8]) -> bool {
 }
 
 /// What stands in targets mostly. hyper knows what else may.
-fn is_of_target(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"/-._~%?=&,:@+!$()*'".contains(&byte)
+const fn is_of_target(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'/' | b'-'
+                | b'.'
+                | b'_'
+                | b'~'
+                | b'%'
+                | b'?'
+                | b'='
+                | b'&'
+                | b','
+                | b':'
+                | b'@'
+                | b'+'
+                | b'!'
+                | b'$'
+                | b'('
+                | b')'
+                | b'*'
+                | b'\''
+        )
 }

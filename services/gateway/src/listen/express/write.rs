@@ -5,7 +5,10 @@ use httparse::Header;
 use runtime::trace::Span;
 
 use super::{
-    super::{Hall, answer::field},
+    super::{
+        Hall,
+        answer::{field, field_of_others},
+    },
     answer::{Answer, has_body},
     request::Request,
 };
@@ -18,7 +21,8 @@ use crate::{
     proxy::Ours,
 };
 
-/// Room for a head as it mostly is.
+/// Room for a head as it mostly is. It is held while the upstream is waited for: a buffer for
+/// whatever comes would be too much.
 const HEAD_BYTES: usize = 1024;
 
 /// The head of a request as the upstream gets it.
@@ -45,7 +49,7 @@ pub(super) fn request(
     head.extend_from_slice(b" HTTP/1.1\r\n");
     for Header { name, value } in request.fields {
         if !name.eq_ignore_ascii_case("host") && !headers::is_not_for_upstreams(name) {
-            field(&mut head, name, value);
+            field_of_others(&mut head, name, value);
         }
     }
     let ours = Ours {
@@ -53,7 +57,7 @@ pub(super) fn request(
         service,
         span,
         came_by: "1.1 tollgate",
-        host: Some(request.host.as_bytes()),
+        host: Some(request.host),
     };
     ours.say(worker, |name, value| field(&mut head, name.as_str(), value));
     head.extend_from_slice(b"\r\n");
@@ -84,7 +88,7 @@ pub(super) fn answer(
         let mut digits = itoa::Buffer::new();
         field(&mut head, COST.as_str(), digits.format(cost).as_bytes());
     }
-    field(&mut head, REQUEST_ID.as_str(), id.text.as_bytes());
+    field(&mut head, REQUEST_ID.as_str(), &id.text);
     if limits != Limits::default() {
         let mut named = http::HeaderMap::new();
         limits.put(&mut named);
@@ -117,7 +121,7 @@ pub(super) fn pass_on<'a>(
     for (name, value) in fields {
         let is_idle = is_empty && name.eq_ignore_ascii_case("content-length");
         if !is_idle && !headers::is_not_for_clients(name) {
-            field(head, name, value);
+            field_of_others(head, name, value);
         }
     }
 }
