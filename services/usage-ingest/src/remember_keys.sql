@@ -31,8 +31,19 @@ select distinct on (org_id, environment, key_sha256)
        head_sha256 = excluded.head_sha256, state = excluded.state, request_body_sha256 = null,
        status = null, header_names = null, header_values = null, body = null,
        begun_at = excluded.begun_at, expires_at = excluded.expires_at
- -- Who began before this one had it had the key before it. Who counts keeps it for its time: he who
- -- was noted had it before, whatever the clocks say.
+ -- Who began before this one had it had the key before it. Who counts, or is under way, keeps it
+ -- for its time: he who was noted had it before, whatever the clocks say.
  where k.request_id <> excluded.request_id
    and k.begun_at < excluded.begun_at
-   and (excluded.state <> 'open' or k.state = 'open' or k.expires_at <= excluded.begun_at)
+   and (excluded.state <> 'open'
+        or k.expires_at <= excluded.begun_at
+        or (k.state = 'open'
+            and (exists (
+                    select
+                      from usage_ingest.ended_journals ended
+                     where ended.journal_id = k.journal_id)
+                 or exists (
+                    select
+                      from usage_ingest.api_usage_logs ended
+                     where ended.request_id = k.request_id
+                       and ended.day >= (k.begun_at at time zone 'utc')::date - 1))))
