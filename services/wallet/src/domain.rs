@@ -14,9 +14,9 @@ use types::{Credits, Id, JournalId, Kind, LeaseId, OrgId, UserId};
 pub(crate) use book::{Book, Changes, Entry, EntryKind, Movement};
 pub(crate) use epoch::{Epoch, TEST_CREDITS};
 pub(crate) use failover::{Lent, Told, is_awaited, is_forgotten, made_at, may_be_lost};
-pub(crate) use lending::{
-    Ask, Decision, Nonce, Report, Round, Wish, alive_since, before, kept_since,
-};
+#[cfg(feature = "cores")]
+pub(crate) use lending::Nonce;
+pub(crate) use lending::{Ask, Decision, Report, Round, Wish, alive_since, before, kept_since};
 #[cfg(test)]
 pub(crate) use lending::{Situation, decide, size};
 pub(crate) use low::{Fallen, Level};

@@ -24,6 +24,11 @@ use crate::{
 /// Holders asked to give back in one round, those with most first; the next round asks again.
 const HOLDERS_MAX: i64 = 64;
 
+/// So long a lock is waited for at most by a request with several asks, and by one with a single
+/// ask: it waits for nobody's sake but its own, but its gateway keeps few requests under way.
+const JOINT_LOCK_MAX: Duration = Duration::from_secs(1);
+const LONE_LOCK_MAX: Duration = Duration::from_secs(3);
+
 /// Who borrows.
 #[derive(Clone, Debug)]
 pub(crate) struct Borrower {
@@ -76,7 +81,7 @@ impl Store {
     ) -> Result<Vec<Lent>> {
         let now = clock.now();
         let mut tx = runtime::begin(&self.pool).await?;
-        let live_gateways = register(&mut tx, borrower, now).await?;
+        let live_gateways = register(&mut tx, borrower, asks.len(), now).await?;
         let accounts: Vec<_> = asks.iter().map(|ask| (ask.account, now)).collect();
         let new_id = || ids.new_id::<Test>().uuid();
         let sources = owners::find(&mut tx, &accounts, new_id, now).await?;
@@ -116,16 +121,23 @@ impl Store {
 /// Makes the journal known and holds off its retirement, but neither heartbeats nor other
 /// acquisitions. How many gateways live.
 ///
-/// From here on no lock is waited for longer than half of what the borrower waits: one account that
-/// somebody has locked must not hold those that travel with it, and what nobody waits for any more
-/// must not hold anything. And each statement is planned for the tables as they are: a plan
+/// From here on no lock is waited for longer than half of what the borrower waits: what nobody
+/// waits for any more must not hold anything, and one account that somebody has locked must not
+/// hold those that travel with it. And each statement is planned for the tables as they are: a plan
 /// from before the first rush would read all of a table for each ask.
 async fn register(
     connection: &mut Connection,
     borrower: &Borrower,
+    asks: usize,
     now: Timestamp,
 ) -> sqlx::Result<u32> {
-    let patience = format!("{}ms", (borrower.patience / 2).as_millis().max(1));
+    let most = match asks {
+        1 => LONE_LOCK_MAX,
+        _ => JOINT_LOCK_MAX,
+    };
+    let half = borrower.patience.checked_div(2).unwrap_or_default();
+    let patience = most.min(half).as_millis().max(1);
+    let patience = format!("{patience}ms");
     for _ in 0..2 {
         let known = sqlx::query!(
             r#"
