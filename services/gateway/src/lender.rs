@@ -39,8 +39,8 @@ use crate::{
 
 /// A call waits so long for credits at most. The wallet is asked on without it, for the next one.
 pub(crate) const CALL_WAITS_MAX: Duration = Duration::from_secs(2);
-/// How long each attempt of an acquisition waits, all with the same nonce. When one instance of the
-/// wallet hangs, another is reached soon; when all are slow, the last attempt waits for them.
+/// How long each attempt of an acquisition waits, all with the same nonce: one whose answer was
+/// lost is repeated soon, and a wallet that is slow is waited for by the last.
 const ATTEMPTS: [Duration; 3] = [
     Duration::from_secs(2),
     Duration::from_secs(4),
@@ -250,9 +250,11 @@ impl Lender {
         self.unanswered.pin().insert(owner, request.clone());
         let begun = self.monotonic_micros();
         let answered = self.ask(&request).await;
-        self.note_acquisition(begun);
         let answer = match answered {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                self.note_acquisition(begun);
+                answer
+            }
             Err(status) => {
                 let (code, error) = (status.code(), status.message());
                 tracing::warn!(?code, error, "credits could not be acquired");
@@ -283,6 +285,9 @@ impl Lender {
         let mut alone = asked.alone;
         let mut last = Status::unavailable("not asked");
         for patience in ATTEMPTS {
+            if self.desk.is_ended() {
+                break;
+            }
             let answered = self.asker.ask(asked.ask.clone(), alone, patience).await;
             last = match answered.map(judged) {
                 Ok(Err(status)) => status,
@@ -301,7 +306,7 @@ impl Lender {
                     failed.status
                 }
             };
-            if !may_pass(&last) || self.desk.is_ended() {
+            if !may_pass(&last) {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -389,8 +394,10 @@ impl Lender {
         futures_util::stream::poll_fn(|task| waiting.poll_recv(task))
             .take_until(Box::pin(stop.requested()))
             .for_each_concurrent(RENEWALS_AT_ONCE, |account| async move {
-                // Whoever has the turn asks for as much.
+                // Whoever has the turn asks for as much, or finds enough: then the next call is
+                // who sees whether it is still time.
                 let Ok(_turn) = account.turn.try_lock() else {
+                    account.renewed();
                     return;
                 };
                 match lender.acquire(&account, 0).await {

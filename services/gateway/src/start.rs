@@ -42,6 +42,8 @@ use crate::{
 
 /// Between two rounds of upkeep of the journal: bounds what a power failure can cost.
 const UPKEEP_PERIOD: Duration = Duration::from_millis(4);
+/// Rates of leases are of so long.
+const RATE_PERIOD: Duration = Duration::from_secs(1);
 /// Between two heartbeats.
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(1);
 /// Between two rounds of asking again what was not answered.
@@ -209,6 +211,11 @@ fn keep_leases(
     host.every("ask-again", ASK_PERIOD, move || {
         let own = Arc::clone(&own);
         async move { own.ask_again().await }
+    });
+    let own = Arc::clone(lender);
+    host.every("measure-rates", RATE_PERIOD, move || {
+        own.tick();
+        std::future::ready(())
     });
     let (own, stop) = (Arc::clone(lender), stops.background.clone());
     host.spawn_vital("heartbeat", move |_| heartbeat(own, stop));

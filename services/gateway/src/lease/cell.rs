@@ -163,9 +163,11 @@ impl Lease {
             .remaining
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
         let credits = before.map_or(0, |before| before.saturating_sub(kept));
-        if kept > 0 {
-            self.block.fetch_min(kept, Ordering::Relaxed);
-        }
+        // What went back was not used, and what stays for an idle gateway is renewed at its half.
+        match kept {
+            0 => self.block.fetch_sub(credits, Ordering::Relaxed),
+            _ => self.block.fetch_min(kept, Ordering::Relaxed),
+        };
         self.returned_cum
             .fetch_add(credits, Ordering::AcqRel)
             .saturating_add(credits)
@@ -181,7 +183,8 @@ impl Lease {
             .saturating_sub(self.in_hand());
         let since = self.extended_at.load(Ordering::Relaxed);
         let micros = now.saturating_sub(since).max(PACE_MICROS_MIN);
-        used.max(0).saturating_mul(1_000_000) / micros
+        let micro_credits = used.max(0).saturating_mul(1_000_000);
+        micro_credits.checked_div(micros).unwrap_or(0)
     }
 
     /// True when less than half of the last block is left.

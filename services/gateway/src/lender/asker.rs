@@ -42,7 +42,7 @@ pub(super) struct Failed {
 struct Waiting {
     ask: wire::Ask,
     alone: bool,
-    /// So long its answer is waited for, once it is on its way.
+    /// So long its answer is waited for.
     patience: Duration,
     /// Of the call's trace. What travels together is seen in the trace of the first.
     context: Context,

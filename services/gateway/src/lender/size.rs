@@ -55,7 +55,7 @@ impl Lender {
         needed.clamp(LEASE_MICROS_MIN, LEASE_MICROS_MAX)
     }
 
-    /// Notes how long an acquisition took that began at `since`, answered or not.
+    /// Notes how long an acquisition took that began at `since` and was answered.
     pub(super) fn note_acquisition(&self, since: i64) {
         let micros = self.monotonic_micros().saturating_sub(since);
         self.acquisition.fetch_max(micros, Ordering::Relaxed);

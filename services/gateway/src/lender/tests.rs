@@ -306,22 +306,22 @@ async fn a_slow_wallet_lends_to_the_next_call_and_for_longer() {
     .await;
     let account = lender.account(owner(1));
     assert_eq!(lender.lease_micros(), LEASE_MICROS_MIN);
-    let (first, next) = (Arc::clone(&lender), Arc::clone(&account));
-    let first = tokio::spawn(async move { first.hold_or_acquire(&next, 60).await });
     // A call that comes meanwhile is told after as long as a call waits.
-    while account.begun() == 0 {
-        tokio::task::yield_now().await;
-    }
-    let refused = lender.hold_or_acquire(&account, 60).await;
+    let second = async {
+        while account.begun() == 0 {
+            tokio::task::yield_now().await;
+        }
+        lender.hold_or_acquire(&account, 60).await
+    };
+    let first = lender.hold_or_acquire(&account, 60);
+    let (held, refused) = futures_util::join!(first, second);
     assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
     // The first one would have given up as well; what it asked for has come all the same.
-    let held = first.await.expect("no panic").expect("funded");
+    let held = held.expect("funded");
     assert_eq!(held.credits(), 60);
     let taken = i64::try_from(slower_than_a_call_waits.as_micros()).expect("short");
     assert!(lender.lease_micros() > LEASE_ACQUISITIONS * taken);
-    for _ in 0..100 {
-        lender.heartbeat().await;
-    }
+    (0..100).for_each(|_| lender.tick());
     assert_eq!(lender.lease_micros(), LEASE_MICROS_MIN, "it is forgotten");
 }
 

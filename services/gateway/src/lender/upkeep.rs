@@ -34,14 +34,19 @@ const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 const REPORTS_MAX: usize = 2_000;
 
 impl Lender {
-    /// Reports all leases, gives back what is idle, and closes what is to be closed.
-    pub(crate) async fn heartbeat(&self) {
+    /// Measures rates and gives back what is idle; called once a second, however long a heartbeat
+    /// takes.
+    pub(crate) fn tick(&self) {
         self.forget_acquisition();
         for account in self.accounts.pin().values() {
             if account.tick() >= IDLE_TICKS {
                 account.give_back_idle();
             }
         }
+    }
+
+    /// Reports all leases, and closes what is to be closed.
+    pub(crate) async fn heartbeat(&self) {
         self.desk.end_periods(self.monotonic_micros());
         self.report().await;
         self.close_spent().await;
