@@ -16,12 +16,13 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
 
 use crate::{
     edge::COST,
     headers,
     idempotency::relay::Relayed,
-    meter::{Finished, Proof, Ticket},
+    meter::{Finished, GOES_ON_PERIOD, Proof, Ticket},
     pool::{Lent, patience::Pauses},
 };
 
@@ -55,6 +56,8 @@ pub(crate) struct Metered {
     left: Option<u64>,
     /// How long it may wait for the upstream.
     pauses: Pauses,
+    /// When an open call of which nothing comes says that it goes on.
+    goes_on: Option<Pin<Box<Sleep>>>,
     /// The end of the connection is the end of the answer.
     ends_with_connection: bool,
     /// Then, or while the upstream has not yet said that it was the last: the frame that is sent
@@ -92,6 +95,9 @@ impl EdgeBody {
         Self::Metered(Box::new(Metered {
             inner,
             read,
+            goes_on: ticket
+                .is_open()
+                .then(|| Box::pin(tokio::time::sleep(GOES_ON_PERIOD))),
             ticket: Some(ticket),
             lent: Some(lent),
             pauses,
@@ -217,6 +223,18 @@ impl Metered {
         }
     }
 
+    /// Notes from time to time that an open call goes on.
+    fn wait_noted(&mut self, task: &mut Context<'_>) {
+        let (Some(timer), Some(ticket)) = (&mut self.goes_on, &mut self.ticket) else {
+            return;
+        };
+        while timer.as_mut().poll(task).is_ready() {
+            ticket.goes_on();
+            let next = Instant::now().checked_add(GOES_ON_PERIOD);
+            timer.as_mut().reset(next.unwrap_or_else(Instant::now));
+        }
+    }
+
     fn poll_held_back(
         &mut self,
         task: &mut Context<'_>,
@@ -251,7 +269,10 @@ impl Metered {
                     self.break_off();
                     return Poll::Ready(Some(Err(PAUSED.into())));
                 }
-                Poll::Pending => return Poll::Pending,
+                Poll::Pending => {
+                    self.wait_noted(task);
+                    return Poll::Pending;
+                }
                 Poll::Ready(None) => {
                     let last = self.ahead.take();
                     return self.complete(last, task);

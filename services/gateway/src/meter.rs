@@ -44,9 +44,9 @@ pub(crate) const PERMITS: i64 = 1;
 /// An open call writes how far it has come after so many bytes of its answer, or so long.
 const PROGRESS_BYTES: u64 = 64 * 1024;
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
-/// One at a fixed price that has an idempotency key only says that it goes on, so that the journal
-/// behind its last note can go.
-const KEYED_PERIOD: Duration = Duration::from_secs(5);
+/// One of which nothing comes, or that is noted for its key alone, says after so long that it goes
+/// on: the journal behind its last note can go then.
+pub(crate) const GOES_ON_PERIOD: Duration = Duration::from_secs(5);
 
 /// A proof of durability is waited for so long; then the answer is broken off.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -346,12 +346,40 @@ impl Ticket {
         let grown = self.response_bytes.saturating_sub(open.bytes) >= PROGRESS_BYTES;
         let is_due = match self.is_priced() {
             true => waited >= PROGRESS_PERIOD || grown,
-            false => waited >= KEYED_PERIOD && self.has_key(),
+            false => waited >= GOES_ON_PERIOD && self.has_key(),
         };
+        if is_due {
+            self.goes_on();
+        }
+    }
+
+    /// Whether the call is noted before it ends.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.is_some()
+    }
+
+    /// Notes that an open call goes on, so that the journal behind its last note can go.
+    pub(crate) fn goes_on(&mut self) {
         // Without room the note before has to do.
-        if let Some(reservation) = is_due.then(|| self.edge.journal.reserve()).flatten() {
+        if let Some(reservation) = self.edge.journal.reserve() {
             self.note_progress(RecordKind::Progress, reservation);
             crash_point!("gateway.progress_written");
+        }
+    }
+
+    /// Does some work for the call, which may take long, and notes meanwhile that it goes on:
+    /// neither a client that is slow to send nor an upstream that is slow to answer may keep the
+    /// journal.
+    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        if !self.is_open() {
+            return work.await;
+        }
+        let mut work = std::pin::pin!(work);
+        loop {
+            match tokio::time::timeout(GOES_ON_PERIOD, work.as_mut()).await {
+                Ok(done) => return done,
+                Err(_) => self.goes_on(),
+            }
         }
     }
 

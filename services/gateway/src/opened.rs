@@ -1,5 +1,6 @@
-//! Calls that a dead gateway had begun and not ended, among those whose cost is known only
-//! afterwards. Its successor ends each with one record, by what the last note of it says.
+//! Calls that a dead gateway had begun and not ended, among those that it had noted before: their
+//! cost is known only afterwards, or they have an idempotency key. Its successor ends each with one
+//! record, by what the last note of it says.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -89,8 +89,8 @@ pub(crate) async fn forward(
         may_switch: switch.is_some(),
         avoid,
     };
-    let sent = send(worker, service, request, &upload, manner).await;
-    let (lent, response) = match sent {
+    let sent = send(worker, service, request, &upload, manner);
+    let (lent, response) = match ticket.during(sent).await {
         Ok(answered) => answered,
         Err(refused) => {
             let refused = failed(ticket, &upload, refused);
@@ -362,7 +362,8 @@ async fn incoming(
     let mut is_read = is_empty;
     let mut read = VecDeque::new();
     if ticket.reads_json(&parts.headers) {
-        let (frames, is_whole) = match body::gather(&mut body, JSON_BYTES_MAX, &mut pauses).await {
+        let gathered = body::gather(&mut body, JSON_BYTES_MAX, &mut pauses);
+        let (frames, is_whole) = match ticket.during(gathered).await {
             Ok(gathered) => gathered,
             Err(error) => {
                 tracing::debug!(%error, "an answer broke off");

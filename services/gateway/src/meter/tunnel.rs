@@ -32,14 +32,6 @@ impl Ticket {
         Ok(self.proof(seq, self.terms.hold()))
     }
 
-    /// Notes that a tunnel goes on, so that the journal behind its last note can go.
-    pub(crate) fn goes_on(&mut self) {
-        // Without room the note before has to do.
-        if let Some(reservation) = self.edge.journal.reserve() {
-            self.note_progress(RecordKind::Progress, reservation);
-        }
-    }
-
     /// Ends a call whose tunnel this gateway has cut, and says why.
     pub(crate) fn cut(mut self, refusal: Refusal) {
         self.refusal = Some(refusal);

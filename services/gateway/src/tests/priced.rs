@@ -6,10 +6,16 @@
     reason = "a test that is wrong about its own data may panic"
 )]
 
-use proto::events::v1::{Disposition, Record, RecordKind};
+use std::time::Duration;
+
+use proto::{
+    events::v1::{Disposition, Record, RecordKind},
+    keys::v1::Route,
+};
+use tokio::io::AsyncWriteExt as _;
 
 use super::rig::{self, GRANTED, MAX_COST, Rig};
-use crate::{opened::Opened, recovery, units::JSON_BYTES_MAX};
+use crate::{meter::GOES_ON_PERIOD, opened::Opened, recovery, units::JSON_BYTES_MAX};
 
 struct Case {
     name: &'static str,
@@ -260,7 +266,7 @@ async fn a_call_costs_what_its_upstream_reports_and_never_more_than_is_held() {
             let answer: Vec<&[u8]> = case.answer.iter().map(Vec::as_slice).collect();
             let line = "GET /api/v1/echo/priced HTTP/1.1";
             let called = rig.call(line, case.fields, &answer);
-            let bounded = tokio::time::timeout(std::time::Duration::from_secs(20), called);
+            let bounded = tokio::time::timeout(Duration::from_secs(20), called);
             let got = bounded
                 .await
                 .unwrap_or_else(|_| panic!("{} takes for ever", case.name));
@@ -322,4 +328,36 @@ async fn a_successor_ends_a_call_by_what_its_last_note_says() {
         assert_eq!(before, MAX_COST, "160 KiB are more than is held for");
     });
     all.await;
+}
+
+/// Neither an upstream that thinks nor a body that pauses keeps the journal behind a call's note:
+/// it is noted again, before the answer, inside a document that is read, and inside a stream.
+#[tokio::test]
+async fn a_call_of_which_nothing_comes_is_noted_again() {
+    let (host, config) = rig::host(&[]).await;
+    let document = head(&format!("{JSON}content-length: 31\r\n")) + "{";
+    let stream = head(EVENTS) + &chunk("data: x\n\n");
+    let noted_again = ["", &document, &stream].map(async |said: &str| {
+        let rig = Rig::new(&host, &config).await;
+        let is_patient = |route: &mut Route| route.timeout_ms = 60_000;
+        rig.offer(rig.behind(), |it| it.routes.iter_mut().for_each(is_patient));
+        let upstream = async {
+            let mut stream = rig.accept().await;
+            stream.write_all(said.as_bytes()).await.expect("written");
+            let is_note = |record: &Record| record.kind() == RecordKind::Progress;
+            while !rig.records().iter().any(is_note) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let called = rig.call(
+            "GET /api/v1/echo/priced HTTP/1.1",
+            "connection: close\r\n",
+            &[],
+        );
+        let both = async { tokio::join!(called, upstream) };
+        let bounded = tokio::time::timeout(4 * GOES_ON_PERIOD, both).await;
+        assert!(bounded.is_ok(), "{said:?}: {:?}", rig.records());
+    });
+    let all = futures_util::future::join_all(noted_again);
+    tokio::task::LocalSet::new().run_until(all).await;
 }
