@@ -72,6 +72,8 @@ pub(crate) struct Account {
     /// The last one that failed, how, and what it asked for.
     failed: Mutex<(u64, Refusal, i64)>,
     renewing: AtomicBool,
+    /// A renewal has failed: the next one begins a tick later.
+    rests: AtomicBool,
     spent: AtomicI64,
     /// Credits a second, lately.
     rate: AtomicI64,
@@ -92,6 +94,7 @@ impl Account {
             begun: AtomicU64::new(0),
             failed: Mutex::new((0, Refusal::CreditsExhausted, 0)),
             renewing: AtomicBool::new(false),
+            rests: AtomicBool::new(false),
             spent: AtomicI64::new(0),
             rate: AtomicI64::new(0),
             idle_ticks: AtomicU64::new(0),
@@ -173,11 +176,19 @@ impl Account {
             .load()
             .as_ref()
             .is_some_and(|lease| lease.is_low());
-        low && !self.renewing.swap(true, Ordering::AcqRel)
+        low && !self.rests.load(Ordering::Acquire) && !self.renewing.swap(true, Ordering::AcqRel)
     }
 
+    /// A renewal has ended, or was none: another one may begin when it is time.
     pub(crate) fn renewed(&self) {
         self.renewing.store(false, Ordering::Release);
+    }
+
+    /// A renewal has failed: every call would begin another one, and make the wallet recall what
+    /// others hold, before the next tick.
+    pub(crate) fn not_renewed(&self) {
+        self.rests.store(true, Ordering::Release);
+        self.renewed();
     }
 
     /// Acquisitions begun so far; an acquisition with a higher number began later.
@@ -204,7 +215,7 @@ impl Account {
     /// Once a second: measures the rate, and lets a failed renewal be tried again. Returns for how
     /// many ticks nothing was spent.
     pub(crate) fn tick(&self) -> u64 {
-        self.renewed();
+        self.rests.store(false, Ordering::Release);
         let spent = self.spent.swap(0, Ordering::Relaxed);
         let decayed = self.rate.load(Ordering::Relaxed).saturating_mul(4) / 5;
         self.rate.store(spent.max(decayed), Ordering::Relaxed);

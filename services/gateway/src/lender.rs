@@ -402,9 +402,9 @@ impl Lender {
                 };
                 match lender.acquire(&account, 0).await {
                     Ok(_) => account.renewed(),
-                    // The call that finds the lease empty asks again; a renewal waits for the next
-                    // tick, or every call would make the wallet recall what others hold.
+                    // The call that finds the lease empty asks again.
                     Err(refusal) => {
+                        account.not_renewed();
                         tracing::debug!(code = refusal.as_str(), "a lease was not renewed");
                     }
                 }

@@ -238,14 +238,16 @@ fn a_renewal_is_claimed_once_when_half_is_gone() {
     assert!(!account.claim_renewal(), "half is left");
     let more = account.hold(1, NOW).expect("enough");
     assert!(account.claim_renewal());
-    assert!(!account.claim_renewal());
-    assert_eq!(account.tick(), 0);
+    assert_eq!((account.tick(), account.rate()), (0, 6));
+    assert!(!account.claim_renewal(), "it is under way");
+    account.not_renewed();
+    assert!(!account.claim_renewal(), "it has just failed");
+    assert_eq!(account.tick(), 1);
     assert!(
         account.claim_renewal(),
         "a tick later it may be tried again"
     );
-    assert_eq!(account.rate(), 6);
-    assert_eq!((account.tick(), account.tick()), (1, 2));
+    assert_eq!((account.tick(), account.tick()), (2, 3));
     drop((half, more));
 }
 
