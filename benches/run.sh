@@ -54,7 +54,7 @@ measure() {
         --reason 'measured calls' >/dev/null
     echo "--- $*"
     "$bin/benches" --data "$dir" "$@"
-    "$bin/tollgate" audit --data "$dir" --wait 60 | head -n 2
+    "$bin/tollgate" audit --data "$dir" --wait 600 | head -n 2
     trap - EXIT INT TERM
     stop
 }
