@@ -79,13 +79,14 @@ impl Shipper {
         self.course.last()
     }
 
-    /// Ships until `until` says that it is enough. After an error it may be run again.
+    /// Ships until `until` says that it is enough, when everything below its argument is applied
+    /// everywhere. After an error it may be run again.
     ///
     /// # Errors
     /// The journal cannot be read, or it was stopped.
     pub(crate) async fn run(
         &mut self,
-        mut until: impl FnMut(&Journal) -> bool,
+        mut until: impl FnMut(u64) -> bool,
         stop: &Stop,
     ) -> anyhow::Result<()> {
         let mut applied = self.subscribe(stop).await?;
@@ -131,7 +132,7 @@ impl Shipper {
             if let Some(watermark) = due.trim {
                 self.trim(watermark).await?;
             }
-            if until(&self.journal) {
+            if until(self.course.watermark()) {
                 if let Some(watermark) = self.course.let_go(self.journal.watermark()) {
                     self.trim(watermark).await?;
                 }

@@ -280,8 +280,7 @@ async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: S
     let Stops {
         drained, retired, ..
     } = stops;
-    let done =
-        |journal: &Journal| drained.is_requested() && journal.watermark() >= journal.next_seq();
+    let done = |applied| drained.is_requested() && applied >= journal.next_seq();
     let mut insistence = Insistence::new(&host, JournalId::new(journal.id()), true);
     let ended = async {
         while let Err(error) = shipper.run(done, &drained).await {
@@ -291,6 +290,7 @@ async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: S
         }
         if retired.load(Ordering::Acquire) {
             recovery::tell_end(&host, &journal, &drained).await?;
+            let journal = journal.clone();
             host.blocking(move || journal.remove()).await??;
         }
         anyhow::Ok(())

@@ -11,7 +11,7 @@ use types::{JournalId, LeaseId};
 
 use super::millis;
 use crate::{
-    journal::{Error, Gap, Journal, Reader, Recovered},
+    journal::{Error, Gap, Journal, Kept, Reader, Recovered},
     opened::Opened,
     record,
     recovery::{self, Total},
@@ -40,6 +40,8 @@ pub struct Line {
     /// What an earlier life owes, as its journal said before the wallet was asked what is open:
     /// what is gone from it by then was settled before the answer.
     owed: Option<(BTreeMap<LeaseId, Total>, Opened)>,
+    /// What a damaged journal keeps until its final counts are written.
+    kept: Option<Kept>,
 }
 
 impl Line {
@@ -53,12 +55,15 @@ impl Line {
             gaps: Vec::new(),
             is_over: false,
             owed: None,
+            kept: None,
         }
     }
 
     pub(super) fn of_earlier(found: &Recovered, now: Duration) -> Self {
+        let (gaps, journal) = (found.gaps(), &found.journal);
         Self {
-            gaps: found.gaps(),
+            kept: (!gaps.is_empty()).then(|| journal.keep(journal.watermark())),
+            gaps,
             is_over: true,
             owed: recovery::read_totals(&found.journal).ok(),
             ..Self::new(found.journal.clone(), now)
@@ -145,7 +150,7 @@ impl Line {
 
     /// True when every consumer has applied everything.
     pub fn is_done(&self) -> bool {
-        self.journal.watermark() >= self.journal.next_seq()
+        self.course.watermark() >= self.journal.next_seq()
     }
 
     /// Takes what is settled for what the journal itself has counted: a rule that was given up,
@@ -166,6 +171,7 @@ impl Line {
 
     /// Ends the calls that an earlier life had begun, and writes the final counts that it owes, of
     /// what the wallet calls open; not for the first time when all was applied and some still are.
+    /// A damaged journal's come when all was applied: what it has lost may be on its way.
     ///
     /// # Errors
     /// The journal cannot be read, or the disk fails.
@@ -181,8 +187,11 @@ impl Line {
             self.append_synced(record, now)?;
         }
         let has_gaps = !self.gaps.is_empty();
-        for (lease, cum) in recovery::finals(&totals, open, has_gaps, is_first)? {
-            self.close(lease, now, || cum)?;
+        if !(has_gaps && is_first) {
+            for (lease, cum) in recovery::finals(&totals, open, has_gaps, is_first)? {
+                self.close(lease, now, || cum)?;
+            }
+            self.kept = None;
         }
         self.owed = Some((totals, Opened::default()));
         Ok(())
