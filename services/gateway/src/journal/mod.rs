@@ -80,7 +80,8 @@
 //!   frame is a torn tail and the end of the journal.
 //!
 //! If a header is invalid though not zero, `first_seq` is the number in the name, for a spare
-//! the number expected after all others, and only if a valid record lies at offset 64.
+//! the number expected after all others, or one of the 1024 behind that, and only if there is a
+//! valid record in it.
 //! A segment that names another journal or starts below the number expected is not read.
 //! A new record of a recovered journal goes behind the last one, when everything behind that is
 //! erased and the erasure synced, never behind a torn tail; or else into another segment. Its

@@ -48,6 +48,20 @@ impl Found {
         self.start == Start::Header && !self.is_damaged && !self.is_quarantined
     }
 
+    /// Searches for the first valid record behind a damaged one. Of a segment whose number is lost
+    /// the first record is only known to come after all others.
+    fn resync(
+        &self,
+        bad_offset: usize,
+        bad_seq: u64,
+        before_seq: u64,
+        scratch: &mut Scratch,
+    ) -> Option<(usize, u64)> {
+        let is_guess = self.start == Start::Unknown && self.runs.is_empty();
+        self.segment
+            .resync(bad_offset, bad_seq, before_seq, is_guess, scratch)
+    }
+
     pub(super) fn into_segment(self) -> Segment {
         let mut segment = self.segment;
         segment.path = self.path.into();
@@ -247,7 +261,6 @@ impl Scanner {
                 // A sector that is lost takes the first records with the header.
                 let is_readable = has_record
                     || it
-                        .segment
                         .resync(HEADER_BYTES, it.first_seq, u64::MAX, &mut self.scratch)
                         .is_some();
                 if is_readable || it.segment.header() == Header::Bad {
@@ -263,6 +276,7 @@ impl Scanner {
     fn scan_segment(&mut self, index: usize, it: &mut Found, limit: Option<u64>) {
         let mut offset = HEADER_BYTES;
         let mut seq = it.first_seq;
+        self.torn_seq = None;
         loop {
             let (first_seq, first_offset) = (seq, offset);
             let stop = loop {
@@ -292,7 +306,7 @@ impl Scanner {
             }
             // Records are missing here, or what lies here is the torn tail of the journal.
             let before = limit.unwrap_or(u64::MAX);
-            let Some(next) = it.segment.resync(offset, seq, before, &mut self.scratch) else {
+            let Some(next) = it.resync(offset, seq, before, &mut self.scratch) else {
                 if limit.is_none() {
                     self.torn_seq = Some(seq);
                 }

@@ -269,20 +269,25 @@ impl Segment {
     }
 
     /// Searches for the first valid record behind a damaged one at `bad_offset`, which should
-    /// have been `bad_seq`. Only records before `before_seq` count.
+    /// have been `bad_seq`. Only records before `before_seq` count. `is_guess`: records may be
+    /// missing before the damaged place as well.
     pub(super) fn resync(
         &self,
         bad_offset: usize,
         bad_seq: u64,
         before_seq: u64,
+        is_guess: bool,
         scratch: &mut Scratch,
     ) -> Option<(usize, u64)> {
         let mut offset = bad_offset.strict_add(FRAME_BYTES_MIN);
         while self.left(offset) >= FRAME_HEAD_BYTES {
             if let Some((payload_bytes, crc)) = self.load_frame(offset, scratch) {
                 // No frame is shorter than two words: so many records can lie in between.
-                let between = offset.strict_sub(bad_offset) / FRAME_BYTES_MIN;
-                let furthest = bad_seq.saturating_add(wide(between).min(RESYNC_RECORDS_MAX));
+                let between = match is_guess {
+                    true => RESYNC_RECORDS_MAX,
+                    false => wide(offset.strict_sub(bad_offset) / FRAME_BYTES_MIN),
+                };
+                let furthest = bad_seq.saturating_add(between.min(RESYNC_RECORDS_MAX));
                 let mut seqs =
                     bad_seq.saturating_add(1)..before_seq.min(furthest.saturating_add(1));
                 if let Some(seq) = seqs.find(|seq| scratch.crc(*seq, payload_bytes) == crc) {

@@ -266,6 +266,40 @@ fn a_segment_cut_short_in_the_middle_is_a_gap() {
 }
 
 #[test]
+fn a_segment_without_number_is_found_behind_a_broken_one() {
+    let rig = Rig::new();
+    let (journal, _) = rig.open(1);
+    for _ in 0..21 {
+        append(&journal, 3000);
+    }
+    append(&journal, 2296);
+    for _ in 22..30 {
+        append(&journal, 8);
+    }
+    journal.maintain(NOW_MS).expect("maintained");
+    drop(journal);
+    let path = |first: u64| rig.journal_dir(1).join(format!("{first:020}.seg"));
+    let mut image = fs::read(path(0)).expect("readable");
+    image[HEADER_BYTES + 5 * 3008..].fill(0x5a);
+    fs::write(path(0), image).expect("writable");
+    // Its first two records go with its header; the others are too short to count those before.
+    let mut image = fs::read(path(22)).expect("readable");
+    image[..HEADER_BYTES + 2 * 16].fill(0x5a);
+    fs::remove_file(path(22)).expect("removable");
+    fs::write(rig.journal_dir(1).join("spare_00000007.seg"), image).expect("writable");
+
+    let (_journal, old) = rig.reopen(2);
+    let found: Vec<_> = old
+        .damage
+        .iter()
+        .map(|it| (it.cause, it.missing.clone()))
+        .collect();
+    assert_eq!(found, [(Cause::Header, 0..0), (Cause::Records, 5..24)]);
+    assert_eq!(numbers(&old.journal), Vec::from_iter((0..5).chain(24..30)));
+    assert_eq!(old.torn_seq, None);
+}
+
+#[test]
 fn a_segment_of_another_journal_is_not_read() {
     let (rig, path, image) = small();
     let old = recover(&rig, &path, &image);
