@@ -189,13 +189,17 @@ fn rename(root: &Root, found: &mut Found) -> Result<()> {
     if found.is_quarantined {
         return Ok(());
     }
-    let name = if found.is_damaged {
-        let mut name = found.path.clone().into_os_string();
+    let mut name = found.path.clone().into_os_string();
+    if found.has_number() {
+        name = found
+            .path
+            .with_file_name(segment_name(found.first_seq))
+            .into();
+    }
+    if found.is_damaged {
         name.push(QUARANTINED_SUFFIX);
-        PathBuf::from(name)
-    } else {
-        found.path.with_file_name(segment_name(found.first_seq))
-    };
+    }
+    let name = PathBuf::from(name);
     // An empty segment may have the name already; the header decides, not the name.
     if !name.exists() {
         root.disk

@@ -48,6 +48,12 @@ impl Found {
         self.start == Start::Header && !self.is_damaged && !self.is_quarantined
     }
 
+    /// Whether its name is to be its number: that of what is intact, and of what has it nowhere
+    /// else.
+    pub(super) fn has_number(&self) -> bool {
+        !self.is_damaged || self.start == Start::Name
+    }
+
     /// Searches for the first valid record behind a damaged one. Of a segment whose number is lost
     /// the first record is only known to come after all others.
     fn resync(
@@ -60,6 +66,21 @@ impl Found {
         let is_guess = self.start == Start::Unknown && self.runs.is_empty();
         self.segment
             .resync(bad_offset, bad_seq, before_seq, is_guess, scratch)
+    }
+
+    /// Tells the number of a segment that had lost it from its first readable record, for its name:
+    /// by the next time others may have come behind it.
+    fn find_number(&mut self) {
+        if self.start != Start::Unknown {
+            return;
+        }
+        if let Some((seqs, offset)) = self.runs.first() {
+            self.first_seq = match *offset {
+                HEADER_BYTES => seqs.start,
+                _ => seqs.start.saturating_sub(1),
+            };
+            self.start = Start::Name;
+        }
     }
 
     pub(super) fn into_segment(self) -> Segment {
@@ -233,6 +254,7 @@ impl Scanner {
             }
             self.expected = it.first_seq;
             self.scan_segment(index, it, limit);
+            it.find_number();
             previous = Some(index);
         }
         for (index, cause, _) in &self.damage {

@@ -269,8 +269,8 @@ impl Segment {
     }
 
     /// Searches for the first valid record behind a damaged one at `bad_offset`, which should
-    /// have been `bad_seq`. Only records before `before_seq` count. `is_guess`: records may be
-    /// missing before the damaged place as well.
+    /// have been `bad_seq`. Only records before `before_seq` count. `is_guess`: records are missing
+    /// before that place, and what is there may be whole.
     pub(super) fn resync(
         &self,
         bad_offset: usize,
@@ -279,7 +279,10 @@ impl Segment {
         is_guess: bool,
         scratch: &mut Scratch,
     ) -> Option<(usize, u64)> {
-        let mut offset = bad_offset.strict_add(FRAME_BYTES_MIN);
+        let mut offset = match is_guess {
+            true => bad_offset,
+            false => bad_offset.strict_add(FRAME_BYTES_MIN),
+        };
         while self.left(offset) >= FRAME_HEAD_BYTES {
             if let Some((payload_bytes, crc)) = self.load_frame(offset, scratch) {
                 // No frame is shorter than two words: so many records can lie in between.

@@ -288,7 +288,7 @@ fn a_segment_without_number_is_found_behind_a_broken_one() {
     fs::remove_file(path(22)).expect("removable");
     fs::write(rig.journal_dir(1).join("spare_00000007.seg"), image).expect("writable");
 
-    let (_journal, old) = rig.reopen(2);
+    let (journal, old) = rig.reopen(2);
     let found: Vec<_> = old
         .damage
         .iter()
@@ -297,6 +297,14 @@ fn a_segment_without_number_is_found_behind_a_broken_one() {
     assert_eq!(found, [(Cause::Header, 0..0), (Cause::Records, 5..24)]);
     assert_eq!(numbers(&old.journal), Vec::from_iter((0..5).chain(24..30)));
     assert_eq!(old.torn_seq, None);
+    append(&old.journal, 8);
+    drop((journal, old));
+    // It is in its place also when another one has come behind it.
+    let (_journal, old) = rig.reopen(3);
+    let gaps: Vec<_> = old.gaps().into_iter().map(|gap| gap.seqs).collect();
+    assert_eq!(gaps, [5..24]);
+    let numbers = numbers(&old.journal);
+    assert_eq!(numbers, Vec::from_iter((0..5).chain(24..31)));
 }
 
 #[test]
