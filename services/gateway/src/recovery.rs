@@ -31,7 +31,7 @@ use self::counts::final_cum;
 pub(crate) use self::counts::has_spent;
 pub(crate) use self::counts::{Total, finals, read_totals};
 use crate::{
-    journal::{self, Journal, Recovered},
+    journal::{self, Journal, Kept, Recovered},
     opened::Opened,
     record,
     retry::{Insistence, Retry},
@@ -165,9 +165,11 @@ impl<'a> Life<'a> {
             all.records = all.records.saturating_add(unapplied);
             all.gap_records = all.gap_records.saturating_add(lost);
         });
+        let mut kept = match lost {
+            0 => None,
+            _ => Some(self.meet_the_lost(stop).await?),
+        };
         let (mut rounds, mut is_first) = (0, true);
-        // Until the final counts are written a gap tells that what was told is to be paid.
-        let mut kept = (lost > 0).then(|| self.journal.keep(self.journal.watermark()));
         while rounds < ROUNDS_MAX {
             let open = self.retire(stop).await?;
             if let Some(opened) = opened.take() {
@@ -176,13 +178,9 @@ impl<'a> Life<'a> {
             if is_first {
                 self.count_credits(&open, &totals, lost > 0)?;
             }
-            // What is lost here may be on its way, which is over when the gap is applied.
-            let owed = match is_first && lost > 0 {
-                true => Vec::new(),
-                false => finals(&totals, &open, lost > 0, is_first)?,
-            };
+            let owed = finals(&totals, &open, lost > 0, is_first)?;
             let closed = self.close(&owed, stop).await?;
-            kept = kept.filter(|_| is_first || closed < owed.len());
+            kept = kept.filter(|_| closed < owed.len());
             crash_point!("gateway.recovery_scanned");
             if owed.is_empty() && !is_first {
                 tell_end(self.host, &self.journal, stop).await?;
@@ -198,6 +196,16 @@ impl<'a> Life<'a> {
             is_first = false;
         }
         anyhow::bail!("leases were still open after {ROUNDS_MAX} final counts");
+    }
+
+    /// Waits until the gaps are applied: what is lost here may have been shipped, and count towards
+    /// what leases have spent. Until the final counts are written nothing goes, not even what says
+    /// that there is a gap.
+    async fn meet_the_lost(&self, stop: &Stop) -> anyhow::Result<Kept> {
+        let kept = self.journal.keep(self.journal.watermark());
+        self.retire(stop).await?;
+        self.ship(stop).await?;
+        Ok(kept)
     }
 
     /// Ends the calls that the life had begun, each by what the last note of it says.

@@ -171,7 +171,8 @@ impl Line {
 
     /// Ends the calls that an earlier life had begun, and writes the final counts that it owes, of
     /// what the wallet calls open; not for the first time when all was applied and some still are.
-    /// A damaged journal's come when all was applied: what it has lost may be on its way.
+    /// For a damaged journal all this comes when everything was applied: what it has lost may be on
+    /// its way.
     ///
     /// # Errors
     /// The journal cannot be read, or the disk fails.
@@ -181,18 +182,20 @@ impl Line {
         is_first: bool,
         now: Duration,
     ) -> anyhow::Result<()> {
+        if is_first && self.kept.is_some() {
+            return Ok(());
+        }
+        let is_first = is_first || self.kept.is_some();
         let owed = self.owed.take();
         let (mut totals, opened) = owed.context("the journal could not be read")?;
         for record in opened.end(&mut totals, open, 0)? {
             self.append_synced(record, now)?;
         }
         let has_gaps = !self.gaps.is_empty();
-        if !(has_gaps && is_first) {
-            for (lease, cum) in recovery::finals(&totals, open, has_gaps, is_first)? {
-                self.close(lease, now, || cum)?;
-            }
-            self.kept = None;
+        for (lease, cum) in recovery::finals(&totals, open, has_gaps, is_first)? {
+            self.close(lease, now, || cum)?;
         }
+        self.kept = None;
         self.owed = Some((totals, Opened::default()));
         Ok(())
     }

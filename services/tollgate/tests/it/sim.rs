@@ -81,6 +81,8 @@ struct Faults {
     short: usize,
     loss: usize,
     repeat: usize,
+    /// How often a consumer goes on.
+    consume: usize,
 }
 
 const KILLS: Faults = Faults {
@@ -96,6 +98,7 @@ const KILLS: Faults = Faults {
     short: 0,
     loss: 60,
     repeat: 60,
+    consume: 130,
 };
 
 /// Kills, and clocks that jump by days: leases of the living are given up.
@@ -107,11 +110,12 @@ const DAMAGE: Faults = Faults {
     ..KILLS
 };
 
-/// The same of gateways that die often, while what they shipped is on its way.
+/// The same of gateways that die often, while slow consumers have yet to take what they shipped.
 const DAMAGE_ON_THE_WAY: Faults = Faults {
     kill: 12,
     damage: 120,
     short: 950,
+    consume: 40,
     ..KILLS
 };
 

@@ -278,12 +278,16 @@ impl World {
         let damaged = damaged.filter(|(journal, _)| self.damaged_journals.contains(journal));
         let unitemised = unitemised + damaged.filter_map(most).sum::<i64>();
         let written: i64 = self.written.values().map(|(_, cost)| cost).sum();
+        // What the journal and the stream have both lost may have a row, and no debit.
+        let is_unpaid = |key| self.hit.contains(key) && self.effects.is_gap("wallet", *key);
+        let rows = self.effects.rows.iter().filter(|(key, _)| is_unpaid(key));
+        let unpaid: i64 = rows.map(|(_, (_, cost))| cost).sum();
         // Each credit has its row, or is of a call whose record is known to be lost: a later total
         // pays for it, or what its owner had told. What was written and lost with the power may
         // have been debited all the same, when either knew of it; what never was may not.
         let paid = used + late;
         let is_right = match self.unsynced_from.is_empty() {
-            true => (costs..=costs + unitemised).contains(&paid) && is_whole,
+            true => (costs - unpaid..=costs + unitemised).contains(&paid) && is_whole,
             false => (costs..=written + ended).contains(&paid),
         };
         match is_right {

@@ -77,7 +77,7 @@ impl World {
             (20, Step::Close),
             (30, Step::Conclude),
             (400, Step::Deliver),
-            (130, Step::Consume),
+            (if calms { 130 } else { faults.consume }, Step::Consume),
             (40, Step::Watch),
             (trouble(6), Step::GiveBack),
             (100, Step::Start),
