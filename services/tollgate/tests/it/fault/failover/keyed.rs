@@ -28,7 +28,6 @@ const _: () = assert!(SLOW_COST != COST, "else the route tells nothing");
 /// A standby is promoted that does not know who has a key, and the stream is lost as well. The call
 /// that has it goes on for longer than keys are refused, and is the only one that is made.
 #[tokio::test]
-#[ignore = "half a minute; run by make faults"]
 async fn f15_a_call_under_way_keeps_a_key_that_the_database_has_forgotten() {
     let world = start(&[]).await;
     let used = world.used();
