@@ -22,7 +22,7 @@ use crate::{
     edge::COST,
     headers,
     idempotency::relay::Relayed,
-    meter::{Finished, GOES_ON_PERIOD, Proof, Ticket},
+    meter::{Finished, Proof, Ticket},
     pool::{Lent, patience::Pauses},
 };
 
@@ -56,8 +56,8 @@ pub(crate) struct Metered {
     left: Option<u64>,
     /// How long it may wait for the upstream.
     pauses: Pauses,
-    /// When an open call of which nothing comes says that it goes on.
-    goes_on: Option<Pin<Box<Sleep>>>,
+    /// When an open call of which nothing comes is to be noted again.
+    noted_until: Option<Pin<Box<Sleep>>>,
     /// The end of the connection is the end of the answer.
     ends_with_connection: bool,
     /// Then, or while the upstream has not yet said that it was the last: the frame that is sent
@@ -84,7 +84,7 @@ impl EdgeBody {
     }
 
     /// An answer on its way.
-    pub(crate) fn metered(answer: Answer, ticket: Ticket, lent: Lent, pauses: Pauses) -> Self {
+    pub(crate) fn metered(answer: Answer, mut ticket: Ticket, lent: Lent, pauses: Pauses) -> Self {
         let Answer {
             body: inner,
             read,
@@ -95,9 +95,9 @@ impl EdgeBody {
         Self::Metered(Box::new(Metered {
             inner,
             read,
-            goes_on: ticket
-                .is_open()
-                .then(|| Box::pin(tokio::time::sleep(GOES_ON_PERIOD))),
+            noted_until: ticket
+                .keep_noted()
+                .map(|left| Box::pin(tokio::time::sleep(left))),
             ticket: Some(ticket),
             lent: Some(lent),
             pauses,
@@ -223,14 +223,16 @@ impl Metered {
         }
     }
 
-    /// Notes from time to time that an open call goes on.
+    /// Keeps an open call noted while it waits.
     fn wait_noted(&mut self, task: &mut Context<'_>) {
-        let (Some(timer), Some(ticket)) = (&mut self.goes_on, &mut self.ticket) else {
+        let (Some(timer), Some(ticket)) = (&mut self.noted_until, &mut self.ticket) else {
             return;
         };
         while timer.as_mut().poll(task).is_ready() {
-            ticket.goes_on();
-            let next = Instant::now().checked_add(GOES_ON_PERIOD);
+            let Some(left) = ticket.keep_noted() else {
+                return;
+            };
+            let next = Instant::now().checked_add(left);
             timer.as_mut().reset(next.unwrap_or_else(Instant::now));
         }
     }

@@ -19,7 +19,7 @@ pub use self::route::{Route, Way};
 use crate::{
     journal::{Damage, Disk, Error, Journal, Kept, Options, Reservation, SEGMENT_BYTES_MIN},
     lease::{Account, Hold, Owner},
-    lender::desk::{Desk, Grant, News, Told},
+    lender::desk::{Bulletin, Desk, Grant, News, Told},
     meter, path, record,
 };
 
@@ -81,20 +81,13 @@ pub struct Figures {
 }
 
 /// What a heartbeat says, to be confirmed when the wallet has taken it.
-pub struct Beat(Vec<Told>);
+pub struct Beat(Bulletin);
 
 impl Beat {
     /// Lease, total spent, total given back.
     pub fn reports(&self) -> Vec<(LeaseId, i64, i64)> {
         let report = |told: &Told| (told.lease.id, told.cum, told.returned_cum);
-        self.0.iter().map(report).collect()
-    }
-
-    /// The wallet has taken it.
-    pub fn was_taken(&self) {
-        for told in &self.0 {
-            told.lease.was_told(told.cum, told.returned_cum);
-        }
+        self.0.told.iter().map(report).collect()
     }
 }
 
@@ -282,7 +275,17 @@ impl Life {
     /// What the next heartbeat says.
     pub fn beat(&self, now: Duration) -> Beat {
         self.desk.end_periods(micros(now));
-        Beat(self.desk.news(micros(now)).told)
+        Beat(self.desk.news(micros(now)))
+    }
+
+    /// The wallet has taken a heartbeat.
+    pub fn was_taken(&self, beat: &Beat) {
+        for told in &beat.0.told {
+            told.lease.was_told(told.cum, told.returned_cum);
+        }
+        if beat.0.tells_all {
+            self.desk.told_all();
+        }
     }
 
     /// The wallet did not answer a heartbeat.

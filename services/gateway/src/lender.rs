@@ -5,7 +5,7 @@ mod asker;
 pub(crate) mod desk;
 mod size;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod upkeep;
 
 use std::{
@@ -86,11 +86,11 @@ pub(crate) struct Lender {
 impl Lender {
     pub(crate) fn new(
         host: &Host,
+        channel: Channel,
         journal: Journal,
         name: String,
-    ) -> anyhow::Result<(Arc<Self>, mpsc::Receiver<Arc<Account>>)> {
+    ) -> (Arc<Self>, mpsc::Receiver<Arc<Account>>) {
         let (renewals, waiting) = mpsc::channel(RENEWALS_MAX);
-        let channel = host.channel("wallet")?;
         let id = JournalId::new(journal.id());
         let lender = Self {
             journal,
@@ -106,7 +106,7 @@ impl Lender {
             closing: tokio::sync::Mutex::new(()),
             renewals,
         };
-        Ok((Arc::new(lender), waiting))
+        (Arc::new(lender), waiting)
     }
 
     fn journal_id(&self) -> JournalId {

@@ -44,8 +44,8 @@ pub(crate) const PERMITS: i64 = 1;
 /// An open call writes how far it has come after so many bytes of its answer, or so long.
 const PROGRESS_BYTES: u64 = 64 * 1024;
 const PROGRESS_PERIOD: Duration = Duration::from_secs(1);
-/// One of which nothing comes, or that is noted for its key alone, says after so long that it goes
-/// on: the journal behind its last note can go then.
+/// One that nothing else has noted for so long says that it goes on: the journal behind its last
+/// note can go then.
 pub(crate) const GOES_ON_PERIOD: Duration = Duration::from_secs(5);
 
 /// A proof of durability is waited for so long; then the answer is broken off.
@@ -144,6 +144,13 @@ struct Open {
     kept: Kept,
     at: u64,
     bytes: u64,
+}
+
+impl Open {
+    /// Since it was written.
+    fn waited(&self, now: u64) -> Duration {
+        Duration::from_nanos(now.saturating_sub(self.at))
+    }
 }
 
 /// How a call has ended.
@@ -335,31 +342,41 @@ impl Ticket {
         self.progress();
     }
 
-    /// Notes how far an open call has come, when that is due. Of a tunnel without units only its
-    /// end matters.
+    /// Notes how far an open call has come, when that is due. What costs the same however far it
+    /// comes just goes on.
     fn progress(&mut self) {
         let Some(open) = &self.open else {
             return;
         };
         let now = self.edge.clock.monotonic_nanos();
-        let waited = Duration::from_nanos(now.saturating_sub(open.at));
         let grown = self.response_bytes.saturating_sub(open.bytes) >= PROGRESS_BYTES;
-        let is_due = match self.is_priced() {
-            true => waited >= PROGRESS_PERIOD || grown,
-            false => waited >= GOES_ON_PERIOD && self.has_key(),
-        };
-        if is_due {
+        if !self.is_priced() {
+            self.keep_noted_at(now);
+        } else if grown || open.waited(now) >= PROGRESS_PERIOD {
             self.goes_on();
         }
     }
 
-    /// Whether the call is noted before it ends.
-    pub(crate) fn is_open(&self) -> bool {
-        self.open.is_some()
+    /// Notes that an open call goes on, unless it was noted lately for whatever reason. Returns
+    /// when to look again; `None`: the call is not noted before it ends.
+    pub(crate) fn keep_noted(&mut self) -> Option<Duration> {
+        self.open.as_ref()?;
+        self.keep_noted_at(self.edge.clock.monotonic_nanos())
     }
 
-    /// Notes that an open call goes on, so that the journal behind its last note can go.
-    pub(crate) fn goes_on(&mut self) {
+    /// The same at this monotonic nanosecond.
+    pub(crate) fn keep_noted_at(&mut self, now: u64) -> Option<Duration> {
+        let waited = self.open.as_ref()?.waited(now);
+        match GOES_ON_PERIOD.checked_sub(waited) {
+            Some(left) if !left.is_zero() => Some(left),
+            _ => {
+                self.goes_on();
+                Some(GOES_ON_PERIOD)
+            }
+        }
+    }
+
+    fn goes_on(&mut self) {
         // Without room the note before has to do.
         if let Some(reservation) = self.edge.journal.reserve() {
             self.note_progress(RecordKind::Progress, reservation);
@@ -371,16 +388,13 @@ impl Ticket {
     /// neither a client that is slow to send nor an upstream that is slow to answer may keep the
     /// journal.
     pub(crate) async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        if !self.is_open() {
-            return work.await;
-        }
         let mut work = std::pin::pin!(work);
-        loop {
-            match tokio::time::timeout(GOES_ON_PERIOD, work.as_mut()).await {
-                Ok(done) => return done,
-                Err(_) => self.goes_on(),
+        while let Some(left) = self.keep_noted() {
+            if let Ok(done) = tokio::time::timeout(left, work.as_mut()).await {
+                return done;
             }
         }
+        work.await
     }
 
     fn charge(&self, end: Disposition) -> Charge {

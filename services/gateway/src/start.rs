@@ -59,7 +59,8 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     let sockets = listen::bind(config.listen, config.threads())?;
     let countries = open_countries(&config)?;
     let (journal, recovered) = open_journal(host, &config).await?;
-    let (lender, renewals) = Lender::new(host, journal.clone(), config.name.clone())?;
+    let (wallet, name) = (host.channel("wallet")?, config.name.clone());
+    let (lender, renewals) = Lender::new(host, wallet, journal.clone(), name);
     let (touches, used) = mpsc::channel(sync::TOUCHES_MAX);
     let (strangers, passed) = Strangers::new(&config);
     let edge = edge(

@@ -2,6 +2,7 @@
 
 mod costs;
 mod flow;
+mod lent;
 mod places;
 mod power;
 mod priced;

@@ -57,10 +57,9 @@ use crate::{
 const BUFFER_BYTES: usize = 8 * 1024;
 /// Both connections must have changed so long after the 101.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between two looks at a tunnel: whether its key is valid, and whether something passed.
+/// Between two looks at a tunnel: whether its key is valid, whether something passed, and whether
+/// it is to be noted again.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
-/// Looks between two notes of it. The journal keeps all that is behind the last one.
-const LOOKS_PER_NOTE: u32 = 5;
 /// A tunnel whose client has ended its way by HTTP/2 ends when nothing has come from the upstream
 /// for so long: it may be a reset, which hyper reads as such an end.
 const ENDED_IDLE: Duration = Duration::from_secs(10);
@@ -359,7 +358,7 @@ impl Tunnel {
 
     /// Resolves when the tunnel is to be cut.
     async fn look_after(&self) -> Cut {
-        let (mut seen, mut quiet, mut looks) = ((0, false), Duration::ZERO, 0_u32);
+        let (mut seen, mut quiet) = ((0, false), Duration::ZERO);
         loop {
             tokio::time::sleep(LOOK_PERIOD).await;
             // An end counts like bytes: the time for what may follow begins with it.
@@ -375,10 +374,7 @@ impl Tunnel {
             if let Some(refusal) = self.judge().await {
                 return Cut::Key(refusal);
             }
-            looks = looks.wrapping_add(1);
-            if looks.is_multiple_of(LOOKS_PER_NOTE) {
-                self.ticket.borrow_mut().goes_on();
-            }
+            self.ticket.borrow_mut().keep_noted();
         }
     }
 

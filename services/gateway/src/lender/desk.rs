@@ -33,7 +33,8 @@ pub(crate) struct Desk {
     /// that is long over are forgotten, the others are few, since renewals extend.
     closed: papaya::HashMap<LeaseId, i64>,
     heartbeats: AtomicU64,
-    /// The wallet has missed a heartbeat, or asks for all: it is told of everything.
+    /// The wallet has missed a heartbeat, or asks for all: it is told of everything, until it has
+    /// taken that.
     missed: AtomicBool,
     /// No lease is opened any more.
     ended: AtomicBool,
@@ -143,9 +144,8 @@ impl Desk {
     /// What a heartbeat says: what has changed; now and then, when one was missed, and when the
     /// wallet asks for it, all.
     pub(crate) fn news(&self, now: i64) -> Bulletin {
-        let missed = self.missed.swap(false, Ordering::AcqRel);
         let heartbeats = self.heartbeats.fetch_add(1, Ordering::Relaxed);
-        let tells_all = missed || heartbeats.is_multiple_of(FULL_HEARTBEATS);
+        let tells_all = self.is_behind() || heartbeats.is_multiple_of(FULL_HEARTBEATS);
         if tells_all {
             self.closed.pin().retain(|_, until| now < *until);
         }
@@ -171,7 +171,13 @@ impl Desk {
         self.missed.store(true, Ordering::Release);
     }
 
-    /// The wallet did not take the last heartbeat.
+    /// The wallet has taken a heartbeat that told it of all leases, and asks for no more.
+    pub(crate) fn told_all(&self) {
+        self.missed.store(false, Ordering::Release);
+    }
+
+    /// The wallet has missed a heartbeat, or asked for all leases, and has not been told since:
+    /// also while the next heartbeat is under way, which may take long.
     pub(crate) fn is_behind(&self) -> bool {
         self.missed.load(Ordering::Acquire)
     }

@@ -42,14 +42,14 @@ struct Wallet {
 }
 
 /// Wallets by their owners, with so many credits each.
-pub(super) struct Bank(i64, BTreeMap<String, Wallet>);
+pub(crate) struct Bank(i64, BTreeMap<String, Wallet>);
 
 impl Bank {
-    pub(super) fn new(credits: i64) -> Arc<Mutex<Self>> {
+    pub(crate) fn new(credits: i64) -> Arc<Mutex<Self>> {
         Arc::new(Mutex::new(Self(credits, BTreeMap::new())))
     }
 
-    pub(super) fn acquire(&mut self, ask: wire::Ask) -> wire::Answer {
+    pub(crate) fn acquire(&mut self, ask: wire::Ask) -> wire::Answer {
         let wallet = || Wallet {
             available: self.0,
             ..Wallet::default()
@@ -141,33 +141,54 @@ where
     F: Fn(Vec<wire::Ask>) -> S + Clone + Send + Sync + 'static,
     S: futures_util::Stream<Item = Result<Vec<wire::Answer>, Status>> + Send + 'static,
 {
+    lender_that_beats(answer, |_| ready(Ok(()))).await
+}
+
+/// As [`lender_of`], with somebody who says what becomes of each heartbeat.
+async fn lender_that_beats<F, S, B, Fut>(answer: F, beat: B) -> (Arc<Lender>, TempDir)
+where
+    F: Fn(Vec<wire::Ask>) -> S + Clone + Send + Sync + 'static,
+    S: futures_util::Stream<Item = Result<Vec<wire::Answer>, Status>> + Send + 'static,
+    B: Fn(wire::HeartbeatRequest) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Status>> + Send + 'static,
+{
     let (host, _) = rig::host(&[]).await;
     let dir = tempfile::tempdir().expect("a directory");
     let opened = Journal::open(&rig::options(dir.path()), Uuid::from_u128(4), 0);
     let (journal, _) = opened.expect("a journal");
-    let (mut lender, _) = Lender::new(&host, journal, "g".to_owned()).expect("a lender");
-    let service = tower::service_fn(move |request: http::Request<tonic::body::Body>| {
-        let answer = answer.clone();
-        async move {
-            let is_acquire = request.uri().path().ends_with("/Acquire");
-            let body = request.into_body().collect().await;
-            let message = body.expect("a request").to_bytes().slice(PREFIX_BYTES..);
-            if !is_acquire {
-                let taken = framed(&wire::HeartbeatResponse::default());
-                return Ok(reply(futures_util::stream::iter([Ok(taken)])));
-            }
-            let asked = wire::AcquireRequest::decode(message).expect("a request");
-            let answers = answer(asked.asks);
-            Ok(reply(answers.map_ok(|answers| {
-                framed(&wire::AcquireResponse { answers })
-            })))
-        }
-    });
-    let own = Arc::get_mut(&mut lender).expect("nobody else has it");
-    own.channel = BoxCloneSyncService::new(service);
-    let (id, name) = (own.journal_id(), own.name.clone());
-    own.asker = Asker::new(&host, own.channel.clone(), id, name);
+    let (lender, _) = Lender::new(&host, wallet(answer, beat), journal, "g".to_owned());
     (lender, dir)
+}
+
+/// A wallet that answers so.
+pub(crate) fn wallet<F, S, B, Fut>(answer: F, beat: B) -> Channel
+where
+    F: Fn(Vec<wire::Ask>) -> S + Clone + Send + Sync + 'static,
+    S: futures_util::Stream<Item = Result<Vec<wire::Answer>, Status>> + Send + 'static,
+    B: Fn(wire::HeartbeatRequest) -> Fut + Clone + Send + Sync + 'static,
+    Fut: Future<Output = Result<(), Status>> + Send + 'static,
+{
+    BoxCloneSyncService::new(tower::service_fn(
+        move |request: http::Request<tonic::body::Body>| {
+            let (answer, beat) = (answer.clone(), beat.clone());
+            async move {
+                let is_acquire = request.uri().path().ends_with("/Acquire");
+                let body = request.into_body().collect().await;
+                let message = body.expect("a request").to_bytes().slice(PREFIX_BYTES..);
+                if !is_acquire {
+                    let beat = beat(wire::HeartbeatRequest::decode(message).expect("a heartbeat"));
+                    let taken = || framed(&wire::HeartbeatResponse::default());
+                    let taken = async move { beat.await.map(|()| taken()) };
+                    return Ok(reply(futures_util::stream::once(taken)));
+                }
+                let asked = wire::AcquireRequest::decode(message).expect("a request");
+                let answers = answer(asked.asks);
+                Ok(reply(answers.map_ok(|answers| {
+                    framed(&wire::AcquireResponse { answers })
+                })))
+            }
+        },
+    ))
 }
 
 pub(super) fn owner(n: u128) -> Owner {
@@ -361,4 +382,66 @@ async fn a_wallet_that_is_slow_for_some_keeps_neither_heartbeats_nor_others_wait
         answered = tokio::time::timeout(LIMIT, answered) => answered.expect("one is answered"),
     }
     assert_eq!(accounts.map(|account| account.in_hand()), [0, 7, 0]);
+}
+
+/// A wallet that has missed a heartbeat is out of reach until it has taken one, however long the
+/// next one takes: nobody's turn is spent on asking it.
+#[tokio::test]
+async fn what_was_not_answered_is_asked_again_when_a_heartbeat_is_taken_and_not_before() {
+    let line = Arc::new(Mutex::new(Line::LosesReplies));
+    let nonces: Arc<Mutex<Vec<Vec<u8>>>> = Arc::default();
+    let (to_bank, asked) = (
+        line_to(Bank::new(7), Arc::clone(&line)),
+        Arc::clone(&nonces),
+    );
+    let answer = move |asks: Vec<wire::Ask>| {
+        asked
+            .lock()
+            .extend(asks.iter().map(|ask| ask.nonce.clone()));
+        let answers = asks.into_iter().map(&to_bank);
+        let answers = answers.map(|answer| answer.into_inner().map(|answer| vec![answer]));
+        futures_util::stream::iter(answers.collect::<Vec<_>>())
+    };
+    let open = Arc::new(tokio::sync::Semaphore::new(0));
+    let beats: Arc<Mutex<Vec<bool>>> = Arc::default();
+    let (state, gate, heard) = (Arc::clone(&line), Arc::clone(&open), Arc::clone(&beats));
+    let (lender, _dir) = lender_that_beats(answer, move |beat| {
+        heard.lock().push(beat.tells_all);
+        let (is_down, gate) = (*state.lock() == Line::Down, Arc::clone(&gate));
+        async move {
+            if is_down {
+                return Err(Status::unavailable("the wallet is away"));
+            }
+            drop(gate.acquire().await);
+            Ok(())
+        }
+    })
+    .await;
+    let account = lender.account(owner(1));
+    let refused = lender.hold_or_acquire(&account, 7).await;
+    assert_eq!(refused.err(), Some(Refusal::CreditsUnavailable));
+    lender.heartbeat().await;
+    *line.lock() = Line::Good;
+    let asked_before = nonces.lock().len();
+    let heard_before = beats.lock().len();
+    let mut heartbeat = Box::pin(lender.heartbeat());
+    while beats.lock().len() == heard_before {
+        assert!(futures_util::poll!(&mut heartbeat).is_pending(), "it hangs");
+        tokio::task::yield_now().await;
+    }
+    lender.ask_again().await;
+    assert_eq!(nonces.lock().len(), asked_before, "asked while it hangs");
+    // One that is given up has not told the wallet either.
+    drop(heartbeat);
+    lender.ask_again().await;
+    assert_eq!(nonces.lock().len(), asked_before, "asked without an answer");
+    open.add_permits(1);
+    lender.heartbeat().await;
+    assert!(beats.lock().ends_with(&[true, true]), "{beats:?}");
+    lender.ask_again().await;
+    assert_eq!(account.in_hand(), 7, "what the lost reply lent");
+    let nonces: std::collections::BTreeSet<_> = nonces.lock().drain(..).collect();
+    assert_eq!(nonces.len(), 1, "it was asked with one nonce");
+    lender.heartbeat().await;
+    assert!(beats.lock().ends_with(&[true, false]), "{beats:?}");
 }

@@ -90,6 +90,7 @@ impl Lender {
             tells_all,
             told: mut reports,
         } = self.desk.news(self.monotonic_micros());
+        let mut asks_for_all = false;
         loop {
             let rest = reports.split_off(reports.len().min(REPORTS_MAX));
             let leases = reports
@@ -112,9 +113,7 @@ impl Lender {
                     self.desk.drain(ids);
                     self.live_gateways
                         .store(answer.live_gateways, Ordering::Relaxed);
-                    if answer.tell_all {
-                        self.desk.missed();
-                    }
+                    asks_for_all |= answer.tell_all;
                 }
                 Err(status) => {
                     tracing::debug!(code = ?status.code(), "the wallet did not take a heartbeat");
@@ -126,9 +125,14 @@ impl Lender {
                 told.lease.was_told(told.cum, told.returned_cum);
             }
             if rest.is_empty() {
-                return;
+                break;
             }
             reports = rest;
+        }
+        match asks_for_all {
+            true => self.desk.missed(),
+            false if tells_all => self.desk.told_all(),
+            false => {}
         }
     }
 

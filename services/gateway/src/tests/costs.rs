@@ -55,7 +55,7 @@ fn median(mut figures: Vec<u128>) -> u128 {
     figures.get(figures.len() / 2).copied().expect("rounds")
 }
 
-fn ticket(rig: &Rig, entry: &Arc<Entry>) -> Ticket {
+pub(super) fn ticket(rig: &Rig, entry: &Arc<Entry>) -> Ticket {
     let edge = &rig.worker.edge;
     let (address, started) = (rig.address().ip(), edge.clock.monotonic_nanos());
     let peer = Peer {

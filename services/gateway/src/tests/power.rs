@@ -44,7 +44,8 @@ async fn fail(
 ) -> (usize, i64) {
     let disk = Arc::new(TestDisk::default());
     disk.remembers.store(true, Ordering::SeqCst);
-    let rig = Rig::on(disk.clone(), host, config, |_| {}).await;
+    let wallet = host.channel("wallet").expect("a channel");
+    let rig = Rig::on(disk.clone(), wallet, host, config, |_| {}).await;
     for _ in 0..calls {
         call(&rig, path).await;
     }

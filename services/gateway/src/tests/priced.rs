@@ -8,14 +8,25 @@
 
 use std::time::Duration;
 
+use http::Method;
 use proto::{
     events::v1::{Disposition, Record, RecordKind},
     keys::v1::Route,
 };
 use tokio::io::AsyncWriteExt as _;
 
-use super::rig::{self, GRANTED, MAX_COST, Rig};
-use crate::{meter::GOES_ON_PERIOD, opened::Opened, recovery, units::JSON_BYTES_MAX};
+use super::{
+    costs::ticket,
+    rig::{self, GRANTED, MAX_COST, Rig},
+};
+use crate::{
+    admit::{Asked, admit},
+    meter::GOES_ON_PERIOD,
+    opened::Opened,
+    recovery,
+    units::JSON_BYTES_MAX,
+    upload::Upload,
+};
 
 struct Case {
     name: &'static str,
@@ -360,4 +371,41 @@ async fn a_call_of_which_nothing_comes_is_noted_again() {
     });
     let all = futures_util::future::join_all(noted_again);
     tokio::task::LocalSet::new().run_until(all).await;
+}
+
+/// What has just been noted for its bytes is not noted for its time as well.
+#[tokio::test]
+async fn a_call_is_noted_again_when_nothing_else_has_noted_it() {
+    let (host, config) = rig::host(&[]).await;
+    let rig = Rig::new(&host, &config).await;
+    let edge = &rig.worker.edge;
+    let hash = edge.keyring.hashing().hash(&rig.key.presented());
+    let now = edge.clock.monotonic_nanos();
+    let entry = edge.keyring.cached(&hash, now).expect("known");
+    let catalogue = edge.catalogue.load_full();
+    let method = &Method::GET;
+    let (asked, ticket) = (Asked::Plain { method, now }, ticket(&rig, &entry));
+    let admitted = admit(
+        edge,
+        &catalogue,
+        asked,
+        ticket,
+        "echo",
+        "/priced".to_owned(),
+    );
+    let mut ticket = admitted.await.ok().expect("admitted").0.ticket;
+    assert_eq!(ticket.keep_noted(), None, "nothing is known of it");
+    ticket.forwarding(Upload::of(&[])).expect("noted");
+    let period = u64::try_from(GOES_ON_PERIOD.as_nanos()).expect("short");
+    let noted = edge.clock.monotonic_nanos();
+    ticket.sent(&[7; 64 * 1024]);
+    let kinds = || rig.records().iter().map(Record::kind).collect::<Vec<_>>();
+    let of_bytes = [RecordKind::Open, RecordKind::Progress];
+    assert_eq!(kinds(), of_bytes);
+    let left = ticket.keep_noted_at(noted + period);
+    assert!(left.is_some_and(|left| left < GOES_ON_PERIOD), "{left:?}");
+    assert_eq!(kinds(), of_bytes);
+    let later = edge.clock.monotonic_nanos() + period;
+    assert_eq!(ticket.keep_noted_at(later), Some(GOES_ON_PERIOD));
+    assert_eq!(kinds(), [&of_bytes[..], &[RecordKind::Progress]].concat());
 }

@@ -17,7 +17,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{rt::TokioIo, server::conn::auto};
 use prost::Message as _;
-use proto::{events::v1::Record, keys::v1 as wire};
+use proto::{channel::Channel, events::v1::Record, keys::v1 as wire};
 use runtime::{Host, Node, Settings, Variables};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tempfile::TempDir;
@@ -266,12 +266,14 @@ impl Rig {
         config: &Config,
         change: impl FnOnce(&mut Entry),
     ) -> Self {
-        Self::on(Arc::new(SystemDisk), host, config, change).await
+        let wallet = host.channel("wallet").expect("a channel");
+        Self::on(Arc::new(SystemDisk), wallet, host, config, change).await
     }
 
-    /// As `with`, on a disk of one's own.
+    /// As `with`, on a disk and with a wallet of one's own.
     pub(crate) async fn on(
         disk: Arc<dyn Disk>,
+        wallet: Channel,
         host: &Host,
         config: &Config,
         change: impl FnOnce(&mut Entry),
@@ -279,7 +281,7 @@ impl Rig {
         let dir = tempfile::tempdir().expect("a directory");
         let opened = Journal::open_on(disk, &options(dir.path()), Uuid::from_u128(4), 0);
         let (journal, _) = opened.expect("a journal");
-        let (lender, _) = Lender::new(host, journal.clone(), "g".to_owned()).expect("a lender");
+        let (lender, _) = Lender::new(host, wallet, journal.clone(), "g".to_owned());
         let (touches, _) = mpsc::channel(1);
         let (strangers, _) = Strangers::new(config);
         let edge = start::edge(

@@ -16,7 +16,7 @@ use tokio::{
 };
 
 use super::rig::{self, COST, GRANTED, MAX_COST, Rig};
-use crate::{keyring, recovery};
+use crate::{keyring, meter::GOES_ON_PERIOD, recovery};
 
 const SWITCHED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
                           Upgrade: WebSocket\r\n\
@@ -263,6 +263,25 @@ async fn a_priced_tunnel_costs_what_passed_and_never_more_than_was_held() {
             let call = record.call.expect("a call");
             assert_eq!((record.cost, call.estimated), (cost, true));
         }
+    });
+    all.await;
+}
+
+/// Silent or not, a tunnel does not keep the journal behind its note.
+#[tokio::test]
+async fn a_tunnel_through_which_nothing_passes_is_noted_again() {
+    let (host, config) = rig::host(&[]).await;
+    let all = LocalSet::new();
+    let all = all.run_until(async {
+        let rig = Rig::new(&host, &config).await;
+        let _tunnel = open(&rig, "chat", b"").await;
+        let noted = async {
+            while kinds(&rig.records()) != [RecordKind::Open, RecordKind::Progress] {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let noted = tokio::time::timeout(4 * GOES_ON_PERIOD, noted).await;
+        assert!(noted.is_ok(), "{:?}", rig.records());
     });
     all.await;
 }

@@ -1,6 +1,7 @@
 //! Idempotency keys at the edge, on a whole stack with two gateways.
 
 pub(crate) mod client;
+mod forgotten;
 mod hostile;
 mod priced;
 pub(crate) mod upstream;

@@ -174,10 +174,8 @@ pub(crate) async fn lock_book_and_take_over(
     insert_journals(connection, &forgotten).await?;
     let accounts: Vec<_> = forgotten.iter().map(|(it, at)| (it.account, *at)).collect();
     let sources = owners::find(connection, &accounts, new_id, now).await?;
-    let mut wallets = rows::wallets_of(connection, &ids).await?;
-    wallets.extend(sources.wallets());
-    let mut book = Book::new(rows::lock_wallets(connection, &wallets).await?, []);
-    let ended = sources.renew(connection, &mut book, now).await?;
+    let others = rows::wallets_of(connection, &ids).await?;
+    let (mut book, ended) = sources.lock(connection, others, now).await?;
     for ((it, made), source) in forgotten.into_iter().zip(&sources.found) {
         let Some(Source { wallet, .. }) = *source else {
             continue;
@@ -188,10 +186,8 @@ pub(crate) async fn lock_book_and_take_over(
             .map_or(0, |epoch| epoch.number_at(made));
         insert(connection, it, wallet, epoch, made, now).await?;
     }
-    let ids: Vec<Uuid> = ids.into_iter().chain(ended).collect();
-    let locked = rows::lock_leases(connection, &ids).await?;
-    locked.into_iter().for_each(|lease| book.hold_lease(lease));
-    book.drain_ended();
+    let leases = leases.iter().copied();
+    ended.lock_with(connection, &mut book, leases).await?;
     for it in lent
         .iter()
         .filter(|it| may_be_lost(it.lease, failed_over_at))

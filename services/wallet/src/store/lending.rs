@@ -85,25 +85,15 @@ impl Store {
         let accounts: Vec<_> = asks.iter().map(|ask| (ask.account, now)).collect();
         let new_id = || ids.new_id::<Test>().uuid();
         let sources = owners::find(&mut tx, &accounts, new_id, now).await?;
-        let mut book = Book::new(rows::lock_wallets(&mut tx, &sources.wallets()).await?, []);
-        let ended = sources.renew(&mut tx, &mut book, now).await?;
+        let (mut book, ended) = sources.lock(&mut tx, BTreeSet::new(), now).await?;
         // A statement of its own, so that it sees what was committed before the locks were ours.
         let round = round(&mut tx, borrower, asks, &sources, &book, live_gateways).await?;
         if round.is_retired {
             let journal = borrower.journal;
             return Err(Error::JournalRetired { journal });
         }
-        let leases: BTreeSet<Uuid> = round
-            .replayed
-            .values()
-            .chain(round.open.values())
-            .map(|lease| lease.uuid())
-            .chain(ended)
-            .collect();
-        let leases: Vec<Uuid> = leases.into_iter().collect();
-        let locked = rows::lock_leases(&mut tx, &leases).await?;
-        locked.into_iter().for_each(|lease| book.hold_lease(lease));
-        book.drain_ended();
+        let leases = round.replayed.values().chain(round.open.values());
+        ended.lock_with(&mut tx, &mut book, leases.copied()).await?;
         // What is lent is lent now, however long the locks were waited for: a thaw came before it.
         let now = clock.now();
         let new_lease = || ids.new_id();

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
-use types::{Id, OrgId, Period, UserId};
+use types::{Id, LeaseId, OrgId, Period, UserId};
 use uuid::Uuid;
 
 use super::{Connection, rows};
@@ -92,7 +92,7 @@ pub(super) async fn find(
 
 impl Sources {
     /// All of them, in the order in which they are locked.
-    pub(super) fn wallets(&self) -> BTreeSet<WalletId> {
+    fn wallets(&self) -> BTreeSet<WalletId> {
         let found = self.found.iter().flatten();
         found.map(|source| source.wallet).collect()
     }
@@ -105,20 +105,20 @@ impl Sources {
         }
     }
 
-    /// Brings what is locked, and held in the book, up to date: the first epoch of what is new, the
-    /// epoch of `now`, the newest quotas. What that changes of the book has to be written with the
-    /// rest of it.
-    ///
-    /// Returns the leases of epochs that have ended by this. They are to be locked with all others,
-    /// by id, and then to drain: [`Book::drain_ended`].
-    pub(super) async fn renew(
+    /// Locks the wallets together with `others`, and brings them up to date: the first epoch of
+    /// what is new, the epoch of `now`, the newest quotas. What that changes of the book has to be
+    /// written with the rest of it.
+    pub(super) async fn lock(
         &self,
         connection: &mut Connection,
-        book: &mut Book,
+        others: BTreeSet<WalletId>,
         now: Timestamp,
-    ) -> sqlx::Result<Vec<Uuid>> {
+    ) -> sqlx::Result<(Book, Ended)> {
+        let own = self.wallets();
+        let all = others.into_iter().chain(own.iter().copied()).collect();
+        let mut book = Book::new(rows::lock_wallets(connection, &all).await?, []);
         let mut ended = Vec::new();
-        for wallet in self.wallets() {
+        for wallet in own {
             let WalletId::Test(_) = wallet else { continue };
             if self.made.contains(&wallet) {
                 book.begin_epochs(wallet);
@@ -132,7 +132,29 @@ impl Sources {
             let stated = rows::lock_wallets(connection, &stated).await?;
             stated.into_iter().for_each(|bucket| book.hold(bucket));
         }
-        Ok(ended)
+        Ok((book, Ended(ended)))
+    }
+}
+
+/// Leases of epochs that have ended because their wallets were brought up to date.
+#[must_use = "they are spent from until they drain"]
+pub(super) struct Ended(Vec<Uuid>);
+
+impl Ended {
+    /// Locks them together with `others`, which are all else that the transaction changes, and ends
+    /// what can be spent of them.
+    pub(super) async fn lock_with(
+        self,
+        connection: &mut Connection,
+        book: &mut Book,
+        others: impl Iterator<Item = LeaseId>,
+    ) -> sqlx::Result<()> {
+        let others = others.map(|lease| lease.uuid());
+        let leases: Vec<Uuid> = self.0.into_iter().chain(others).collect();
+        let leases = rows::lock_leases(connection, &leases).await?;
+        leases.into_iter().for_each(|lease| book.hold_lease(lease));
+        book.drain_ended();
+        Ok(())
     }
 }
 

@@ -76,14 +76,13 @@ impl Store {
         let mut tx = self.tenants.begin(Tenant::User(user)).await?;
         let account = (Account::User(user), now);
         let sources = owners::find(&mut tx, &[account], || new_wallet, now).await?;
-        let mut book = Book::new(rows::lock_wallets(&mut tx, &sources.wallets()).await?, []);
-        let ended = sources.renew(&mut tx, &mut book, now).await?;
-        let ended = rows::lock_leases(&mut tx, &ended).await?;
-        ended.into_iter().for_each(|lease| book.hold_lease(lease));
-        book.drain_ended();
-        let found = sources.wallets().pop_first();
-        let id = found.ok_or(sqlx::Error::RowNotFound)?;
-        let wallet = book.wallet(id).clone();
+        let (mut book, ended) = sources.lock(&mut tx, BTreeSet::new(), now).await?;
+        ended
+            .lock_with(&mut tx, &mut book, std::iter::empty())
+            .await?;
+        let found = sources.found.first().copied().flatten();
+        let source = found.ok_or(sqlx::Error::RowNotFound)?;
+        let wallet = book.wallet(source.wallet).clone();
         write(&mut tx, &book.into_changes(), now).await?;
         tx.commit().await?;
         Ok(wallet)

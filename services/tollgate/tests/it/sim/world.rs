@@ -342,7 +342,7 @@ impl World {
             Packet::Heard(_, number, drain) => {
                 running.life.drain(&drain);
                 if let Some((_, beat)) = running.beat.take_if(|(sent, _)| *sent == number) {
-                    beat.was_taken();
+                    running.life.was_taken(&beat);
                 }
                 Ok(())
             }
