@@ -395,8 +395,8 @@ create trigger audit_log_is_append_only
     before update or delete on keys.audit_log
     for each row execute function keys.refuse_change();
 
--- The change log and outbox. Writers hold an advisory lock, so ids become visible in order and
--- "everything after n" misses nothing.
+-- The change log and outbox. Writers hold the end of the audit log, so ids become visible in order
+-- and "everything after n" misses nothing.
 create table keys.changes (
     id            bigint generated always as identity primary key,
     -- The key's hash at the time; null for a change of the catalogue or of an organisation's origins.

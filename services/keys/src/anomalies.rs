@@ -122,22 +122,20 @@ impl Anomalies {
         };
         let done = action.map_or(LIFTED, AnomalyAction::as_str);
         let facts = anomaly.facts(own.iter().map(|it| it.key.id), done);
-        tx.audit(Some(org), entry, anomaly.id, &facts).await?;
+        tx.audit(Some(org), entry, anomaly.id, facts);
         let restraint = action.and_then(Restraint::of);
         for (before, after) in &changed {
             let mut details = difference(&before.facts(), &after.facts());
             details["anomaly"] = json!(anomaly.id.to_string());
             let entry = restraint.map_or("key.updated", Restraint::audited);
-            tx.audit(Some(org), entry, after.id, &details).await?;
+            tx.audit(Some(org), entry, after.id, details);
         }
         if heard == Heard::First {
             self.tell(&mut tx, anomaly, org, policy.anomaly_action, &own)
                 .await?;
         }
-        if !changed.is_empty() {
-            let keys: Vec<KeyId> = changed.iter().map(|(key, _)| key.id).collect();
-            tx.announce_keys(&keys).await?;
-        }
+        let keys: Vec<KeyId> = changed.iter().map(|(key, _)| key.id).collect();
+        tx.announce_keys(&keys);
         tx.commit().await?;
         crash_point!("keys.anomaly_committed");
         self.0.nudge.notify_one();
@@ -166,8 +164,7 @@ impl Anomalies {
         let mut tx = self.begin().await?;
         if tx.hear_of(anomaly).await? == Heard::First {
             let facts = anomaly.facts(anomaly.keys.iter().copied(), "notify");
-            tx.audit(None, "anomaly.flagged", anomaly.id, &facts)
-                .await?;
+            tx.audit(None, "anomaly.flagged", anomaly.id, facts);
             tx.commit().await?;
         }
         Ok(())

@@ -130,7 +130,7 @@ impl Holder {
         if let (Some(before), Some(action)) = (before, change) {
             let facts = |(pepper, before): &Ids| json!({ "pepper": pepper, "previous": before });
             let details = json!({ "before": facts(&before), "after": facts(&ids) });
-            tx.audit(None, action, &ids.0, &details).await?;
+            tx.audit(None, action, &ids.0, details);
         }
         tx.commit().await?;
         *self.noted.lock() = Some(ids);

@@ -1,7 +1,7 @@
 //! Every statement of the service.
 //!
-//! Transactions lock in one order: organisation, member, key, audit log, change log. The change
-//! log comes last because its lock is one for all.
+//! Transactions lock in one order: organisation, member, key, logs. The logs come last, with the
+//! commit, because their lock is one for all.
 
 mod anomalies;
 mod audit;
@@ -10,6 +10,7 @@ mod gateways;
 mod invitations;
 mod keys;
 mod leaks;
+mod logs;
 mod mail;
 mod organisations;
 mod outbox;
@@ -22,14 +23,11 @@ mod reviews;
 use std::net::IpAddr;
 
 use anyhow::anyhow;
-use ipnet::IpNet;
 use jiff::Timestamp;
-use jiff_sqlx::ToSqlx;
 use runtime::{Tenant, Tenants};
-use serde_json::Value;
 use sqlx::{PgPool, Postgres, Transaction};
-use types::{KeyId, OrgId};
 
+use self::logs::Said;
 pub(crate) use self::{
     anomalies::{Heard, Known},
     audit::{AuditEntry, AuditFilter},
@@ -42,12 +40,9 @@ pub(crate) use self::{
     peppers::Instance,
 };
 use crate::{
-    domain::{audit_chain, rights::OrgScope},
+    domain::rights::OrgScope,
     error::{Error, Result},
 };
-
-/// Writers of the change log take turns under this number, until they commit.
-const CHANGE_LOG_LOCK: i64 = 0x6b65_7973_0001;
 
 /// The tables of schema `keys`.
 #[derive(Clone, Debug)]
@@ -64,6 +59,9 @@ pub(crate) struct Tx {
     /// Where whoever acts is.
     address: Option<IpAddr>,
     at: Timestamp,
+    said: Said,
+    /// Where in the change log its last announcement is; 0: it has made none.
+    position: i64,
 }
 
 impl Store {
@@ -116,6 +114,8 @@ impl Tx {
             actor,
             address: runtime::client_address(),
             at,
+            said: Said::default(),
+            position: 0,
         }
     }
 
@@ -129,98 +129,12 @@ impl Tx {
         self.actor = actor.to_string();
     }
 
-    /// Makes everything durable at once.
-    pub(crate) async fn commit(self) -> Result<()> {
-        Ok(self.inner.commit().await?)
-    }
-
-    /// Notes who did what. An entry that names an organisation is shown to its members.
-    pub(crate) async fn audit(
-        &mut self,
-        org: Option<OrgId>,
-        action: &str,
-        target: impl ToString,
-        details: &Value,
-    ) -> Result<()> {
-        let head = self.hold_audit_head().await?;
-        let id = head.id + 1;
-        let (actor, target) = (self.actor.clone(), target.to_string());
-        let row = audit_chain::Row {
-            id,
-            org: org.map(OrgId::uuid),
-            actor: &actor,
-            action,
-            target: &target,
-            details,
-            at: self.at,
-            address: self.address,
-        };
-        let hash = row.hash(&head.hash);
-        let insert = sqlx::query!(
-            r#"
-            with entry as (
-                insert into keys.audit_log
-                    (id, org_id, actor, action, target, details, at, prev_hash, hash, address)
-                values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10))
-            update keys.audit_head set id = $1, entries = entries + 1, hash = $9"#,
-            id,
-            row.org,
-            actor,
-            action,
-            target,
-            details,
-            self.at.to_sqlx(),
-            &head.hash[..],
-            &hash[..],
-            self.address.map(IpNet::from),
-        );
-        insert.execute(&mut *self.inner).await?;
-        Ok(())
-    }
-
-    /// Announces that keys have changed, under each hash a gateway may hold them by. Returns the
-    /// position a gateway must have applied to know.
-    pub(crate) async fn announce_keys(&mut self, keys: &[KeyId]) -> Result<i64> {
-        self.lock_change_log().await?;
-        let ids: Vec<_> = keys.iter().map(|key| key.uuid()).collect();
-        let insert = sqlx::query_scalar!(
-            r#"
-            insert into keys.changes (key_hash, key_id, version, at)
-            select held.hash, k.id, k.version, $2
-              from keys.api_keys k
-             cross join lateral unnest(array[k.key_hash, k.previous_key_hash]) held (hash)
-             where k.id = any($1) and held.hash is not null
-             order by k.id
-            returning id"#,
-            &ids,
-            self.at.to_sqlx() as _,
-        );
-        let positions = insert.fetch_all(&mut *self.inner).await?;
-        Ok(positions.into_iter().max().unwrap_or_default())
-    }
-
-    /// Announces that a service, route or scope has changed.
-    pub(crate) async fn announce_catalogue(&mut self) -> Result<()> {
-        self.announce_change().await?;
-        Ok(())
-    }
-
-    /// Announces a change of no key. Returns its position.
-    pub(crate) async fn announce_change(&mut self) -> Result<i64> {
-        self.lock_change_log().await?;
-        let insert = sqlx::query_scalar!(
-            "insert into keys.changes (at) values ($1) returning id",
-            self.at.to_sqlx() as _,
-        );
-        Ok(insert.fetch_one(&mut *self.inner).await?)
-    }
-
-    /// From here to the commit nobody else takes an id of the change log, so that ids become
-    /// visible in their order.
-    async fn lock_change_log(&mut self) -> Result<()> {
-        let lock = sqlx::query!("select pg_advisory_xact_lock($1)", CHANGE_LOG_LOCK);
-        lock.execute(&mut *self.inner).await?;
-        Ok(())
+    /// Writes what was collected for the logs and makes everything durable at once. The position a
+    /// gateway must have applied to know all that was announced; 0 when nothing was.
+    pub(crate) async fn commit(mut self) -> Result<i64> {
+        self.write_logs().await?;
+        self.inner.commit().await?;
+        Ok(self.position)
     }
 }
 

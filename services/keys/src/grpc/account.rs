@@ -42,7 +42,7 @@ impl Keys {
         }
         tx.save_user(id, &name, language).await?;
         let details = difference(&before, &after);
-        tx.audit(None, "user.updated", id, &details).await?;
+        tx.audit(None, "user.updated", id, details);
         let new = tx.lock_user(id).await?;
         tx.commit().await?;
         let user = Some(wire::user(&new));
@@ -67,8 +67,7 @@ impl Keys {
         let reader = tx.reader(id).await?;
         self.write_to(&mut tx, &[reader], &Letter::SecondFactorRemoved)
             .await?;
-        tx.audit(None, "user.second_factor_reset", id, &json!({}))
-            .await?;
+        tx.audit(None, "user.second_factor_reset", id, json!({}));
         tx.commit().await?;
         self.mail_nudge.notify_one();
         Ok(pb::ResetSecondFactorResponse { session_epoch })

@@ -91,22 +91,17 @@ impl Keys {
             .collect();
         let keys: Vec<String> = freed.iter().map(ToString::to_string).collect();
         let details = json!({ "restored": keys });
-        tx.audit(Some(org), "anomaly.lifted", anomaly, &details)
-            .await?;
+        tx.audit(Some(org), "anomaly.lifted", anomaly, details);
         for it in relieved.iter().filter(|it| it.is_free) {
             let mut details = difference(&it.key.facts(), &it.after.facts());
             details["anomaly"] = json!(anomaly.to_string());
-            tx.audit(Some(org), "key.restored", it.key.id, &details)
-                .await?;
+            tx.audit(Some(org), "key.restored", it.key.id, details);
         }
         let changed: Vec<KeyId> = relieved.iter().map(|it| it.key.id).collect();
-        let change = match changed.is_empty() {
-            true => None,
-            false => Some(tx.announce_keys(&changed).await?),
-        };
-        tx.commit().await?;
+        tx.announce_keys(&changed);
+        let change = tx.commit().await?;
         self.committed();
-        Ok((freed, change))
+        Ok((freed, (!changed.is_empty()).then_some(change)))
     }
 }
 

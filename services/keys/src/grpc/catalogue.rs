@@ -9,7 +9,7 @@ use types::{ServiceId, ServiceName};
 use super::{Keys, operators_only, upstream, wire};
 use crate::{
     domain::{
-        catalogue::{RouteWish, ServiceWish, default_scope, reprices, service_name},
+        catalogue::{RouteWish, Service, ServiceWish, default_scope, reprices, service_name},
         difference, expect_version,
         price::Pricing,
     },
@@ -24,7 +24,7 @@ async fn create(
     name: &ServiceName,
     wish: &ServiceWish,
     scope: Option<&str>,
-) -> Result<()> {
+) -> Result<Service> {
     let settings = wish.apply(name, None)?;
     let scope = default_scope(name, scope)?;
     let (place, route) = RouteWish::everything(&scope).check(name)?;
@@ -34,26 +34,19 @@ async fn create(
     tx.ensure_scope(&scope, service).await?;
     let route_id = tx.save_route(ids.new_id(), service, &place, &route).await?;
     let details = json!({ "after": settings.facts() });
-    tx.audit(None, "service.created", service, &details).await?;
+    tx.audit(None, "service.created", service, details);
     let details = json!({ "after": route.facts(&place) });
-    tx.audit(None, "route.created", route_id, &details).await
+    tx.audit(None, "route.created", route_id, details);
+    tx.read_service(name).await
 }
 
 impl Keys {
-    /// Announces a change of the catalogue, commits it and reads the service.
-    async fn publish(
-        &self,
-        mut tx: Tx,
-        name: &ServiceName,
-    ) -> std::result::Result<pb::Service, Status> {
-        tx.announce_catalogue().await?;
-        let service = tx.lock_service(name).await?;
+    /// Announces a change of the catalogue and commits it.
+    async fn publish(&self, mut tx: Tx) -> Result<()> {
+        tx.announce_change();
         tx.commit().await?;
         self.committed();
-        match service {
-            Some(service) => Ok(wire::service(&service)),
-            None => Err(Error::not_found("service", name).into()),
-        }
+        Ok(())
     }
 
     pub(super) async fn offer(
@@ -81,16 +74,10 @@ impl Keys {
         let found = tx.lock_service(&name).await?;
         let version = found.as_ref().map_or(0, |service| service.version);
         expect_version(request.expected_version, version)?;
-        match found {
+        let service = match found {
             None => {
-                create(
-                    &mut tx,
-                    self,
-                    &name,
-                    &wish,
-                    request.default_scope.as_deref(),
-                )
-                .await?
+                let scope = request.default_scope.as_deref();
+                create(&mut tx, self, &name, &wish, scope).await?
             }
             Some(service) => {
                 let settings = wish.apply(&name, Some(&service.settings))?;
@@ -99,14 +86,15 @@ impl Keys {
                         service: Some(wire::service(&service)),
                     });
                 }
-                tx.save_service(service.id, &settings).await?;
                 let details = difference(&service.settings.facts(), &settings.facts());
-                tx.audit(None, "service.updated", service.id, &details)
-                    .await?;
+                tx.audit(None, "service.updated", service.id, details);
+                tx.save_service(service, settings).await?
             }
-        }
-        let service = Some(self.publish(tx, &name).await?);
-        Ok(pb::SetServiceResponse { service })
+        };
+        self.publish(tx).await?;
+        Ok(pb::SetServiceResponse {
+            service: Some(wire::service(&service)),
+        })
     }
 
     pub(super) async fn services(&self) -> std::result::Result<pb::ListServicesResponse, Status> {
@@ -171,8 +159,11 @@ impl Keys {
             ),
             None => ("route.created", json!({ "after": settings.facts(&place) })),
         };
-        tx.audit(None, action, id, &details).await?;
-        let service = Some(self.publish(tx, &name).await?);
-        Ok(pb::SetRouteResponse { service })
+        tx.audit(None, action, id, details);
+        let service = tx.read_service(&name).await?;
+        self.publish(tx).await?;
+        Ok(pb::SetRouteResponse {
+            service: Some(wire::service(&service)),
+        })
     }
 }

@@ -69,8 +69,8 @@ impl Keys {
             "before": { "expires_at": key.settings.expires_at.map(|at| at.to_string()) },
             "after": { "expires_at": rotation.old_ends_at.to_string() },
         });
-        tx.audit(Some(key.org), "key.rotated", id, &details).await?;
-        tx.announce_keys(&[id, row.id]).await?;
+        tx.audit(Some(key.org), "key.rotated", id, details);
+        tx.announce_keys(&[id, row.id]);
         tx.commit().await?;
         self.committed();
         Ok(pb::RotateKeyResponse {
@@ -97,9 +97,9 @@ impl Keys {
         }
         tx.bury_key(id).await?;
         let details = json!({ "before": key.settings.facts() });
-        tx.audit(Some(key.org), "key.deleted", id, &details).await?;
-        let change = tx.announce_keys(&[id]).await?;
-        tx.commit().await?;
+        tx.audit(Some(key.org), "key.deleted", id, details);
+        tx.announce_keys(&[id]);
+        let change = tx.commit().await?;
         self.committed();
         let (confirmed_gateways, pending_gateways) = self.confirm(change).await?;
         Ok(pb::DeleteKeyResponse {

@@ -60,7 +60,7 @@ impl Keys {
             tx,
             &invitation,
             &text,
-            ("invitation.created", &details),
+            ("invitation.created", details),
         )
         .await?;
         Ok(pb::CreateInvitationResponse {
@@ -75,7 +75,7 @@ impl Keys {
         mut tx: Tx,
         invitation: &Invitation,
         text: &str,
-        (action, details): (&str, &serde_json::Value),
+        (action, details): (&'static str, serde_json::Value),
     ) -> Result<()> {
         let name = tx.organisation_name(invitation.org).await?;
         let letter = Letter::Invitation {
@@ -93,8 +93,7 @@ impl Keys {
             language,
         };
         self.write_to(&mut tx, &[reader], &letter).await?;
-        tx.audit(Some(invitation.org), action, invitation.id, details)
-            .await?;
+        tx.audit(Some(invitation.org), action, invitation.id, details);
         tx.commit().await?;
         self.mail_nudge.notify_one();
         Ok(())
@@ -178,7 +177,7 @@ impl Keys {
             tx,
             &invitation,
             &text,
-            ("invitation.resent", &json!({})),
+            ("invitation.resent", json!({})),
         )
         .await?;
         Ok(pb::ResendInvitationResponse {
@@ -195,8 +194,7 @@ impl Keys {
         let (mut tx, mut invitation) = self.lock_pending(actor, id, &request.org_id).await?;
         tx.end_invitation(id).await?;
         invitation.is_revoked = true;
-        tx.audit(Some(invitation.org), "invitation.revoked", id, &json!({}))
-            .await?;
+        tx.audit(Some(invitation.org), "invitation.revoked", id, json!({}));
         let now = tx.at();
         tx.commit().await?;
         Ok(pb::RevokeInvitationResponse {
@@ -254,7 +252,7 @@ impl Keys {
             "invitation": invitation.id.to_string(),
             "after": { "role": role.as_str() },
         });
-        tx.audit(Some(org), "member.added", user, &details).await?;
+        tx.audit(Some(org), "member.added", user, details);
         tx.commit().await?;
         Ok(pb::AcceptInvitationResponse {
             org_id: org.to_string(),

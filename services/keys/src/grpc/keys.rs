@@ -34,6 +34,18 @@ pub(super) fn before(page_token: &str) -> std::result::Result<Option<KeyId>, Sta
     }
 }
 
+/// Locks an organisation; what somebody is in it. To strangers it does not exist.
+async fn lock_authority(tx: &mut Tx, actor: Actor, org: OrgId) -> Result<Authority> {
+    tx.lock_organisation(org).await?;
+    match actor {
+        Actor::Operator => Ok(Authority::Operator),
+        Actor::User(user) => match tx.role(org, user).await? {
+            Some(role) => Ok(Authority::Member { user, role }),
+            None => Err(Error::not_found("organisation", org)),
+        },
+    }
+}
+
 impl Keys {
     /// A key somebody may see, and what they are in its organisation.
     pub(super) async fn visible(&self, actor: Actor, key: KeyId) -> Result<(ApiKey, Authority)> {
@@ -68,8 +80,7 @@ impl Keys {
         self.metrics.creation_refused();
         if tx.first_refusal(org, pace::start(now)).await? {
             let details = json!({ "keys_per_hour_max": max });
-            tx.audit(Some(org), "key.creation_refused", org, &details)
-                .await?;
+            tx.audit(Some(org), "key.creation_refused", org, details);
             tx.commit().await?;
             warn!(org.id = %org, max, "an organisation makes too many keys");
         }
@@ -85,13 +96,6 @@ impl Keys {
         let org: OrgId = parse_id("org_id", &request.org_id)?;
         let user: UserId = parse_id("user_id", &request.user_id)?;
         let environment: Environment = request.environment.parse().map_err(Error::from)?;
-        let authority = self.authority(actor, org).await?;
-        let policy = self.store.policy(scope(actor), org).await?;
-        authority.require(Action::CreateKey(Concerned {
-            environment,
-            own: authority.is(user),
-            open: policy.developers_may_create_live_keys,
-        }))?;
         let end_of_life = request
             .expires_at
             .as_ref()
@@ -108,7 +112,15 @@ impl Keys {
             metadata: request.metadata.into_iter().collect(),
         };
         let now = self.host.clock().now();
-        let settings = draft.check(&self.store.scopes().await?, &policy, now)?;
+        let mut tx = self.store.begin(actor, now).await?;
+        let authority = lock_authority(&mut tx, actor, org).await?;
+        let policy = tx.policy(org).await?;
+        authority.require(Action::CreateKey(Concerned {
+            environment,
+            own: authority.is(user),
+            open: policy.developers_may_create_live_keys,
+        }))?;
+        let settings = draft.check(&tx.scopes().await?, &policy, now)?;
         if actor != Actor::Operator {
             policy.check_second_factor(environment, second_factor, now)?;
         }
@@ -124,8 +136,6 @@ impl Keys {
             environment,
             rotated_from: None,
         };
-        let mut tx = self.store.begin(actor, now).await?;
-        tx.lock_organisation(org).await?;
         let mut tx = self.check_pace(tx, actor, org).await?;
         if !tx.hold_membership(org, user).await? {
             let problem = "is not a member of the organisation: add the member first";
@@ -139,10 +149,10 @@ impl Keys {
             "created_by": user.to_string(),
             "after": settings.facts(),
         });
-        tx.audit(Some(org), "key.created", row.id, &details).await?;
+        tx.audit(Some(org), "key.created", row.id, details);
         tx.announce_created(row.id).await?;
         // A gateway may have noted that there is no such key.
-        tx.announce_keys(&[row.id]).await?;
+        tx.announce_keys(&[row.id]);
         tx.commit().await?;
         self.committed();
         Ok(pb::CreateKeyResponse {
@@ -251,9 +261,8 @@ impl Keys {
             None => {}
         }
         let details = difference(&key.facts(), &changed.facts());
-        tx.audit(Some(key.org), key.change_to(&changed), id, &details)
-            .await?;
-        tx.announce_keys(&[id]).await?;
+        tx.audit(Some(key.org), key.change_to(&changed), id, details);
+        tx.announce_keys(&[id]);
         tx.commit().await?;
         self.committed();
         Ok(pb::UpdateKeyResponse {
@@ -298,9 +307,9 @@ impl Keys {
             "before": { "active": key.settings.active },
             "after": { "active": false, "reason": reason },
         });
-        tx.audit(Some(key.org), "key.revoked", id, &details).await?;
-        let change = tx.announce_keys(&[id]).await?;
-        tx.commit().await?;
+        tx.audit(Some(key.org), "key.revoked", id, details);
+        tx.announce_keys(&[id]);
+        let change = tx.commit().await?;
         self.committed();
         Ok(Some(change))
     }

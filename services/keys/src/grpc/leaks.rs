@@ -156,10 +156,9 @@ impl Keys {
             "action": action,
             "before": { "active": key.settings.active },
         });
-        tx.audit(Some(key.org), "key.leak_reported", key.id, &details)
-            .await?;
+        tx.audit(Some(key.org), "key.leak_reported", key.id, details);
         if done != Done::Nothing {
-            tx.announce_keys(&[key.id]).await?;
+            tx.announce_keys(&[key.id]);
         }
         tx.commit().await?;
         self.committed();

@@ -85,8 +85,7 @@ impl Keys {
         let details = json!({ "after": {
             "name": name, "slug": slug.as_str(), "owner": owner.to_string(),
         }});
-        tx.audit(Some(org), "organisation.created", org, &details)
-            .await?;
+        tx.audit(Some(org), "organisation.created", org, details);
         tx.commit().await?;
         Ok(pb::CreateOrganisationResponse {
             org_id: org.to_string(),
@@ -138,8 +137,7 @@ impl Keys {
         }
         tx.save_organisation(org, &name, &slug).await?;
         let details = difference(&before, &after);
-        tx.audit(Some(org), "organisation.updated", org, &details)
-            .await?;
+        tx.audit(Some(org), "organisation.updated", org, details);
         let new = tx.organisation(org).await?;
         tx.commit().await?;
         let organisation = Some(wire::organisation(&new));
@@ -183,7 +181,7 @@ impl Keys {
         let user = tx.user_of(&email, ids.new_id()).await?;
         tx.insert_member(ids.new_id(), org, user, role).await?;
         let details = json!({ "after": { "role": role.as_str() } });
-        tx.audit(Some(org), "member.added", user, &details).await?;
+        tx.audit(Some(org), "member.added", user, details);
         tx.commit().await?;
         Ok(pb::AddMemberResponse {
             user_id: user.to_string(),
@@ -232,18 +230,15 @@ impl Keys {
         for key in &keys {
             tx.revoke_key(*key, MEMBER_LEFT).await?;
             let details = json!({ "after": { "reason": MEMBER_LEFT } });
-            tx.audit(Some(org), "key.revoked", key, &details).await?;
+            tx.audit(Some(org), "key.revoked", key, details);
         }
         let to_review = tx.ask_for_reviews(org, user).await?;
         let details = json!({
             "before": { "role": leaving.role.as_str() },
             "live_keys_to_review": to_review,
         });
-        tx.audit(Some(org), "member.removed", user, &details)
-            .await?;
-        if !keys.is_empty() {
-            tx.announce_keys(&keys).await?;
-        }
+        tx.audit(Some(org), "member.removed", user, details);
+        tx.announce_keys(&keys);
         // The last statement: who leaves sees nothing of the organisation after it.
         tx.delete_member(org, user).await?;
         tx.commit().await?;

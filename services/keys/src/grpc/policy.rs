@@ -50,15 +50,11 @@ impl Keys {
         let old = tx.policy(org).await?;
         let new = wish.apply(&old)?;
         if new != old {
-            let announced = match new.allowed_origins == old.allowed_origins {
-                true => None,
-                false => Some(tx.announce_change().await?),
-            };
-            tx.set_policy(org, &new, announced).await?;
             version += 1;
             let details = difference(&old.facts(), &new.facts());
-            tx.audit(Some(org), "organisation.policy_changed", org, &details)
-                .await?;
+            tx.audit(Some(org), "organisation.policy_changed", org, details);
+            let new_origins = new.allowed_origins != old.allowed_origins;
+            tx.set_policy(org, &new, new_origins).await?;
             tx.commit().await?;
         }
         Ok(pb::SetPolicyResponse {

@@ -70,7 +70,7 @@ impl Keys {
             return Err(Error::not_found("review of key", id).into());
         }
         let details = json!({ "created_by": key.created_by.to_string() });
-        tx.audit(Some(key.org), "key.kept", id, &details).await?;
+        tx.audit(Some(key.org), "key.kept", id, details);
         tx.commit().await?;
         Ok(pb::KeepKeyResponse {})
     }

@@ -70,8 +70,7 @@ impl Keys {
             "before": { "role": from.as_str() },
             "after": { "role": to.as_str() },
         });
-        tx.audit(Some(org), "member.role_changed", user, &details)
-            .await?;
+        tx.audit(Some(org), "member.role_changed", user, details);
         let now = tx.member(org, user).await?;
         tx.commit().await?;
         Ok(pb::UpdateMemberRoleResponse {
@@ -111,8 +110,7 @@ impl Keys {
             "before": { "owner": from.to_string() },
             "after": { "owner": user.to_string() },
         });
-        tx.audit(Some(org), "organisation.transferred", org, &details)
-            .await?;
+        tx.audit(Some(org), "organisation.transferred", org, details);
         tx.commit().await?;
         Ok(pb::TransferOwnershipResponse {
             previous_owner_id: from.to_string(),

@@ -95,8 +95,7 @@ impl Keys {
         let factor = use_code(&mut tx, &user, &request.code).await?;
         let recovery_code = factor == Factor::RecoveryCode;
         let details = json!({ "recovery_code": recovery_code });
-        tx.audit(None, "user.second_factor_accepted", id, &details)
-            .await?;
+        tx.audit(None, "user.second_factor_accepted", id, details);
         let at = tx.at();
         tx.commit().await?;
         self.accepted(id).await?;
@@ -149,8 +148,7 @@ impl Keys {
             Factor::RecoveryCode => return Err(WRONG.into()),
         }
         let recovery_codes = self.issue_codes(&mut tx, id).await?;
-        tx.audit(None, "user.second_factor_enabled", id, &json!({}))
-            .await?;
+        tx.audit(None, "user.second_factor_enabled", id, json!({}));
         tx.commit().await?;
         self.accepted(id).await?;
         Ok(pb::ConfirmTotpResponse { recovery_codes })
@@ -168,8 +166,7 @@ impl Keys {
         tx.end_totp(id).await?;
         self.write_to(&mut tx, &[user.reader()], &Letter::SecondFactorRemoved)
             .await?;
-        tx.audit(None, "user.second_factor_disabled", id, &json!({}))
-            .await?;
+        tx.audit(None, "user.second_factor_disabled", id, json!({}));
         tx.commit().await?;
         self.mail_nudge.notify_one();
         self.accepted(id).await?;
@@ -189,8 +186,7 @@ impl Keys {
             Factor::RecoveryCode => return Err(WRONG.into()),
         }
         let recovery_codes = self.issue_codes(&mut tx, id).await?;
-        tx.audit(None, "user.recovery_codes_renewed", id, &json!({}))
-            .await?;
+        tx.audit(None, "user.recovery_codes_renewed", id, json!({}));
         tx.commit().await?;
         self.accepted(id).await?;
         Ok(pb::RenewRecoveryCodesResponse { recovery_codes })

@@ -110,12 +110,11 @@ impl Keys {
             let reader = Reader { address, language };
             self.post_verification(&mut tx, user, reader).await?;
             let details = json!({ "address": request.address });
-            tx.audit(None, "user.signed_up", user, &details).await?;
+            tx.audit(None, "user.signed_up", user, details);
             let details = json!({ "after": {
                 "name": organisation, "slug": slug.as_str(), "owner": user.to_string(),
             }});
-            tx.audit(Some(org), "organisation.created", org, &details)
-                .await?;
+            tx.audit(Some(org), "organisation.created", org, details);
         } else if let Some(known) = tx.reader_of(&email).await?.filter(|_| may_mail) {
             self.write_to(&mut tx, &[known], &Letter::AlreadyKnown)
                 .await?;
@@ -151,8 +150,7 @@ impl Keys {
         operators_only(actor, SIGN_IN)?;
         let (mut tx, user) = self.use_link(&request.token, Purpose::Verify).await?;
         tx.verify_user(user).await?;
-        tx.audit(None, "user.email_verified", user, &json!({}))
-            .await?;
+        tx.audit(None, "user.email_verified", user, json!({}));
         tx.commit().await?;
         let user_id = user.to_string();
         Ok(pb::VerifyEmailResponse { user_id })
@@ -209,8 +207,7 @@ impl Keys {
             .await?;
         let mut tx = self.store.begin(user.id, self.host.clock().now()).await?;
         let details = json!({ "address": request.address });
-        tx.audit(None, "user.password_accepted", user.id, &details)
-            .await?;
+        tx.audit(None, "user.password_accepted", user.id, details);
         tx.commit().await?;
         Ok(pb::AuthenticateResponse {
             user_id: user.id.to_string(),
@@ -263,8 +260,7 @@ impl Keys {
         tx.end_mail_tokens(id, Purpose::Reset).await?;
         self.write_to(&mut tx, &[user.reader()], &Letter::PasswordChanged)
             .await?;
-        tx.audit(None, "user.password_reset", id, &json!({}))
-            .await?;
+        tx.audit(None, "user.password_reset", id, json!({}));
         tx.commit().await?;
         self.store
             .forgive(throttle::SIGN_IN_EMAIL, &user.email)
@@ -297,8 +293,7 @@ impl Keys {
         tx.end_mail_tokens(id, Purpose::Reset).await?;
         self.write_to(&mut tx, &[user.reader()], &Letter::PasswordChanged)
             .await?;
-        tx.audit(None, "user.password_changed", id, &json!({}))
-            .await?;
+        tx.audit(None, "user.password_changed", id, json!({}));
         tx.commit().await?;
         self.mail_nudge.notify_one();
         Ok(pb::ChangePasswordResponse { session_epoch })

@@ -43,7 +43,7 @@ fn hash(bytes: &[u8]) -> Result<Hash> {
 }
 
 impl Tx {
-    /// Locks the end of the chain until the transaction ends, so that entries have one order.
+    /// Locks the end of the chain until the transaction ends: writers of both logs take turns here.
     pub(super) async fn hold_audit_head(&mut self) -> Result<Head> {
         let select = sqlx::query!("select id, entries, hash from keys.audit_head for update");
         let row = select.fetch_one(&mut *self.inner).await?;

@@ -12,7 +12,7 @@ use crate::{
         catalogue::{Manner, Place, Route, RouteSettings, Service, ServiceSettings},
         price::{self, Pricing},
     },
-    error::Result,
+    error::{Error, Result},
 };
 
 struct ServiceRow {
@@ -109,20 +109,8 @@ fn route(row: RouteRow) -> Result<Route> {
     })
 }
 
-/// Reads one service, or all, with their routes.
-async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Result<Vec<Service>> {
-    let select = sqlx::query_as!(
-        ServiceRow,
-        r#"
-        select id, name, display_name, description, upstream_url, base_cost_per_call, icon,
-               category, is_active, price_version, version, protocol, connections_max,
-               connect_timeout_ms, health_path
-          from keys.services
-         where $1::text is null or name = $1
-         order by name"#,
-        name.map(ServiceName::as_str),
-    );
-    let rows = select.fetch_all(&mut *connection).await?;
+/// Reads the routes of services.
+async fn with_routes(connection: &mut PgConnection, rows: Vec<ServiceRow>) -> Result<Vec<Service>> {
     let mut services = rows.into_iter().map(service).collect::<Result<Vec<_>>>()?;
     let ids: Vec<_> = services.iter().map(|service| service.id.uuid()).collect();
     let select = sqlx::query_as!(
@@ -148,7 +136,18 @@ async fn read(connection: &mut PgConnection, name: Option<&ServiceName>) -> Resu
 impl Store {
     /// All services, by name.
     pub(crate) async fn services(&self) -> Result<Vec<Service>> {
-        read(&mut *self.pool.acquire().await?, None).await
+        let mut connection = self.pool.acquire().await?;
+        let select = sqlx::query_as!(
+            ServiceRow,
+            r#"
+            select id, name, display_name, description, upstream_url, base_cost_per_call, icon,
+                   category, is_active, price_version, version, protocol, connections_max,
+                   connect_timeout_ms, health_path
+              from keys.services
+             order by name"#,
+        );
+        let rows = select.fetch_all(&mut *connection).await?;
+        with_routes(&mut connection, rows).await
     }
 
     /// The change that made the catalogue what it is; 0 when there was none.
@@ -161,24 +160,47 @@ impl Store {
 
     /// Every scope a key may have, by name.
     pub(crate) async fn scopes(&self) -> Result<Vec<Scope>> {
-        let select = sqlx::query_scalar!("select name from keys.scopes order by name");
-        let names = select.fetch_all(&self.pool).await?;
-        names
-            .iter()
-            .map(|name| name.parse().map_err(|error| corrupt("scope", error)))
-            .collect()
+        scopes(&mut *self.pool.acquire().await?).await
     }
 }
 
+async fn scopes(connection: &mut PgConnection) -> Result<Vec<Scope>> {
+    let select = sqlx::query_scalar!("select name from keys.scopes order by name");
+    let names = select.fetch_all(connection).await?;
+    names
+        .iter()
+        .map(|name| name.parse().map_err(|error| corrupt("scope", error)))
+        .collect()
+}
+
 impl Tx {
+    /// Every scope a key may have, by name.
+    pub(crate) async fn scopes(&mut self) -> Result<Vec<Scope>> {
+        scopes(&mut self.inner).await
+    }
+
     /// Locks a service until the transaction ends, and reads it with its routes.
     pub(crate) async fn lock_service(&mut self, name: &ServiceName) -> Result<Option<Service>> {
-        let lock = sqlx::query_scalar!(
-            "select id from keys.services where name = $1 for no key update",
+        let lock = sqlx::query_as!(
+            ServiceRow,
+            r#"
+            select id, name, display_name, description, upstream_url, base_cost_per_call, icon,
+                   category, is_active, price_version, version, protocol, connections_max,
+                   connect_timeout_ms, health_path
+              from keys.services
+             where name = $1
+               for no key update"#,
             name.as_str(),
         );
-        lock.fetch_optional(&mut *self.inner).await?;
-        Ok(read(&mut self.inner, Some(name)).await?.pop())
+        let rows = lock.fetch_all(&mut *self.inner).await?;
+        // In a statement of its own: it sees what was written before the lock was ours.
+        Ok(with_routes(&mut self.inner, rows).await?.pop())
+    }
+
+    /// A service as this transaction has made it.
+    pub(crate) async fn read_service(&mut self, name: &ServiceName) -> Result<Service> {
+        let service = self.lock_service(name).await?;
+        service.ok_or_else(|| Error::not_found("service", name))
     }
 
     /// Creates a service.
@@ -212,12 +234,13 @@ impl Tx {
         Ok(())
     }
 
-    /// Changes a service; its price version grows when the base cost changes. It is locked.
+    /// Changes a service; its price version grows when the base cost changes. It is locked. The
+    /// service as it is then.
     pub(crate) async fn save_service(
         &mut self,
-        id: ServiceId,
-        settings: &ServiceSettings,
-    ) -> Result<()> {
+        service: Service,
+        settings: ServiceSettings,
+    ) -> Result<Service> {
         let update = sqlx::query!(
             r#"
             update keys.services
@@ -227,8 +250,9 @@ impl Tx {
                    version = version + 1,
                    price_version = price_version
                        + case when base_cost_per_call = $5 then 0 else 1 end
-             where id = $1"#,
-            id.uuid(),
+             where id = $1
+            returning version, price_version"#,
+            service.id.uuid(),
             settings.display_name,
             settings.description,
             settings.upstream_url,
@@ -240,8 +264,13 @@ impl Tx {
             settings.manner.connect_timeout_ms,
             settings.manner.health_path,
         );
-        update.execute(&mut *self.inner).await?;
-        Ok(())
+        let row = update.fetch_one(&mut *self.inner).await?;
+        Ok(Service {
+            settings,
+            version: row.version,
+            price_version: row.price_version,
+            ..service
+        })
     }
 
     /// Makes a new version of a service whose routes change, and of its prices if they do. It is

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use jiff_sqlx::ToSqlx;
 use runtime::Tenant;
+use sqlx::PgConnection;
 use types::{Id, OrgId, Role, Slug, UserId};
 use uuid::Uuid;
 
@@ -69,17 +70,25 @@ pub(super) fn role(text: &str) -> Result<Role> {
     text.parse().map_err(|error| corrupt("role", error))
 }
 
+async fn role_of(connection: &mut PgConnection, org: OrgId, user: UserId) -> Result<Option<Role>> {
+    let select = sqlx::query_scalar!(
+        "select role from keys.organisation_members where org_id = $1 and user_id = $2",
+        org.uuid(),
+        user.uuid(),
+    );
+    let found = select.fetch_optional(connection).await?;
+    found.map(|text| role(&text)).transpose()
+}
+
 impl Store {
     /// A user's role; `None` for strangers.
     pub(crate) async fn role(&self, org: OrgId, user: UserId) -> Result<Option<Role>> {
-        let mut tx = self.tenants.begin(Tenant::User(user)).await?;
-        let select = sqlx::query_scalar!(
-            "select role from keys.organisation_members where org_id = $1 and user_id = $2",
-            org.uuid(),
-            user.uuid(),
-        );
-        let found = select.fetch_optional(&mut *tx).await?;
-        found.map(|text| role(&text)).transpose()
+        role_of(
+            &mut *self.tenants.begin(Tenant::User(user)).await?,
+            org,
+            user,
+        )
+        .await
     }
 
     /// One organisation.
@@ -269,6 +278,11 @@ impl Tx {
             .ok_or_else(|| Error::not_found("organisation", org))
     }
 
+    /// A user's role; `None` for strangers.
+    pub(crate) async fn role(&mut self, org: OrgId, user: UserId) -> Result<Option<Role>> {
+        role_of(&mut self.inner, org, user).await
+    }
+
     /// The organisation as it is now. It is locked.
     pub(crate) async fn organisation(&mut self, org: OrgId) -> Result<Organisation> {
         let select = sqlx::query_as!(
@@ -400,8 +414,9 @@ impl Tx {
         Ok(select.fetch_one(&mut *self.inner).await?)
     }
 
-    /// Ends a membership.
+    /// Ends a membership, and with it what the member may write: the logs are written before.
     pub(crate) async fn delete_member(&mut self, org: OrgId, user: UserId) -> Result<()> {
+        self.write_logs().await?;
         let delete = sqlx::query!(
             "delete from keys.organisation_members where org_id = $1 and user_id = $2",
             org.uuid(),

@@ -47,14 +47,18 @@ impl Tx {
         read(&mut self.inner, org).await
     }
 
-    /// Sets the rules of an organisation. It is locked. `announced` says where in the change log
-    /// gateways are told of its origins, if those change.
+    /// Sets the rules of an organisation. It is locked. If its origins change, gateways are told:
+    /// it notes where in the change log.
     pub(crate) async fn set_policy(
         &mut self,
         org: OrgId,
         policy: &Policy,
-        announced: Option<i64>,
+        new_origins: bool,
     ) -> Result<()> {
+        if new_origins {
+            self.announce_change();
+            self.write_logs().await?;
+        }
         let update = sqlx::query!(
             r#"
             update keys.organisations
@@ -71,7 +75,7 @@ impl Tx {
             policy.anomaly_action.as_str(),
             self.at.to_sqlx(),
             &policy.origin_texts(),
-            announced,
+            new_origins.then_some(self.position),
         );
         update.execute(&mut *self.inner).await?;
         Ok(())

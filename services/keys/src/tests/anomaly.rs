@@ -7,6 +7,7 @@ use crate::{
     anomalies::{after, read},
     domain::{
         anomaly::{Hold, Outcome, Restraint, THROTTLE_PER_SECOND, by_hand, impose, relieve},
+        key::Revoked,
         pace,
         policy::PolicyWish,
     },

@@ -2,7 +2,7 @@
 
 use crate::domain::{
     expect_version,
-    key::{name_part, status_wish},
+    key::{Edit, name_part, status_wish},
     metadata::{self, Metadata},
 };
 

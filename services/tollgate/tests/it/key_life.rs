@@ -4,7 +4,7 @@ use proto::keys::v1 as pb;
 use tonic::Code;
 
 use crate::{
-    stack::LIVE,
+    stack::{Customer, LIVE},
     world::{World, by, by_two_factors, code_of},
 };
 
@@ -170,6 +170,84 @@ async fn guards(world: &mut World, org: &str, user: &str) {
         refused.iter().all(|code| *code == Code::ResourceExhausted),
         "{refused:?}"
     );
+}
+
+/// Writers at once in the tests of the logs.
+const WRITERS: usize = 4;
+/// Changes of each.
+const CHANGES: usize = 15;
+
+#[tokio::test]
+async fn changes_made_at_once_are_one_chain_and_become_visible_in_their_order() {
+    let world = World::start().await;
+    let pool = world.stack.pool();
+    let newest = "select coalesce(max(id), 0) from keys.changes";
+    let first = world.stack.count(newest).await;
+    let customers: Vec<_> = (0..WRITERS)
+        .map(|n| world.stack.customer(&format!("Writer{n}"), 0))
+        .collect();
+    let noted = "select count(*) from keys.audit_log
+                  where action in ('key.created', 'service.updated')";
+    let before = world.stack.count(noted).await;
+    let makers = customers.iter().map(|customer| make_keys(&world, customer));
+    let sellers = ["ai", "mileage", "pdf"].map(|name| change_prices(&world, name));
+    let writing = futures_util::future::join(
+        futures_util::future::join_all(makers),
+        futures_util::future::join_all(sellers),
+    );
+    let mut writing = std::pin::pin!(writing);
+    // As a gateway follows the log: from the newest it has seen.
+    let mut seen = vec![first];
+    let mut is_done = false;
+    while !is_done {
+        is_done = futures_util::poll!(&mut writing).is_ready();
+        let more = "select id from keys.changes where id > $1 order by id";
+        let more: Vec<i64> = sqlx::query_scalar(more)
+            .bind(seen.last())
+            .fetch_all(pool)
+            .await
+            .unwrap();
+        seen.extend(more);
+    }
+    let all = "select id from keys.changes where id >= $1 order by id";
+    let all: Vec<i64> = sqlx::query_scalar(all)
+        .bind(first)
+        .fetch_all(pool)
+        .await
+        .unwrap();
+    assert_eq!(seen, all, "nothing appears behind what was seen");
+    assert_eq!(all.len(), (WRITERS + 3) * CHANGES + 1);
+    let noted = world.stack.count(noted).await - before;
+    let noted = usize::try_from(noted).unwrap();
+    assert_eq!(noted, (WRITERS + 3) * CHANGES, "each change has its entry");
+    world.stack.cli(&["audit-log", "verify"]);
+}
+
+async fn make_keys(world: &World, customer: &Customer) {
+    let mut keys = world.keys.clone();
+    for _ in 0..CHANGES {
+        let request = pb::CreateKeyRequest {
+            org_id: customer.org.clone(),
+            user_id: customer.user.clone(),
+            environment: "test".to_owned(),
+            name: "One of many".to_owned(),
+            scopes: vec!["mileage:calculate".to_owned()],
+            ..pb::CreateKeyRequest::default()
+        };
+        keys.create_key(request).await.unwrap();
+    }
+}
+
+async fn change_prices(world: &World, name: &str) {
+    let mut keys = world.keys.clone();
+    for step in 0..CHANGES {
+        let request = pb::SetServiceRequest {
+            name: name.to_owned(),
+            base_cost_per_call: Some(10 + i64::try_from(step).unwrap()),
+            ..pb::SetServiceRequest::default()
+        };
+        keys.set_service(request).await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -156,7 +156,8 @@ async fn change_prices(lasts: Duration) {
     .await
     .expect("rows");
     let more = format!(
-        "{changes} prices in {took:?}, {:.1} a second: {}, {} versions were charged",
+        "{changes} prices in {took:?}, {:.1} of {PRICES_A_SECOND} a second: {}, {} versions were \
+         charged",
         figures::a_second(changes, took),
         summary(&outcome),
         charged.len(),
