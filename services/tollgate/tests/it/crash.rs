@@ -16,7 +16,7 @@ use testkit::{
 };
 
 use crate::{
-    fault::{DISTANCE, LIVE, Load, figures::Figures, priced, summary},
+    fault::{DISTANCE, LIVE, Load, figures::Figures, fund, priced, summary},
     stack::{CONSUMERS, Customer, SETTLE_LIMIT, Stack, signal},
 };
 
@@ -390,6 +390,7 @@ async fn f09_f13_consumers_that_die_two_hundred_times_apply_once() {
 /// the stream is read twice more.
 async fn die_unacknowledged(times: usize) {
     let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "2"]).await;
+    fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 6);
     let passages = (1..=3).cycle().take(times);
     let points: Vec<String> = passages
