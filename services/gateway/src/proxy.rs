@@ -45,17 +45,17 @@ const PRINCIPAL_BYTES: usize = 320;
 /// Room for a path and query as they mostly are.
 const TARGET_BYTES: usize = 128;
 
-/// Forwards a call. The ticket inside ends in a record whatever happens here.
+/// Forwards a call, whose path behind the service is `rest`. The ticket inside ends in a record whatever happens here.
 pub(crate) async fn forward(
     worker: &Rc<Worker>,
     request: Request<Incoming>,
     admitted: Admitted<'_>,
+    rest: &str,
 ) -> Result<Response<EdgeBody>, Refused> {
     let Admitted {
         mut ticket,
         service,
         route,
-        rest,
         replay,
         avoid,
     } = admitted;
@@ -72,7 +72,7 @@ pub(crate) async fn forward(
         return Box::pin(idempotency::replay(request, ticket, replay, route)).await;
     }
     let span = upstream_span(worker, &ticket, service);
-    let (request, switch) = match prepare(worker, request, &ticket, service, &rest, &span) {
+    let (request, switch) = match prepare(worker, request, &ticket, service, rest, &span) {
         Ok(prepared) => prepared,
         Err(refused) => {
             ticket.refuse(refused.refusal, Disposition::Refused);

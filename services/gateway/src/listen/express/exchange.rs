@@ -23,7 +23,7 @@ use super::{
     write,
 };
 use crate::{
-    admit::{Admitted, Asked, admit},
+    admit::{Admitted, Aim, Asked, admit},
     catalogue::{Catalogue, Route, Service},
     credential,
     edge::{self, CallId, Denied, Dialect, Edge, Told, Worker, seal},
@@ -64,8 +64,8 @@ impl From<Lost> for Exchanged {
 /// What is known of a request whose key is known.
 struct Known<'a> {
     entry: Arc<Entry>,
-    catalogue: Arc<Catalogue>,
-    service: &'a str,
+    service: &'a Arc<Service>,
+    route: &'a Route,
     rest: &'a str,
     started: u64,
 }
@@ -85,7 +85,12 @@ impl From<Exchanged> for Unknown {
 }
 
 /// Looks up what a request needs, from memory. Nothing is done yet.
-fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Known<'a>, Unknown> {
+fn look_up<'a>(
+    worker: &Worker,
+    catalogue: &'a Catalogue,
+    peer: Peer,
+    request: &Request<'a>,
+) -> Result<Known<'a>, Unknown> {
     let edge = &worker.edge;
     if edge.is_full() {
         return Err(Unknown::Refused(Refusal::Overloaded.into()));
@@ -109,22 +114,19 @@ fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Kno
     let hash = edge.keyring.hashing().hash(&presented);
     let entry = edge::recall(edge, &hash, origin, started).map_err(Unknown::Refused)?;
     let entry = entry.ok_or(Exchanged::Cold)?;
-    let catalogue = edge.catalogue.load_full();
-    let is_common = catalogue.service(service).is_some_and(|service| {
-        let route = service.route(&request.method, rest);
-        let bytes = u64::try_from(request.body.len()).unwrap_or(u64::MAX);
-        let is_common = |route: &Route| {
-            route.terms.price.is_none()
-                && bytes <= route.body_bytes_max
-                && route.is_like_most(started)
-        };
-        service.is_plain() && route.is_some_and(is_common)
-    });
+    let service = catalogue.service(service).ok_or(Exchanged::Unfit)?;
+    let route = service.route(&request.method, rest);
+    let route = route.ok_or(Exchanged::Unfit)?;
+    let bytes = u64::try_from(request.body.len()).unwrap_or(u64::MAX);
+    let is_common = service.is_plain()
+        && route.terms.price.is_none()
+        && bytes <= route.body_bytes_max
+        && route.is_like_most(started);
     match is_common {
         true => Ok(Known {
             entry,
-            catalogue,
             service,
+            route,
             rest,
             started,
         }),
@@ -160,7 +162,8 @@ async fn carry(
     if edge.draining.load(Ordering::Acquire) {
         return Err(Exchanged::Unfit); // the answer says that the connection ends
     }
-    let known = match look_up(worker, peer, request) {
+    let catalogue = edge.catalogue.load_full();
+    let known = match look_up(worker, &catalogue, peer, request) {
         Ok(known) => known,
         Err(Unknown::Refused(refused)) => {
             front.seat.life.heads.add(1);
@@ -175,19 +178,10 @@ async fn carry(
     let at = edge.clock.now();
     let id = CallId::new_at(&edge.ids, at);
     let facts = facts(worker, peer, request, &known, (id, at));
-    let Known {
-        entry,
-        catalogue,
-        service,
-        rest,
-        ..
-    } = known;
+    let Known { entry, rest, .. } = known;
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
-    let asked = Asked::Plain {
-        method: &request.method,
-        now,
-    };
-    let admitted = admit(edge, &catalogue, asked, ticket, service, rest.to_owned());
+    let aim = Aim::Found(known.service, known.route);
+    let admitted = admit(edge, aim, Asked::Plain { now }, ticket);
     let (admitted, limits) = match front.during(admitted).await? {
         Ok(admitted) => admitted,
         Err(denied) => return refuse(hall, front, id, denied).await,
@@ -196,7 +190,6 @@ async fn carry(
         ticket,
         service,
         route,
-        rest,
         ..
     } = admitted;
     let call = Call {
@@ -233,7 +226,7 @@ struct Call<'a> {
     catalogue: &'a Arc<Catalogue>,
     service: &'a Service,
     route: &'a Route,
-    rest: String,
+    rest: &'a str,
 }
 
 impl Call<'_> {
@@ -258,7 +251,7 @@ impl Call<'_> {
             request,
             &self.ticket,
             self.service,
-            &self.rest,
+            self.rest,
             &span,
         );
         let upload = Upload::of(request.body);
@@ -336,7 +329,7 @@ impl Call<'_> {
             ticket: self.ticket,
             catalogue: Arc::clone(self.catalogue),
             service: self.service.name.clone(),
-            rest: self.rest,
+            rest: self.rest.to_owned(),
             avoid,
             answered,
         }))
@@ -463,7 +456,7 @@ fn facts(
         request_id: request.request_id,
         client: client(edge, peer, request),
     };
-    let asked = (known.service, known.rest);
+    let asked = (known.service.name.as_str(), known.rest);
     edge::facts(edge, peer, &told, id, (known.started, at), asked)
 }
 
