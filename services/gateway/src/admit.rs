@@ -54,7 +54,9 @@ pub(crate) enum Asked<'a> {
     Any(&'a Request<Incoming>),
     /// Without an idempotency key and not from a page of another origin: nothing is waited for
     /// before it is judged, at this monotonic nanosecond.
-    Plain { now: u64 },
+    Plain {
+        now: u64,
+    },
 }
 
 impl<'a> Asked<'a> {

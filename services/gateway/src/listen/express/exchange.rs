@@ -15,9 +15,10 @@ use types::Refusal;
 
 use super::{
     super::{Hall, answer as own, door::Peer},
-    answer::{self, Answer, Uncommon},
+    answer::{Answer, Uncommon},
     ask::{NoAnswer, ask, receive},
     front::{Front, Lost},
+    head,
     request::Request,
     resume::Resume,
     write,
@@ -33,7 +34,7 @@ use crate::{
     metrics::{Repeat, Source},
     path,
     pool::{Direct, Fault, Target},
-    proxy,
+    proxy::{self, Ours},
     refuse::Refused,
     send,
     strangers::Origin,
@@ -100,7 +101,7 @@ fn look_up<'a>(
     // Whatever else is refused is refused by the other way: only strange keys come in floods.
     let is_plain = path::check(rest).is_ok() && !request.query.is_some_and(credential::holds_key);
     let presented = match is_plain {
-        true => credential::read(request.authorization, request.api_key),
+        true => credential::read(request.known.authorization, request.known.api_key),
         false => return Err(Exchanged::Unfit.into()),
     };
     let origin = || Origin::from(client(edge, peer, request));
@@ -246,15 +247,18 @@ impl Call<'_> {
             }
         };
         let span = proxy::upstream_span(worker, &self.ticket, self.service);
-        let mut head = write::request(
-            worker,
-            request,
-            &self.ticket,
-            self.service,
-            self.rest,
-            &span,
-        );
-        let upload = Upload::of(request.body);
+        let ours = Ours {
+            ticket: &self.ticket,
+            service: self.service,
+            span: &span,
+            came_by: "1.1 tollgate",
+            host: Some(request.known.host),
+        };
+        let mut head = write::request(worker, request, &ours, self.rest, &mut front.whence);
+        let upload = match request.body {
+            [] => Rc::clone(&self.hall.nothing),
+            body => Upload::of(body),
+        };
         if let Err(refusal) = self.ticket.forwarding(upload) {
             let disposition = Disposition::Refused;
             return self.refuse(front, refusal.into(), disposition).await;
@@ -357,19 +361,19 @@ impl Call<'_> {
         read: &[u8],
     ) -> Result<Begun, Uncommon> {
         let worker = &self.hall.worker;
-        let mut fields = answer::no_fields();
-        let answer = Answer::parse(read, &mut fields)?;
+        let mut room = head::NO_FIELDS;
+        let answer = Answer::parse(read, &mut room)?;
         self.route.answered_like_most(true, 0);
         direct.answered(&worker.pool, answer.status);
         span.set("http.response.status_code", i64::from(answer.status));
         let status = StatusCode::from_u16(answer.status).unwrap_or_default();
         // It has no field that would matter to the call's cost.
-        self.ticket.answered(status, &HeaderMap::new());
+        let now = self.ticket.answered(status, &HeaderMap::new());
         let cost = self.ticket.announce(false);
         let is_last = front.is_ending || worker.edge.draining.load(Ordering::Acquire);
         let (id, limits) = (&self.id, self.limits);
         Ok(Begun {
-            head: write::answer(self.hall, &answer, id, cost, limits, is_last),
+            head: write::answer(self.hall, &answer, (id, cost), limits, (now, is_last)),
             bytes: answer.bytes,
             length: answer.length,
             is_last,
@@ -451,9 +455,9 @@ fn facts(
     let told = Told {
         method: &request.method,
         path: request.path,
-        user_agent: request.user_agent,
-        traceparent: request.traceparent,
-        request_id: request.request_id,
+        user_agent: request.known.user_agent,
+        traceparent: request.known.traceparent,
+        request_id: request.known.request_id,
         client: client(edge, peer, request),
     };
     let asked = (known.service.name.as_str(), known.rest);
