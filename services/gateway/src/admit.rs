@@ -33,34 +33,33 @@ pub(crate) struct Admitted<'a> {
     pub(crate) ticket: Ticket,
     pub(crate) service: &'a Service,
     pub(crate) route: &'a Route,
-    /// The path behind the service, as it came.
-    pub(crate) rest: String,
     /// What is answered instead of the upstream.
     pub(crate) replay: Option<Box<Replay>>,
     /// It was sent there once, and not answered.
     pub(crate) avoid: Option<Rc<Target>>,
 }
 
+/// What a call is meant for.
+#[derive(Clone, Copy)]
+pub(crate) enum Aim<'a> {
+    /// What it says: a service, a method, and a path behind the service.
+    Said(&'a Catalogue, &'a str, &'a Method, &'a str),
+    /// What the catalogue has for that.
+    Found(&'a Arc<Service>, &'a Route),
+}
+
 /// A request whose key is known.
 #[derive(Clone, Copy)]
 pub(crate) enum Asked<'a> {
     Any(&'a Request<Incoming>),
-    /// Of this method, without an idempotency key and not from a page of another origin: nothing
-    /// is waited for before it is judged, at this monotonic nanosecond.
+    /// Without an idempotency key and not from a page of another origin: nothing is waited for
+    /// before it is judged, at this monotonic nanosecond.
     Plain {
-        method: &'a Method,
         now: u64,
     },
 }
 
 impl<'a> Asked<'a> {
-    fn method(self) -> &'a Method {
-        match self {
-            Self::Any(request) => request.method(),
-            Self::Plain { method, .. } => method,
-        }
-    }
-
     fn page(self) -> Option<&'a Page> {
         match self {
             Self::Any(request) => request.extensions().get(),
@@ -72,7 +71,7 @@ impl<'a> Asked<'a> {
     fn now(self, edge: &Edge) -> u64 {
         match self {
             Self::Any(_) => edge.clock.monotonic_nanos(),
-            Self::Plain { now, .. } => now,
+            Self::Plain { now } => now,
         }
     }
 }
@@ -80,15 +79,12 @@ impl<'a> Asked<'a> {
 /// Judges a call, and takes what it needs: a place in the rate, permits, credits.
 pub(crate) async fn admit<'a>(
     edge: &Arc<Edge>,
-    catalogue: &'a Catalogue,
+    aim: Aim<'a>,
     asked: Asked<'_>,
     mut ticket: Ticket,
-    name: &str,
-    rest: String,
 ) -> Result<(Admitted<'a>, Limits), Denied> {
     let entry = Arc::clone(ticket.entry());
-    let judged = route(catalogue, asked.method(), &entry, &mut ticket, name, &rest);
-    let (service, route) = match judged {
+    let (service, route) = match route(aim, &entry, &mut ticket) {
         Ok(found) => found,
         Err(refusal) => return Err(deny(ticket, refusal.into(), Limits::default())),
     };
@@ -130,7 +126,6 @@ pub(crate) async fn admit<'a>(
         ticket,
         service,
         route,
-        rest,
         replay,
         avoid: None,
     };
@@ -161,21 +156,26 @@ fn touch(edge: &Edge, entry: &Entry, facts: &Facts) {
 }
 
 fn route<'a>(
-    catalogue: &'a Catalogue,
-    method: &Method,
+    aim: Aim<'a>,
     entry: &Entry,
     ticket: &mut Ticket,
-    name: &str,
-    rest: &str,
 ) -> Result<(&'a Service, &'a Route), Refusal> {
     let now = ticket.facts().at.as_microsecond();
     domain::judge_key(entry, now)?;
-    let service = catalogue.service(name).ok_or(Refusal::UnknownService)?;
+    let service = match aim {
+        Aim::Said(catalogue, name, ..) => catalogue.service(name),
+        Aim::Found(service, _) => Some(service),
+    };
+    let service = service.ok_or(Refusal::UnknownService)?;
     ticket.concerns(service);
     if !service.active {
         return Err(Refusal::ServiceDisabled);
     }
-    let route = service.route(method, rest).ok_or(Refusal::UnknownRoute)?;
+    let route = match aim {
+        Aim::Said(_, _, method, rest) => service.route(method, rest),
+        Aim::Found(_, route) => Some(route),
+    };
+    let route = route.ok_or(Refusal::UnknownRoute)?;
     domain::judge(entry, route, ticket.facts().client, now)?;
     Ok((service, route))
 }

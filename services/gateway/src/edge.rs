@@ -30,7 +30,7 @@ use tokio_util::task::TaskTracker;
 use types::{Gcra, KeyHash, PresentedKey, Rate, Refusal, RequestId};
 
 use crate::{
-    admit::{Asked, admit},
+    admit::{Aim, Asked, admit},
     body::EdgeBody,
     catalogue::Catalogue,
     cors::{Origins, Page},
@@ -342,9 +342,10 @@ pub(crate) async fn answer(
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
     let catalogue = edge.catalogue.load_full();
     let (name, rest) = (name.to_owned(), rest.to_owned());
-    let (admitted, limits) =
-        admit(edge, &catalogue, Asked::Any(&request), ticket, &name, rest).await?;
-    let response = proxy::forward(worker, request, admitted).await;
+    let method = request.method().clone();
+    let aim = Aim::Said(&catalogue, &name, &method, &rest);
+    let (admitted, limits) = admit(edge, aim, Asked::Any(&request), ticket).await?;
+    let response = proxy::forward(worker, request, admitted, &rest).await;
     match response {
         Ok(mut response) => {
             if let Some(page) = page {

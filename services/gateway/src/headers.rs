@@ -41,6 +41,19 @@ const NOT_FROM_CLIENTS: [&str; 10] = [
     "x-rewrite-url",
 ];
 
+const HOP_BY_HOP_BYTES: u64 = lengths(&HOP_BY_HOP);
+const NOT_FROM_CLIENTS_BYTES: u64 = lengths(&NOT_FROM_CLIENTS);
+
+/// A bit for each length of these names.
+const fn lengths(names: &[&str]) -> u64 {
+    let (mut lengths, mut left) = (0, names);
+    while let [name, rest @ ..] = left {
+        lengths |= 1 << name.len();
+        left = rest;
+    }
+    lengths
+}
+
 const REQUEST_ID: &str = "x-request-id";
 /// `tollgate-principal`, `tollgate-cost` and whatever else we say.
 const OURS: &str = "tollgate-";
@@ -66,7 +79,9 @@ pub(crate) fn is_framed_plainly(headers: &HeaderMap) -> bool {
 pub(crate) fn strip_request(headers: &mut HeaderMap) {
     remove_nominated(headers);
     keep_only_trailers_of_te(headers);
-    remove(headers, |name| is_not_for_upstreams(name.as_str()));
+    remove(headers, |name| {
+        is_not_for_upstreams(name.as_str().as_bytes())
+    });
 }
 
 /// One `cookie` again of the crumbs that HTTP/2 allows (RFC 9113, 8.2.3).
@@ -85,11 +100,9 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
 
 /// Whether no field of this name passes from a client to an upstream. `te` and
 /// what `Connection` names have rules of their own.
-pub(crate) fn is_not_for_upstreams(name: &str) -> bool {
+pub(crate) fn is_not_for_upstreams(name: &[u8]) -> bool {
     is_hop_by_hop(name)
-        || NOT_FROM_CLIENTS
-            .iter()
-            .any(|other| is_spelling_of(name, other))
+        || is_spelling_of_any(name, &NOT_FROM_CLIENTS, NOT_FROM_CLIENTS_BYTES)
         || begins_like(name, OURS)
         || begins_like(name, FORWARDED_ANYTHING)
 }
@@ -97,12 +110,12 @@ pub(crate) fn is_not_for_upstreams(name: &str) -> bool {
 /// Removes from an upstream's response what must not reach the client, or is ours to say.
 pub(crate) fn strip_response(headers: &mut HeaderMap) {
     remove_nominated(headers);
-    remove(headers, |name| is_not_for_clients(name.as_str()));
+    remove(headers, |name| is_not_for_clients(name.as_str().as_bytes()));
 }
 
 /// Whether no field of this name passes from an upstream to a client. What
 /// `Connection` names has a rule of its own.
-pub(crate) fn is_not_for_clients(name: &str) -> bool {
+pub(crate) fn is_not_for_clients(name: &[u8]) -> bool {
     is_hop_by_hop(name)
         || is_spelling_of(name, TE.as_str())
         || is_spelling_of(name, REQUEST_ID)
@@ -158,18 +171,25 @@ fn remove(headers: &mut HeaderMap, is_forbidden: impl Fn(&HeaderName) -> bool) {
     }
 }
 
-fn is_hop_by_hop(name: &str) -> bool {
-    HOP_BY_HOP.iter().any(|other| is_spelling_of(name, other))
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    is_spelling_of_any(name, &HOP_BY_HOP, HOP_BY_HOP_BYTES)
+}
+
+/// Whether an upstream could take `name` for one of these names, whose lengths are known: most
+/// others have another one.
+fn is_spelling_of_any(name: &[u8], others: &[&str], bytes: u64) -> bool {
+    name.len() < 64
+        && bytes >> name.len() & 1 == 1
+        && others.iter().any(|other| is_spelling_of(name, other))
 }
 
 /// Whether an upstream could take `name` for `other`: names become variables with `_` for `-` in
 /// CGI and its heirs, and some of those turn every sign into `_`.
-fn is_spelling_of(name: &str, other: &str) -> bool {
+fn is_spelling_of(name: &[u8], other: &str) -> bool {
     name.len() == other.len() && begins_like(name, other)
 }
 
-fn begins_like(name: &str, beginning: &str) -> bool {
-    let name = name.as_bytes();
+fn begins_like(name: &[u8], beginning: &str) -> bool {
     name.len() >= beginning.len()
         && name.iter().zip(beginning.as_bytes()).all(|(byte, wanted)| {
             byte.eq_ignore_ascii_case(wanted) || (*wanted == b'-' && !byte.is_ascii_alphanumeric())

@@ -30,7 +30,6 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
-use jiff::Timestamp;
 use runtime::Clock;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::{
@@ -55,11 +54,13 @@ use self::{
 use crate::{
     edge::{Edge, Worker},
     pool::{self, Pool},
+    upload::Upload,
 };
 
 /// A gateway that stops lets idle connections be for so long: who calls meanwhile is served and
 /// told that the connection ends. Closed at once, they would break calls on their way.
 pub(crate) const LINGER: Duration = Duration::from_millis(500);
+const SECOND_NANOS: u64 = 1_000_000_000;
 /// Between two looks at the connections of a thread.
 const LOOK_PERIOD: Duration = Duration::from_secs(1);
 
@@ -98,10 +99,12 @@ pub(crate) struct Hall {
     door: Arc<Door>,
     roll: Rc<Roll>,
     clock: Clock,
+    /// Of all requests without a body.
+    nothing: Rc<Upload>,
     /// Buffers that nobody needs now.
     spares: RefCell<Vec<Vec<u8>>>,
-    /// Of a second, and how answers say it.
-    date: RefCell<(i64, Rc<str>)>,
+    /// The field that says the date in answers, and the monotonic nanosecond when it is over.
+    date: RefCell<(u64, String)>,
     /// Answers that hyper had no part in.
     #[cfg(test)]
     expressed: std::cell::Cell<u64>,
@@ -114,20 +117,25 @@ impl Hall {
             worker,
             door,
             roll: Rc::default(),
+            nothing: Upload::of(&[]),
             spares: RefCell::default(),
-            date: RefCell::new((i64::MIN, Rc::from(""))),
+            date: RefCell::default(),
             #[cfg(test)]
             expressed: std::cell::Cell::default(),
         })
     }
 
-    /// The date as answers say it, made once a second.
-    fn date(&self, now: Timestamp) -> Rc<str> {
+    /// Appends the date to the head of an answer at a monotonic nanosecond. It is made once a
+    /// second, when the wall clock's ends.
+    fn write_date(&self, head: &mut Vec<u8>, now: u64) {
         let mut date = self.date.borrow_mut();
-        if date.0 != now.as_second() {
-            *date = (now.as_second(), answer::date(now).to_string().into());
+        if date.0 <= now {
+            let wall = self.clock.now();
+            let past = u64::try_from(wall.subsec_nanosecond()).unwrap_or(0);
+            let end = now.saturating_add(SECOND_NANOS.saturating_sub(past));
+            *date = (end, format!("date: {}\r\n", answer::date(wall)));
         }
-        Rc::clone(&date.1)
+        head.extend_from_slice(date.1.as_bytes());
     }
 
     /// An empty buffer.
@@ -151,18 +159,15 @@ impl Hall {
         stream: &mut (impl AsyncRead + Unpin),
         task: &mut Context<'_>,
     ) -> Poll<Option<Vec<u8>>> {
-        let mut buffer = self.buffer();
-        match poll_read_buf(Pin::new(stream), task, &mut buffer) {
-            Poll::Ready(Ok(1..)) => Poll::Ready(Some(buffer)),
-            Poll::Ready(_) => {
-                self.spare(buffer);
-                Poll::Ready(None)
-            }
-            Poll::Pending => {
-                self.spare(buffer);
-                Poll::Pending
-            }
+        let mut spares = self.spares.borrow_mut();
+        let spare = spares.pop();
+        let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(READ_BYTES));
+        let read = poll_read_buf(Pin::new(stream), task, &mut buffer);
+        if let Poll::Ready(Ok(1..)) = read {
+            return Poll::Ready(Some(buffer));
         }
+        spares.push(buffer);
+        read.map(|_nothing| None)
     }
 
     async fn read(&self, stream: &mut Stream, seat: &Seat) -> Option<Vec<u8>> {
@@ -172,7 +177,7 @@ impl Hall {
     }
 
     fn seconds(&self) -> u64 {
-        self.clock.monotonic_nanos() / 1_000_000_000
+        self.clock.monotonic_nanos() / SECOND_NANOS
     }
 
     /// Looks after all connections of the thread.

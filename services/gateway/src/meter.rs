@@ -238,8 +238,8 @@ impl Ticket {
         Ok(())
     }
 
-    /// The upstream has answered.
-    pub(crate) fn answered(&mut self, status: StatusCode, head: &HeaderMap) {
+    /// The upstream has answered. Returns when: a monotonic nanosecond.
+    pub(crate) fn answered(&mut self, status: StatusCode, head: &HeaderMap) -> u64 {
         let now = self.edge.clock.monotonic_nanos();
         self.upstream_nanos = now.saturating_sub(self.upstream_began);
         self.status = status.as_u16();
@@ -252,6 +252,7 @@ impl Ticket {
             keyed.answered(self.terms.charges(self.status), self.status, head);
         }
         crash_point!("gateway.upstream_answered");
+        now
     }
 
     /// It is given the answer of an earlier call, whole.

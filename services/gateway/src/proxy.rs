@@ -45,17 +45,18 @@ const PRINCIPAL_BYTES: usize = 320;
 /// Room for a path and query as they mostly are.
 const TARGET_BYTES: usize = 128;
 
-/// Forwards a call. The ticket inside ends in a record whatever happens here.
+/// Forwards a call, whose path behind the service is `rest`. The ticket inside ends in a record
+/// whatever happens here.
 pub(crate) async fn forward(
     worker: &Rc<Worker>,
     request: Request<Incoming>,
     admitted: Admitted<'_>,
+    rest: &str,
 ) -> Result<Response<EdgeBody>, Refused> {
     let Admitted {
         mut ticket,
         service,
         route,
-        rest,
         replay,
         avoid,
     } = admitted;
@@ -72,7 +73,7 @@ pub(crate) async fn forward(
         return Box::pin(idempotency::replay(request, ticket, replay, route)).await;
     }
     let span = upstream_span(worker, &ticket, service);
-    let (request, switch) = match prepare(worker, request, &ticket, service, &rest, &span) {
+    let (request, switch) = match prepare(worker, request, &ticket, service, rest, &span) {
         Ok(prepared) => prepared,
         Err(refused) => {
             ticket.refuse(refused.refusal, Disposition::Refused);
@@ -315,8 +316,21 @@ pub(crate) struct Ours<'a> {
 
 impl Ours<'_> {
     /// Says each field.
-    pub(crate) fn say(&self, worker: &Worker, mut put: impl FnMut(&HeaderName, &[u8])) {
-        let (edge, facts) = (&worker.edge, self.ticket.facts());
+    fn say(&self, worker: &Worker, mut put: impl FnMut(&HeaderName, &[u8])) {
+        self.say_whence(&mut put);
+        put(&REQUEST_ID, &self.ticket.facts().request_text);
+        if let Some(carried) = self.trace(worker) {
+            put(&TRACE, carried.as_bytes());
+        }
+        let mut principal = Vec::with_capacity(PRINCIPAL_BYTES);
+        self.sign(worker, &mut principal);
+        put(&PRINCIPAL, &principal);
+    }
+
+    /// Says whom the request is for and where it comes from: the same for all that one client asks
+    /// of one upstream by one name.
+    pub(crate) fn say_whence(&self, mut put: impl FnMut(&HeaderName, &[u8])) {
+        let facts = self.ticket.facts();
         let mut text = Vec::with_capacity(PRINCIPAL_BYTES);
         put(&HOST, self.service.authority.as_bytes());
         put(&VIA, self.came_by.as_bytes());
@@ -333,18 +347,21 @@ impl Ours<'_> {
         let host = self.host.filter(is_text);
         address::write_forwarded(&mut text, (facts.client, scheme), host);
         put(&FORWARDED, &text);
-        put(&REQUEST_ID, &facts.request_text);
-        if self.span.is_some() && edge.tracer.propagates() {
-            let carried = self.span.traceparent();
-            if !carried.is_empty() {
-                put(&TRACE, carried.as_bytes());
-            }
-        }
-        text.clear();
+    }
+
+    /// The trace that the upstream may carry on.
+    pub(crate) fn trace(&self, worker: &Worker) -> Option<String> {
+        let is_told = self.span.is_some() && worker.edge.tracer.propagates();
+        let carried = is_told.then(|| self.span.traceparent())?;
+        (!carried.is_empty()).then_some(carried)
+    }
+
+    /// Appends the principal.
+    pub(crate) fn sign(&self, worker: &Worker, text: &mut Vec<u8>) {
+        let (entry, facts) = (self.ticket.entry(), self.ticket.facts());
         let at = facts.at.as_second();
-        let entry = self.ticket.entry();
-        edge.signer.write(&mut text, entry, &facts.request_text, at);
-        put(&PRINCIPAL, &text);
+        let signer = &worker.edge.signer;
+        signer.write(text, entry, &facts.request_text, at);
     }
 }
 

@@ -36,14 +36,15 @@ pub(super) fn date(now: Timestamp) -> impl Display {
 }
 
 /// Appends a field to a head, as it is.
-pub(super) fn field(head: &mut Vec<u8>, name: &str, value: &[u8]) {
-    for piece in [name.as_bytes(), b": ", value, b"\r\n"] {
-        head.extend_from_slice(piece);
-    }
+pub(super) fn field(head: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    head.extend_from_slice(name);
+    head.extend_from_slice(b": ");
+    head.extend_from_slice(value);
+    head.extend_from_slice(b"\r\n");
 }
 
 /// Appends a field of somebody else, its name in small letters.
-pub(super) fn field_of_others(head: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(super) fn field_of_others(head: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     let begin = head.len();
     field(head, name, value);
     let end = begin.saturating_add(name.len());
@@ -63,7 +64,7 @@ pub(super) fn write(edge: &Edge, response: Response<EdgeBody>) -> Vec<u8> {
     )
     .into_bytes();
     for (name, value) in &parts.headers {
-        field(&mut bytes, name.as_str(), value.as_bytes());
+        field(&mut bytes, name.as_str().as_bytes(), value.as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
     if let EdgeBody::Full(Some(text)) = body {

@@ -6,16 +6,18 @@
 //! - Whatever is otherwise goes to hyper: before anything was done, after the call was admitted, or
 //!   with the beginning of an answer. So there is one place for what is rare, and nothing is
 //!   refused here for its form.
-//! - What is read here was passed by [`Framing`](super::framing::Framing) and by hyper's own
-//!   parser, as it is on the other way; checks, record and charge are the same code.
+//! - What is read here (`head`) would be passed by [`Framing`](super::framing::Framing) and by hyper
+//!   as what it is here; checks, record and charge are the same code.
 
 mod answer;
 mod ask;
 mod exchange;
 mod front;
+mod head;
 mod interim;
 mod request;
 mod resume;
+mod whence;
 mod write;
 
 use bytes::Bytes;
@@ -102,8 +104,8 @@ pub(super) async fn serve(
 
 /// Carries the first call of these bytes, if it is of the common shape. Returns how long it was.
 async fn one(hall: &Hall, peer: Peer, front: &mut Front<'_>, input: &[u8]) -> (Exchanged, usize) {
-    let mut fields = request::no_fields();
-    match Request::parse(input, &mut fields) {
+    let mut room = head::NO_FIELDS;
+    match Request::parse(input, &mut room) {
         Some(request) => {
             let exchanged = exchange::exchange(hall, peer, front, &request).await;
             (exchanged, request.bytes)

@@ -300,6 +300,12 @@ impl Head {
     }
 }
 
+/// Whether nobody takes a field for one of those that say where a request ends or whom it is for,
+/// or everybody does.
+pub(super) fn is_unambiguous(text: &[u8]) -> bool {
+    Head::default().read_field(text).is_ok()
+}
+
 /// Skips up to `left` bytes. Returns how many are left then, and what is behind.
 fn skip(bytes: &[u8], left: u64) -> (u64, &[u8]) {
     let skipped = usize::try_from(left).map_or(bytes.len(), |left| left.min(bytes.len()));

@@ -129,7 +129,7 @@ impl Hinted {
             status.canonical_reason().unwrap_or_default(),
         );
         let fields = fields.iter();
-        let fields = fields.map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let fields = fields.map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()));
         write_interim(&mut waiting.heads, line, fields);
         if let Some(waker) = &waiting.waker {
             waker.wake_by_ref();

@@ -11,7 +11,7 @@ use tokio::task::LocalSet;
 
 use super::rig::{self, Rig};
 use crate::{
-    admit::{Admitted, Asked, admit},
+    admit::{Admitted, Aim, Asked, admit},
     credential,
     edge::{self, CallId, Told},
     keyring::{self, Entry},
@@ -94,12 +94,12 @@ fn round(rig: &Rig, costs: &mut Costs) {
     });
     let tickets = entries.iter().map(|entry| ticket(rig, entry)).collect();
     let catalogue = edge.catalogue.load_full();
+    let aim = Aim::Said(&catalogue, "echo", &Method::GET, "/a");
     let mut admitted = each(&mut costs.admission, tickets, |ticket| {
         let asked = Asked::Plain {
-            method: &Method::GET,
             now: ticket.facts().started,
         };
-        let admitted = admit(edge, &catalogue, asked, ticket, "echo", "/a".to_owned());
+        let admitted = admit(edge, aim, asked, ticket);
         let admitted = futures_util::FutureExt::now_or_never(admitted);
         admitted.expect("from memory").ok().expect("admitted").0
     });

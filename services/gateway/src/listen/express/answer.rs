@@ -1,26 +1,20 @@
 //! Answers of the common shape.
 
-use std::mem::MaybeUninit;
+use httparse::{EMPTY_HEADER, Status};
 
-use httparse::{Header, ParserConfig, Status};
-
-use super::super::framing::read_length;
+use super::{
+    super::framing::read_length,
+    head::{Field, Fields, Room, is_named, text_bytes},
+};
 use crate::units;
 
-/// Fields of an answer; more are for hyper.
+/// Fields of an answer that are looked at to see whether it has come whole.
 const FIELDS_MAX: usize = 64;
-
-/// Room for the fields, which nobody fills in vain.
-pub(super) type Room<'a> = [MaybeUninit<Header<'a>>; FIELDS_MAX];
-
-pub(super) const fn no_fields<'a>() -> Room<'a> {
-    [const { MaybeUninit::uninit() }; FIELDS_MAX]
-}
 
 /// The head of an answer.
 pub(super) struct Answer<'a> {
     pub(super) status: u16,
-    pub(super) fields: &'a [Header<'a>],
+    pub(super) fields: Fields<'a>,
     pub(super) has_date: bool,
     /// Of the body.
     pub(super) length: u64,
@@ -39,41 +33,39 @@ pub(super) enum Uncommon {
 
 impl<'a> Answer<'a> {
     /// Reads the head of an answer.
-    pub(super) fn parse(read: &'a [u8], fields: &'a mut Room<'a>) -> Result<Self, Uncommon> {
-        let mut answer = httparse::Response::new(&mut []);
-        let config = ParserConfig::default();
-        match config.parse_response_with_uninit_headers(&mut answer, read, fields) {
-            Ok(Status::Complete(bytes)) => Self::of(answer, bytes).ok_or(Uncommon::Shape),
-            Ok(Status::Partial) => Err(Uncommon::Partial),
-            Err(_) => Err(Uncommon::Shape),
-        }
+    pub(super) fn parse(read: &'a [u8], room: &'a mut Room) -> Result<Self, Uncommon> {
+        Self::common(read, room).ok_or_else(|| Uncommon::of(read))
     }
 
-    /// None: it has another shape.
-    fn of(answer: httparse::Response<'a, 'a>, bytes: usize) -> Option<Self> {
-        let status = answer.code.filter(|code| is_last(*code))?;
-        if answer.version != Some(1) {
+    /// None: it has not come whole, or has another shape.
+    fn common(read: &'a [u8], room: &'a mut Room) -> Option<Self> {
+        let (code, reason) = read.strip_prefix(b"HTTP/1.1 ")?.split_first_chunk::<3>()?;
+        let status = str::from_utf8(code).ok()?.parse().ok()?;
+        if !is_last(status) || !matches!(reason.first()?, b' ' | b'\r') {
             return None;
         }
-        let fields: &[Header<'_>] = answer.headers;
+        let behind = reason.get(text_bytes(reason, false)..)?;
+        let behind = behind.strip_prefix(b"\r\n")?;
         let (mut length, mut has_date) = (None, false);
-        for Header { name, value } in fields {
-            let is = |other: &str| name.eq_ignore_ascii_case(other);
-            match name.len() {
-                4 if is("date") => has_date = true,
-                7 if is("upgrade") => return None,
-                10 if is("connection") && !value.eq_ignore_ascii_case(b"keep-alive") => {
-                    return None;
+        let note = |Field { name, value }: Field<'a>| {
+            let is = |other: &str| is_named(name, other);
+            let is_common = match name.len() {
+                4 if is("date") => {
+                    has_date = true;
+                    true
                 }
-                // More than one length, or one that is no plain number.
-                14 if is("content-length") && length.replace(read_length(value)?).is_some() => {
-                    return None;
-                }
-                14 if is(units::USAGE) => return None,
-                17 if is("transfer-encoding") => return None,
-                _ => {}
-            }
-        }
+                7 if is("upgrade") => false,
+                10 if is("connection") => value.eq_ignore_ascii_case(b"keep-alive"),
+                // One length, which is a plain number.
+                14 if is("content-length") => length.replace(read_length(value)?).is_none(),
+                14 if is(units::USAGE) => false,
+                17 if is("transfer-encoding") => false,
+                _ => true,
+            };
+            is_common.then_some(())
+        };
+        let begin = read.len().wrapping_sub(behind.len());
+        let (fields, bytes) = Fields::read((read, begin), room, false, note)?;
         Some(Self {
             status,
             fields,
@@ -81,6 +73,17 @@ impl<'a> Answer<'a> {
             length: if has_body(status) { length? } else { 0 },
             bytes,
         })
+    }
+}
+
+impl Uncommon {
+    /// Of a head that is not common.
+    fn of(read: &[u8]) -> Self {
+        let mut fields = [EMPTY_HEADER; FIELDS_MAX];
+        match httparse::Response::new(&mut fields).parse(read) {
+            Ok(Status::Partial) => Self::Partial,
+            Ok(Status::Complete(_)) | Err(_) => Self::Shape,
+        }
     }
 }
 

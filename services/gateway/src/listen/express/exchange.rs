@@ -15,15 +15,16 @@ use types::Refusal;
 
 use super::{
     super::{Hall, answer as own, door::Peer},
-    answer::{self, Answer, Uncommon},
+    answer::{Answer, Uncommon},
     ask::{NoAnswer, ask, receive},
     front::{Front, Lost},
+    head,
     request::Request,
     resume::Resume,
     write,
 };
 use crate::{
-    admit::{Admitted, Asked, admit},
+    admit::{Admitted, Aim, Asked, admit},
     catalogue::{Catalogue, Route, Service},
     credential,
     edge::{self, CallId, Denied, Dialect, Edge, Told, Worker, seal},
@@ -33,7 +34,7 @@ use crate::{
     metrics::{Repeat, Source},
     path,
     pool::{Direct, Fault, Target},
-    proxy,
+    proxy::{self, Ours},
     refuse::Refused,
     send,
     strangers::Origin,
@@ -64,8 +65,8 @@ impl From<Lost> for Exchanged {
 /// What is known of a request whose key is known.
 struct Known<'a> {
     entry: Arc<Entry>,
-    catalogue: Arc<Catalogue>,
-    service: &'a str,
+    service: &'a Arc<Service>,
+    route: &'a Route,
     rest: &'a str,
     started: u64,
 }
@@ -85,7 +86,12 @@ impl From<Exchanged> for Unknown {
 }
 
 /// Looks up what a request needs, from memory. Nothing is done yet.
-fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Known<'a>, Unknown> {
+fn look_up<'a>(
+    worker: &Worker,
+    catalogue: &'a Catalogue,
+    peer: Peer,
+    request: &Request<'a>,
+) -> Result<Known<'a>, Unknown> {
     let edge = &worker.edge;
     if edge.is_full() {
         return Err(Unknown::Refused(Refusal::Overloaded.into()));
@@ -95,7 +101,7 @@ fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Kno
     // Whatever else is refused is refused by the other way: only strange keys come in floods.
     let is_plain = path::check(rest).is_ok() && !request.query.is_some_and(credential::holds_key);
     let presented = match is_plain {
-        true => credential::read(request.authorization, request.api_key),
+        true => credential::read(request.known.authorization, request.known.api_key),
         false => return Err(Exchanged::Unfit.into()),
     };
     let origin = || Origin::from(client(edge, peer, request));
@@ -109,22 +115,19 @@ fn look_up<'a>(worker: &Worker, peer: Peer, request: &Request<'a>) -> Result<Kno
     let hash = edge.keyring.hashing().hash(&presented);
     let entry = edge::recall(edge, &hash, origin, started).map_err(Unknown::Refused)?;
     let entry = entry.ok_or(Exchanged::Cold)?;
-    let catalogue = edge.catalogue.load_full();
-    let is_common = catalogue.service(service).is_some_and(|service| {
-        let route = service.route(&request.method, rest);
-        let bytes = u64::try_from(request.body.len()).unwrap_or(u64::MAX);
-        let is_common = |route: &Route| {
-            route.terms.price.is_none()
-                && bytes <= route.body_bytes_max
-                && route.is_like_most(started)
-        };
-        service.is_plain() && route.is_some_and(is_common)
-    });
+    let service = catalogue.service(service).ok_or(Exchanged::Unfit)?;
+    let route = service.route(&request.method, rest);
+    let route = route.ok_or(Exchanged::Unfit)?;
+    let bytes = u64::try_from(request.body.len()).unwrap_or(u64::MAX);
+    let is_common = service.is_plain()
+        && route.terms.price.is_none()
+        && bytes <= route.body_bytes_max
+        && route.is_like_most(started);
     match is_common {
         true => Ok(Known {
             entry,
-            catalogue,
             service,
+            route,
             rest,
             started,
         }),
@@ -160,7 +163,8 @@ async fn carry(
     if edge.draining.load(Ordering::Acquire) {
         return Err(Exchanged::Unfit); // the answer says that the connection ends
     }
-    let known = match look_up(worker, peer, request) {
+    let catalogue = edge.catalogue.load_full();
+    let known = match look_up(worker, &catalogue, peer, request) {
         Ok(known) => known,
         Err(Unknown::Refused(refused)) => {
             front.seat.life.heads.add(1);
@@ -175,19 +179,10 @@ async fn carry(
     let at = edge.clock.now();
     let id = CallId::new_at(&edge.ids, at);
     let facts = facts(worker, peer, request, &known, (id, at));
-    let Known {
-        entry,
-        catalogue,
-        service,
-        rest,
-        ..
-    } = known;
+    let Known { entry, rest, .. } = known;
     let ticket = Ticket::new(Arc::clone(edge), entry, reservation, facts);
-    let asked = Asked::Plain {
-        method: &request.method,
-        now,
-    };
-    let admitted = admit(edge, &catalogue, asked, ticket, service, rest.to_owned());
+    let aim = Aim::Found(known.service, known.route);
+    let admitted = admit(edge, aim, Asked::Plain { now }, ticket);
     let (admitted, limits) = match front.during(admitted).await? {
         Ok(admitted) => admitted,
         Err(denied) => return refuse(hall, front, id, denied).await,
@@ -196,7 +191,6 @@ async fn carry(
         ticket,
         service,
         route,
-        rest,
         ..
     } = admitted;
     let call = Call {
@@ -233,7 +227,7 @@ struct Call<'a> {
     catalogue: &'a Arc<Catalogue>,
     service: &'a Service,
     route: &'a Route,
-    rest: String,
+    rest: &'a str,
 }
 
 impl Call<'_> {
@@ -253,15 +247,18 @@ impl Call<'_> {
             }
         };
         let span = proxy::upstream_span(worker, &self.ticket, self.service);
-        let mut head = write::request(
-            worker,
-            request,
-            &self.ticket,
-            self.service,
-            &self.rest,
-            &span,
-        );
-        let upload = Upload::of(request.body);
+        let ours = Ours {
+            ticket: &self.ticket,
+            service: self.service,
+            span: &span,
+            came_by: "1.1 tollgate",
+            host: Some(request.known.host),
+        };
+        let mut head = write::request(worker, request, &ours, self.rest, &mut front.whence);
+        let upload = match request.body {
+            [] => Rc::clone(&self.hall.nothing),
+            body => Upload::of(body),
+        };
         if let Err(refusal) = self.ticket.forwarding(upload) {
             let disposition = Disposition::Refused;
             return self.refuse(front, refusal.into(), disposition).await;
@@ -336,7 +333,7 @@ impl Call<'_> {
             ticket: self.ticket,
             catalogue: Arc::clone(self.catalogue),
             service: self.service.name.clone(),
-            rest: self.rest,
+            rest: self.rest.to_owned(),
             avoid,
             answered,
         }))
@@ -364,19 +361,19 @@ impl Call<'_> {
         read: &[u8],
     ) -> Result<Begun, Uncommon> {
         let worker = &self.hall.worker;
-        let mut fields = answer::no_fields();
-        let answer = Answer::parse(read, &mut fields)?;
+        let mut room = head::NO_FIELDS;
+        let answer = Answer::parse(read, &mut room)?;
         self.route.answered_like_most(true, 0);
         direct.answered(&worker.pool, answer.status);
         span.set("http.response.status_code", i64::from(answer.status));
         let status = StatusCode::from_u16(answer.status).unwrap_or_default();
         // It has no field that would matter to the call's cost.
-        self.ticket.answered(status, &HeaderMap::new());
+        let now = self.ticket.answered(status, &HeaderMap::new());
         let cost = self.ticket.announce(false);
         let is_last = front.is_ending || worker.edge.draining.load(Ordering::Acquire);
         let (id, limits) = (&self.id, self.limits);
         Ok(Begun {
-            head: write::answer(self.hall, &answer, id, cost, limits, is_last),
+            head: write::answer(self.hall, &answer, (id, cost), limits, (now, is_last)),
             bytes: answer.bytes,
             length: answer.length,
             is_last,
@@ -458,12 +455,12 @@ fn facts(
     let told = Told {
         method: &request.method,
         path: request.path,
-        user_agent: request.user_agent,
-        traceparent: request.traceparent,
-        request_id: request.request_id,
+        user_agent: request.known.user_agent,
+        traceparent: request.known.traceparent,
+        request_id: request.known.request_id,
         client: client(edge, peer, request),
     };
-    let asked = (known.service, known.rest);
+    let asked = (known.service.name.as_str(), known.rest);
     edge::facts(edge, peer, &told, id, (known.started, at), asked)
 }
 

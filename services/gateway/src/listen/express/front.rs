@@ -16,6 +16,7 @@ use super::{
     },
     Next,
     exchange::Exchanged,
+    whence::Whence,
 };
 
 /// A client's connection.
@@ -25,6 +26,7 @@ pub(super) struct Front<'a> {
     stream: &'a mut Stream,
     /// What came during a call.
     ahead: Vec<u8>,
+    pub(super) whence: Whence,
     /// This call is the last one.
     pub(super) is_ending: bool,
 }
@@ -39,6 +41,7 @@ impl<'a> Front<'a> {
             seat,
             stream,
             ahead: Vec::new(),
+            whence: Whence::default(),
             is_ending: false,
         }
     }

@@ -61,7 +61,7 @@ fn parse(read: &[u8]) -> Option<(Vec<u8>, usize)> {
     write_interim(
         &mut head,
         line,
-        fields.map(|field| (field.name, field.value)),
+        fields.map(|field| (field.name.as_bytes(), field.value)),
     );
     Some((head, bytes))
 }
@@ -70,7 +70,7 @@ fn parse(read: &[u8]) -> Option<(Vec<u8>, usize)> {
 pub(in crate::listen) fn write_interim<'a>(
     head: &mut Vec<u8>,
     line: (u16, &str),
-    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
 ) {
     write::pass_on(head, line, fields);
     head.extend_from_slice(b"\r\n");

@@ -61,11 +61,10 @@ pub(in crate::listen) async fn resume(
                 ticket,
                 service,
                 route,
-                rest,
                 replay: None,
                 avoid,
             };
-            proxy::forward(&worker, request, admitted).await
+            proxy::forward(&worker, request, admitted, &rest).await
         }
         (Some((_, route)), Some((direct, read))) => {
             relay(&worker, request.method(), route, ticket, (direct, read)).await

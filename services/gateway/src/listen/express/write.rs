@@ -1,8 +1,7 @@
 //! The heads that go to the upstream and to the client: the same fields as on the other way.
 
 use http::StatusCode;
-use httparse::Header;
-use runtime::trace::Span;
+use runtime::trace::TRACEPARENT;
 
 use super::{
     super::{
@@ -10,14 +9,15 @@ use super::{
         answer::{field, field_of_others},
     },
     answer::{Answer, has_body},
+    head::{Field, is_named},
     request::Request,
+    whence::Whence,
 };
 use crate::{
-    catalogue::Service,
     edge::{COST, CallId, REQUEST_ID, Worker},
     headers,
     limits::Limits,
-    meter::Ticket,
+    principal::PRINCIPAL,
     proxy::Ours,
 };
 
@@ -29,17 +29,17 @@ const HEAD_BYTES: usize = 1024;
 pub(super) fn request(
     worker: &Worker,
     request: &Request<'_>,
-    ticket: &Ticket,
-    service: &Service,
+    ours: &Ours<'_>,
     rest: &str,
-    span: &Span,
+    whence: &mut Whence,
 ) -> Vec<u8> {
     let mut head = Vec::with_capacity(HEAD_BYTES);
-    let path = match (rest, service.base_path.as_str()) {
+    let base_path = ours.service.base_path.as_str();
+    let path = match (rest, base_path) {
         ("", "") => "/",
         _ => rest,
     };
-    for piece in [request.method.as_str(), " ", &service.base_path, path] {
+    for piece in [request.method.as_str(), " ", base_path, path] {
         head.extend_from_slice(piece.as_bytes());
     }
     if let Some(query) = request.query {
@@ -47,20 +47,21 @@ pub(super) fn request(
         head.extend_from_slice(query.as_bytes());
     }
     head.extend_from_slice(b" HTTP/1.1\r\n");
-    for Header { name, value } in request.fields {
-        if !name.eq_ignore_ascii_case("host") && !headers::is_not_for_upstreams(name) {
+    for Field { name, value } in request.fields.iter() {
+        if !is_named(name, "host") && !headers::is_not_for_upstreams(name) {
             field_of_others(&mut head, name, value);
         }
     }
-    let ours = Ours {
-        ticket,
-        service,
-        span,
-        came_by: "1.1 tollgate",
-        host: Some(request.host),
-    };
-    ours.say(worker, |name, value| field(&mut head, name.as_str(), value));
-    head.extend_from_slice(b"\r\n");
+    head.extend_from_slice(whence.fields(ours, request.known.host));
+    let id = &ours.ticket.facts().request_text;
+    field(&mut head, REQUEST_ID.as_str().as_bytes(), id);
+    if let Some(carried) = ours.trace(worker) {
+        field(&mut head, TRACEPARENT.as_bytes(), carried.as_bytes());
+    }
+    head.extend_from_slice(PRINCIPAL.as_str().as_bytes());
+    head.extend_from_slice(b": ");
+    ours.sign(worker, &mut head);
+    head.extend_from_slice(b"\r\n\r\n");
     head
 }
 
@@ -68,10 +69,9 @@ pub(super) fn request(
 pub(super) fn answer(
     hall: &Hall,
     answer: &Answer<'_>,
-    id: &CallId,
-    cost: Option<i64>,
+    (id, cost): (&CallId, Option<i64>),
     limits: Limits,
-    is_last: bool,
+    (now, is_last): (u64, bool),
 ) -> Vec<u8> {
     let mut head = hall.buffer();
     let status = StatusCode::from_u16(answer.status).ok();
@@ -83,24 +83,25 @@ pub(super) fn answer(
         line,
         fields.map(|field| (field.name, field.value)),
     );
-    field(&mut head, "via", b"1.1 tollgate");
+    head.extend_from_slice(b"via: 1.1 tollgate\r\n");
     if let Some(cost) = cost {
         let mut digits = itoa::Buffer::new();
-        field(&mut head, COST.as_str(), digits.format(cost).as_bytes());
+        let digits = digits.format(cost).as_bytes();
+        field(&mut head, COST.as_str().as_bytes(), digits);
     }
-    field(&mut head, REQUEST_ID.as_str(), &id.text);
+    field(&mut head, REQUEST_ID.as_str().as_bytes(), &id.text);
     if limits != Limits::default() {
         let mut named = http::HeaderMap::new();
         limits.put(&mut named);
         for (name, value) in &named {
-            field(&mut head, name.as_str(), value.as_bytes());
+            field(&mut head, name.as_str().as_bytes(), value.as_bytes());
         }
     }
     if !answer.has_date {
-        field(&mut head, "date", hall.date(hall.clock.now()).as_bytes());
+        hall.write_date(&mut head, now);
     }
     if is_last {
-        field(&mut head, "connection", b"close");
+        head.extend_from_slice(b"connection: close\r\n");
     }
     head.extend_from_slice(b"\r\n");
     head
@@ -110,7 +111,7 @@ pub(super) fn answer(
 pub(super) fn pass_on<'a>(
     head: &mut Vec<u8>,
     (status, reason): (u16, &str),
-    fields: impl Iterator<Item = (&'a str, &'a [u8])>,
+    fields: impl Iterator<Item = (&'a [u8], &'a [u8])>,
 ) {
     let mut digits = itoa::Buffer::new();
     for piece in ["HTTP/1.1 ", digits.format(status), " ", reason, "\r\n"] {
@@ -119,7 +120,7 @@ pub(super) fn pass_on<'a>(
     // Beside these a length is none of theirs (RFC 9110, 8.6).
     let is_empty = !has_body(status);
     for (name, value) in fields {
-        let is_idle = is_empty && name.eq_ignore_ascii_case("content-length");
+        let is_idle = is_empty && is_named(name, "content-length");
         if !is_idle && !headers::is_not_for_clients(name) {
             field_of_others(head, name, value);
         }
