@@ -20,7 +20,7 @@ use super::{
     rig::{self, GRANTED, MAX_COST, Rig},
 };
 use crate::{
-    admit::{Asked, admit},
+    admit::{Aim, Asked, admit},
     meter::GOES_ON_PERIOD,
     opened::Opened,
     recovery,
@@ -383,16 +383,8 @@ async fn a_call_is_noted_again_when_nothing_else_has_noted_it() {
     let now = edge.clock.monotonic_nanos();
     let entry = edge.keyring.cached(&hash, now).expect("known");
     let catalogue = edge.catalogue.load_full();
-    let method = &Method::GET;
-    let (asked, ticket) = (Asked::Plain { method, now }, ticket(&rig, &entry));
-    let admitted = admit(
-        edge,
-        &catalogue,
-        asked,
-        ticket,
-        "echo",
-        "/priced".to_owned(),
-    );
+    let aim = Aim::Said(&catalogue, "echo", &Method::GET, "/priced");
+    let admitted = admit(edge, aim, Asked::Plain { now }, ticket(&rig, &entry));
     let mut ticket = admitted.await.ok().expect("admitted").0.ticket;
     assert_eq!(ticket.keep_noted(), None, "nothing is known of it");
     ticket.forwarding(Upload::of(&[])).expect("noted");
