@@ -2,7 +2,7 @@
 //! no message is built for it. The bytes are those that `prost` would write.
 
 use bytes::BufMut;
-use prost::encoding::WireType;
+use prost::encoding::{WireType, encode_key, encode_varint};
 use proto::events::v1::{Disposition, RecordKind, Unit};
 use types::LeaseId;
 
@@ -138,31 +138,19 @@ impl CallRecord<'_> {
 }
 
 /// A field of bytes, unless there are none.
-fn bytes(to: &mut impl BufMut, tag: u8, bytes: &[u8]) {
+fn bytes(to: &mut impl BufMut, tag: u32, bytes: &[u8]) {
     if !bytes.is_empty() {
-        key(to, tag, WireType::LengthDelimited);
-        varint(to, u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        encode_key(tag, WireType::LengthDelimited, to);
+        encode_varint(u64::try_from(bytes.len()).unwrap_or(u64::MAX), to);
         to.put_slice(bytes);
     }
 }
 
 /// A number, unless it is 0.
-fn number(to: &mut impl BufMut, tag: u8, number: u64) {
+fn number(to: &mut impl BufMut, tag: u32, number: u64) {
     if number != 0 {
-        key(to, tag, WireType::Varint);
-        varint(to, number);
-    }
-}
-
-fn key(to: &mut impl BufMut, tag: u8, wire: WireType) {
-    varint(to, u64::from(tag) << 3 | wire as u64);
-}
-
-/// Most numbers take one byte; `prost` has a loop for all.
-fn varint(to: &mut impl BufMut, number: u64) {
-    match u8::try_from(number) {
-        Ok(number @ ..0x80) => to.put_u8(number),
-        _ => prost::encoding::encode_varint(number, to),
+        encode_key(tag, WireType::Varint, to);
+        encode_varint(number, to);
     }
 }
 
