@@ -10,6 +10,8 @@ use super::{
     head::{Field, Fields, Room, is_named, target_bytes},
 };
 
+const FORWARDED_FOR: &str = "x-forwarded-for";
+
 /// A request that came whole.
 pub(super) struct Request<'a> {
     pub(super) method: Method,
@@ -33,6 +35,8 @@ pub(super) struct Known<'a> {
     pub(super) user_agent: Option<&'a str>,
     pub(super) traceparent: Option<&'a str>,
     pub(super) request_id: Option<&'a str>,
+    /// Those before us say where it comes from.
+    is_forwarded: bool,
     /// Of the body.
     length: Option<usize>,
 }
@@ -74,8 +78,10 @@ impl<'a> Request<'a> {
 
     /// Where those before us say it comes from.
     pub(super) fn forwarded_for(&self) -> impl DoubleEndedIterator<Item = &'a [u8]> {
-        let named = |field: &Field<'a>| is_named(field.name, "x-forwarded-for");
-        self.fields.iter().filter(named).map(|field| field.value)
+        let named = |field: &Field<'a>| is_named(field.name, FORWARDED_FOR);
+        let fields = self.known.is_forwarded.then(|| self.fields.iter());
+        let fields = fields.into_iter().flatten().filter(named);
+        fields.map(|field| field.value)
     }
 }
 
@@ -102,6 +108,10 @@ impl<'a> Known<'a> {
             14 if is("content-length") => {
                 let length = usize::try_from(read_length(value)?).ok()?;
                 self.length.replace(length).is_none()
+            }
+            15 if is(FORWARDED_FOR) => {
+                self.is_forwarded = true;
+                true
             }
             15 if is("idempotency-key") => false,
             17 if is("transfer-encoding") => false,
