@@ -161,8 +161,17 @@ create policy tenant on keys.audit_head to tollgate_keys_tenant using (true);
 grant select, insert on keys.audit_log to tollgate_keys_tenant;
 grant select, update on keys.audit_head to tollgate_keys_tenant;
 
--- Announced is what one sees, and the catalogue by operators. The rest of the row is not for
--- tenants: nothing of it is asked for but the position.
+-- Announces a change of no key: of the catalogue, or of an organisation's origins. Runs as the
+-- owner, since tenants see no such row.
+create policy owner on keys.changes to current_user using (key_id is null);
+create function keys.announce_change(moment timestamptz) returns bigint language sql
+security definer set search_path = pg_catalog, pg_temp
+begin atomic
+    insert into keys.changes (at) values (moment) returning id;
+end;
+
+-- Announced are keys that one sees. The rest of the row is not for tenants: nothing of it is asked
+-- for but the position.
 create policy tenant on keys.changes to tollgate_keys_tenant
     using (keys.sees_all() or exists (select from keys.api_keys k where k.id = key_id));
 create policy tenant on keys.outbox_created to tollgate_keys_tenant

@@ -14,8 +14,9 @@ announced as (
       from keys.api_keys k
      cross join lateral unnest(array[k.key_hash, k.previous_key_hash]) held (hash)
      where k.id = any($14) and held.hash is not null
+    returning id),
+positions as (
+    select id from announced
      union all
-    select null, null, null, $9
-     where $15
-    returning id)
-select max(id) as position from announced
+    select keys.announce_change($9) where $15)
+select max(id) as position from positions

@@ -159,6 +159,9 @@ async fn names_and_policies_are_checked(stack: &Stack, ada: &mut Client, place: 
         .await;
     assert_eq!(moved["slug"], "lovelace");
     let policy = format!("{place}/policy");
+    let origins = json!({ "allowed_origins": ["https://ada.example.com"] });
+    let set = ada.ok(Method::PATCH, &policy, &origins).await;
+    assert_eq!(set["allowed_origins"], origins["allowed_origins"]);
     for body in [
         json!({ "leak_action": "ignore" }),
         json!({ "anomaly_action": "ignore" }),
