@@ -35,7 +35,7 @@ use crate::{
     opened::Opened,
     record,
     retry::{Insistence, Retry},
-    ship::Shipper,
+    ship::{Shipper, course::Course},
 };
 
 /// Journals brought to their end at once; others wait.
@@ -180,7 +180,7 @@ impl<'a> Life<'a> {
             }
             let owed = finals(&totals, &open, lost > 0, is_first)?;
             let closed = self.close(&owed, stop).await?;
-            kept = kept.filter(|_| closed < owed.len());
+            drop(kept.take());
             crash_point!("gateway.recovery_scanned");
             if owed.is_empty() && !is_first {
                 tell_end(self.host, &self.journal, stop).await?;
@@ -190,7 +190,7 @@ impl<'a> Life<'a> {
                     .send_modify(|all| all.removed = all.removed.saturating_add(1));
                 return Ok(());
             }
-            self.ship(stop).await?;
+            self.ship(Course::watermark, stop).await?;
             // What the disk had no room for is the next round's: what was shipped has made some.
             rounds = rounds.saturating_add(u32::from(closed == owed.len()));
             is_first = false;
@@ -198,13 +198,13 @@ impl<'a> Life<'a> {
         anyhow::bail!("leases were still open after {ROUNDS_MAX} final counts");
     }
 
-    /// Waits until the gaps are applied: what is lost here may have been shipped, and count towards
-    /// what leases have spent. Until the final counts are written nothing goes, not even what says
-    /// that there is a gap.
+    /// Waits until the wallet has applied the gaps: what is lost here may have been shipped, and
+    /// count towards what leases have spent. Until there are final counts nothing goes, not even
+    /// what says that there is a gap.
     async fn meet_the_lost(&self, stop: &Stop) -> anyhow::Result<Kept> {
         let kept = self.journal.keep(self.journal.watermark());
         self.retire(stop).await?;
-        self.ship(stop).await?;
+        self.ship(Course::settled, stop).await?;
         Ok(kept)
     }
 
@@ -321,8 +321,8 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
-    /// Ships until everything is applied everywhere.
-    async fn ship(&self, stop: &Stop) -> anyhow::Result<()> {
+    /// Ships until everything is applied as far as `how_far` counts.
+    async fn ship(&self, how_far: fn(&Course) -> u64, stop: &Stop) -> anyhow::Result<()> {
         let (shipped, seen) = watch::channel(self.journal.watermark());
         let mut told = (self.journal.watermark(), self.journal.watermark());
         let mut tell = || {
@@ -337,7 +337,7 @@ impl<'a> Life<'a> {
         let mut shipper = Shipper::of_earlier(self.host, self.found, shipped);
         let written = self.journal.next_seq();
         {
-            let enough = |applied| applied >= written || stop.is_requested();
+            let enough = |course: &Course| how_far(course) >= written || stop.is_requested();
             let mut running = pin!(shipper.run(enough, stop));
             loop {
                 tokio::select! {
@@ -347,9 +347,9 @@ impl<'a> Life<'a> {
             }
         }
         tell();
-        let (last, applied) = shipper.last();
+        let (last, applied) = shipper.course().last();
         anyhow::ensure!(
-            applied >= written,
+            how_far(shipper.course()) >= written,
             "stopped before everything was applied: {last} has {applied} of {written} records"
         );
         Ok(())

@@ -74,19 +74,18 @@ impl Shipper {
         }
     }
 
-    /// Who has applied least, and all below which number.
-    pub(crate) fn last(&self) -> (&'static str, u64) {
-        self.course.last()
+    /// How far it has come.
+    pub(crate) fn course(&self) -> &Course {
+        &self.course
     }
 
-    /// Ships until `until` says that it is enough, when everything below its argument is applied
-    /// everywhere. After an error it may be run again.
+    /// Ships until `until` says that it is enough. After an error it may be run again.
     ///
     /// # Errors
     /// The journal cannot be read, or it was stopped.
     pub(crate) async fn run(
         &mut self,
-        mut until: impl FnMut(u64) -> bool,
+        mut until: impl FnMut(&Course) -> bool,
         stop: &Stop,
     ) -> anyhow::Result<()> {
         let mut applied = self.subscribe(stop).await?;
@@ -132,7 +131,7 @@ impl Shipper {
             if let Some(watermark) = due.trim {
                 self.trim(watermark).await?;
             }
-            if until(self.course.watermark()) {
+            if until(&self.course) {
                 if let Some(watermark) = self.course.let_go(self.journal.watermark()) {
                     self.trim(watermark).await?;
                 }

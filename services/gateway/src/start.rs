@@ -35,7 +35,7 @@ use crate::{
     principal::Signer,
     recovery,
     retry::Insistence,
-    ship::Shipper,
+    ship::{Shipper, course::Course},
     strangers::{self, Strangers},
     sync,
 };
@@ -281,7 +281,7 @@ async fn ship_until(mut shipper: Shipper, journal: Journal, host: Host, stops: S
     let Stops {
         drained, retired, ..
     } = stops;
-    let done = |applied| drained.is_requested() && applied >= journal.next_seq();
+    let done = |course: &Course| drained.is_requested() && course.watermark() >= journal.next_seq();
     let mut insistence = Insistence::new(&host, JournalId::new(journal.id()), true);
     let ended = async {
         while let Err(error) = shipper.run(done, &drained).await {

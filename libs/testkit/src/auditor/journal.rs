@@ -197,10 +197,10 @@ impl Journal {
                 return false;
             }
         };
-        let begins = matches!(
-            frame(&file.bytes, HEADER_BYTES, first_seq),
-            Frame::Record(_)
-        );
+        let begins = has_record(&file.bytes, first_seq);
+        let is_guess = file.first_seq == Start::AfterAllOthers && !begins;
+        let is_readable =
+            begins || search(&file.bytes, (HEADER_BYTES, first_seq), None, is_guess).is_some();
         if needs_record {
             self.damage
                 .push(format!("the header of {} is damaged", file.name));
@@ -209,13 +209,13 @@ impl Journal {
         if is_repeat && begins {
             self.damage.push(format!("{} repeats numbers", file.name));
         }
-        if is_repeat || (needs_record && !begins) {
+        if is_repeat || (needs_record && !is_readable) {
             return false;
         }
         self.miss(expected.max(self.watermark)..first_seq);
         self.end = first_seq;
         let before = self.records.len();
-        self.scan(file, first_seq, limit);
+        self.scan(file, (first_seq, is_guess), limit);
         self.segments.push(Segment {
             name: file.name.clone(),
             first_seq,
@@ -232,8 +232,8 @@ impl Journal {
         }
     }
 
-    fn scan(&mut self, file: &File, first_seq: u64, limit: Option<u64>) {
-        let (mut offset, mut seq) = (HEADER_BYTES, first_seq);
+    fn scan(&mut self, file: &File, first: (u64, bool), limit: Option<u64>) {
+        let (mut offset, (mut seq, mut is_guess)) = (HEADER_BYTES, first);
         loop {
             let stop = frame(&file.bytes, offset, seq);
             if let Frame::Record(payload) = stop {
@@ -246,13 +246,14 @@ impl Journal {
             if limit == Some(seq) || (limit.is_none() && stop == Frame::End) {
                 return;
             }
-            let Some((found, number)) = search(&file.bytes, offset, seq, limit) else {
+            let place = (offset, seq);
+            let Some((found, number)) = search(&file.bytes, place, limit, is_guess) else {
                 // With a successor the gap reaches to it; without, this is a torn tail.
                 self.is_torn |= limit.is_none();
                 return;
             };
             self.miss(seq..number);
-            (offset, seq) = (found, number);
+            (offset, seq, is_guess) = (found, number, false);
         }
     }
 }
@@ -314,9 +315,10 @@ fn start(id: Uuid, bytes: &[u8], named: Option<u64>) -> Option<Start> {
     let header = bytes.get(..HEADER_BYTES)?;
     if header.iter().all(|byte| *byte == 0) {
         // A spare that was not used, or a numbered segment whose header is gone.
-        return named
-            .filter(|seq| has_record(bytes, *seq))
-            .map(Start::Named);
+        let is_readable = |seq: &u64| {
+            has_record(bytes, *seq) || search(bytes, (HEADER_BYTES, *seq), None, false).is_some()
+        };
+        return named.filter(is_readable).map(Start::Named);
     }
     let is_valid = header.starts_with(b"TGJL")
         && u32_at(header, 4) == 1
@@ -386,15 +388,27 @@ fn plausible(bytes: &[u8], offset: usize) -> Option<Option<(&[u8], u32)>> {
     )
 }
 
-/// The first valid record behind a bad frame, and its number.
-fn search(bytes: &[u8], bad: usize, seq: u64, limit: Option<u64>) -> Option<(usize, u64)> {
-    let mut offset = bad + FRAME_BYTES_MIN;
+/// The first valid record behind a bad frame, and its number; of a segment that has lost its own,
+/// the first valid one, with a number from the guessed one on.
+fn search(
+    bytes: &[u8],
+    (bad, seq): (usize, u64),
+    limit: Option<u64>,
+    is_guess: bool,
+) -> Option<(usize, u64)> {
+    let mut offset = if is_guess { bad } else { bad + FRAME_BYTES_MIN };
     while offset + FRAME_HEAD_BYTES <= bytes.len() {
         if let Some(Some((payload, crc))) = plausible(bytes, offset) {
             let between = ((offset - bad) / FRAME_BYTES_MIN).min(SEARCH_RECORDS_MAX);
+            let between = if is_guess {
+                SEARCH_RECORDS_MAX
+            } else {
+                between
+            };
             let last = seq + wide(between);
             let last = limit.map_or(last, |limit| last.min(limit.saturating_sub(1)));
-            if let Some(number) = (seq + 1..=last).find(|it| checksum(*it, payload) == crc) {
+            let first = seq + u64::from(!is_guess);
+            if let Some(number) = (first..=last).find(|it| checksum(*it, payload) == crc) {
                 return Some((offset, number));
             }
         }

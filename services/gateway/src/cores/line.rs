@@ -169,10 +169,18 @@ impl Line {
         Ok(())
     }
 
+    /// Whether it is time to conclude it, again if it was done before.
+    pub fn is_due(&self) -> bool {
+        match self.kept {
+            Some(_) => self.course.settled() >= self.journal.next_seq(),
+            None => self.is_done(),
+        }
+    }
+
     /// Ends the calls that an earlier life had begun, and writes the final counts that it owes, of
     /// what the wallet calls open; not for the first time when all was applied and some still are.
-    /// For a damaged journal all this comes when everything was applied: what it has lost may be on
-    /// its way.
+    /// For a damaged journal all this comes when the wallet has applied everything: what it has
+    /// lost may be on its way.
     ///
     /// # Errors
     /// The journal cannot be read, or the disk fails.

@@ -186,7 +186,7 @@ fn damages(scanned: Vec<(usize, Cause, Range<u64>)>, found: &[Found]) -> Vec<Dam
 
 /// Gives a damaged segment the name that says so, and a used spare the name it should have.
 fn rename(root: &Root, found: &mut Found) -> Result<()> {
-    if found.is_quarantined {
+    if found.is_quarantined && !found.has_number() {
         return Ok(());
     }
     let mut name = found.path.clone().into_os_string();
@@ -196,7 +196,7 @@ fn rename(root: &Root, found: &mut Found) -> Result<()> {
             .with_file_name(segment_name(found.first_seq))
             .into();
     }
-    if found.is_damaged {
+    if found.is_damaged || found.is_quarantined {
         name.push(QUARANTINED_SUFFIX);
     }
     let name = PathBuf::from(name);
@@ -206,7 +206,7 @@ fn rename(root: &Root, found: &mut Found) -> Result<()> {
             .rename(&found.path, &name)
             .map_err(Error::io("rename", &found.path))?;
         found.path = name;
-        found.is_quarantined = found.is_damaged;
+        found.is_quarantined |= found.is_damaged;
     }
     Ok(())
 }

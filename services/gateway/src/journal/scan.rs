@@ -51,7 +51,7 @@ impl Found {
     /// Whether its name is to be its number: that of what is intact, and of what has it nowhere
     /// else.
     pub(super) fn has_number(&self) -> bool {
-        !self.is_damaged || self.start == Start::Name
+        self.start == Start::Name || !(self.is_damaged || self.is_quarantined)
     }
 
     /// Searches for the first valid record behind a damaged one. Of a segment whose number is lost

@@ -291,8 +291,8 @@ impl Segment {
                     false => wide(offset.strict_sub(bad_offset) / FRAME_BYTES_MIN),
                 };
                 let furthest = bad_seq.saturating_add(between.min(RESYNC_RECORDS_MAX));
-                let mut seqs =
-                    bad_seq.saturating_add(1)..before_seq.min(furthest.saturating_add(1));
+                let first = bad_seq.saturating_add(u64::from(!is_guess));
+                let mut seqs = first..before_seq.min(furthest.saturating_add(1));
                 if let Some(seq) = seqs.find(|seq| scratch.crc(*seq, payload_bytes) == crc) {
                     return Some((offset, seq));
                 }

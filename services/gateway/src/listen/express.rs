@@ -6,8 +6,8 @@
 //! - Whatever is otherwise goes to hyper: before anything was done, after the call was admitted, or
 //!   with the beginning of an answer. So there is one place for what is rare, and nothing is
 //!   refused here for its form.
-//! - What is read here (`head`) would be passed by [`Framing`](super::framing::Framing) and by hyper
-//!   as what it is here; checks, record and charge are the same code.
+//! - What is read here (`head`) would be passed by [`Framing`](super::framing::Framing) and by
+//!   hyper as what it is here; checks, record and charge are the same code.
 
 mod answer;
 mod ask;

@@ -15,6 +15,8 @@ use runtime::USAGE_CONSUMERS;
 /// its backlog a thousand times.
 const RESHIP_MIN: Duration = Duration::from_secs(10);
 const RESHIP_MAX: Duration = Duration::from_secs(300);
+/// The consumer that turns records into debits.
+const WALLET: &str = "wallet";
 /// Watermarks are written and segments let go so often.
 const TRIM_PERIOD: Duration = Duration::from_secs(1);
 
@@ -77,6 +79,11 @@ impl Course {
     /// The lowest watermark: everything below is applied everywhere.
     pub(crate) fn watermark(&self) -> u64 {
         self.last().1
+    }
+
+    /// The wallet has applied everything below.
+    pub(crate) fn settled(&self) -> u64 {
+        self.marks.get(WALLET).map_or(0, |mark| mark.applied)
     }
 
     /// The number of the next record to be published.

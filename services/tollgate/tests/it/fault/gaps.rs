@@ -91,6 +91,69 @@ async fn what_a_damaged_journal_has_lost_is_noted_and_holds_up_nobody() {
     senseless_gaps_are_put_aside(&stack).await;
 }
 
+/// Records are lost on disk while they are in the stream, and the wallet has yet to settle them:
+/// its successor must not end the lease by what it can read.
+#[tokio::test]
+async fn what_is_lost_on_disk_and_on_its_way_is_settled_before_its_lease_ends() {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "1"]).await;
+    let (early, late) = (
+        stack.customer("Early", 1_000),
+        stack.customer("Late", 1_000),
+    );
+    let [(_, early_key), (_, late_key)] = [&early, &late].map(|it| stack.key(it, &LIVE));
+    call(&stack, &early_key, 1).await;
+    call(&stack, &late_key, 1).await;
+    stack.audit();
+    // The wallet lends and settles nothing.
+    let mut unsettled = stack.pool().begin().await.expect("a transaction");
+    let lock = sqlx::query("lock table wallet.inbox in share row exclusive mode");
+    lock.execute(&mut *unsettled).await.expect("locked");
+    call(&stack, &early_key, 9).await;
+    call(&stack, &late_key, 1).await;
+    let shipped = eventually(SETTLE_LIMIT, "all is shipped", async || {
+        let sql = "select count(*) from usage_ingest.api_usage_logs";
+        match stack.count(sql).await {
+            12 => Ok(()),
+            rows => Err(format!("{rows} rows")),
+        }
+    });
+    shipped.await.expect("shipped");
+    let dying = stack.pids("gateway")[0];
+    signal(dying, Signal::STOP);
+    let root = stack.info()["journals"][0]
+        .as_str()
+        .expect("a path")
+        .to_owned();
+    let journal = only_journal(&root);
+    damage(&journal, &calls_of(&journal, &early)[7..]);
+    signal(dying, Signal::KILL);
+    gap_is_shipped(&stack, &journal).await;
+    unsettled.rollback().await.expect("unlocked");
+    let report = stack.audit();
+    assert_eq!(report["recorded_gaps"], 0, "{report}");
+    has_left(&stack, &early, 990);
+    has_left(&stack, &late, 998);
+}
+
+/// Waits until the stream has a message that tells of a gap in this journal. What its successor
+/// knew when it wrote that is in the same message, or in the next one.
+async fn gap_is_shipped(stack: &Stack, journal: &Journal) {
+    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
+    let context = jetstream::new(async_nats::connect(url).await.expect("NATS"));
+    let usage = context.get_stream("USAGE").await.expect("the stream");
+    let subject = format!("usage.v1.jrn_{}", journal.id.simple());
+    let told = eventually(SETTLE_LIMIT, "the gap is told", async || {
+        let last = usage.get_last_raw_message_by_subject(&subject).await;
+        let last = last.expect("a message");
+        let batch = UsageBatch::decode(last.payload).expect("a batch");
+        match batch.gaps.is_empty() {
+            true => Err(format!("{} has none", last.sequence)),
+            false => Ok(()),
+        }
+    });
+    told.await.expect("told");
+}
+
 /// Nothing of it is reserved.
 fn has_left(stack: &Stack, customer: &Customer, balance: i64) {
     let wallet = stack.cli(&["wallet", "show", "--org", &customer.org]);

@@ -427,7 +427,7 @@ impl Running {
         }
         let is_first = !self.concluded.contains(&journal);
         let line = self.life.old.iter_mut().find(|line| line.id() == journal);
-        if let Some(line) = line.filter(|line| is_first || line.is_done()) {
+        if let Some(line) = line.filter(|line| is_first || line.is_due()) {
             if !is_first && open.is_empty() {
                 self.ended.push(journal);
             }

@@ -328,7 +328,7 @@ impl World {
         let own = running.life.own.id();
         let concluded = &running.concluded;
         let old = running.life.old.iter();
-        let asks = old.filter(|line| !concluded.contains(&line.id()) || line.is_done());
+        let asks = old.filter(|line| !concluded.contains(&line.id()) || line.is_due());
         let mut ends: Vec<JournalId> = asks.map(|line| line.id()).collect();
         let mut fate = Ok(false);
         if running.is_draining {
