@@ -1,6 +1,7 @@
 //! Machines that are lost with their journals, and disks that are full or fail.
 
 use std::{
+    cell::RefCell,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -260,13 +261,20 @@ async fn begin_a_long_stream(
         "messages": [{"role": "user", "content": question}],
     });
     let shot = Shot::post("/api/v1/ai/chat/completions", &body.to_string());
-    let (gateway, key) = (stack.gateways()[0].clone(), key.to_owned());
-    let call = tokio::spawn(async move { Connection::to(&gateway).call(&key, &shot).await });
+    let begin = || {
+        let (gateway, key, shot) = (stack.gateways()[0].clone(), key.to_owned(), shot.clone());
+        tokio::spawn(async move { Connection::to(&gateway).call(&key, &shot).await })
+    };
+    let call = RefCell::new(begin());
     let is_noted = |payload: &[u8]| {
         let record = Record::decode(payload).expect("a record");
         record.kind == i32::from(RecordKind::Progress) && record.due > 0
     };
     let begun = eventually(SETTLE_LIMIT, "the stream has begun", async || {
+        // The load beside it may have left no room in the journal for the moment.
+        if call.borrow().is_finished() {
+            call.replace(begin());
+        }
         let journals = Journals::read(&[place.to_path_buf()]).expect("readable");
         let mut records = journals.all.iter().flat_map(|journal| &journal.records);
         match records.any(|(_, payload)| is_noted(payload)) {
@@ -275,7 +283,7 @@ async fn begin_a_long_stream(
         }
     });
     begun.await.expect("begun");
-    call
+    call.into_inner()
 }
 
 /// A stack whose first gateway has its journals in this place; others have the machine's disk.
