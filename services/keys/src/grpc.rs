@@ -31,7 +31,7 @@ use proto::{
 use runtime::{Actor, Host, actor, crash_point};
 use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
-use types::{Networks, OrgId};
+use types::{Networks, OrgId, Role, UserId};
 
 use crate::{
     domain::{
@@ -71,6 +71,12 @@ pub(crate) struct Keys {
     pub(crate) metrics: Metrics,
 }
 
+/// What a user of this role is in an organisation. To strangers it does not exist.
+fn member(org: OrgId, user: UserId, role: Option<Role>) -> Result<Authority> {
+    role.map(|role| Authority::Member { user, role })
+        .ok_or_else(|| Error::not_found("organisation", org))
+}
+
 impl Keys {
     /// What somebody is in an organisation. To strangers it does not exist.
     async fn authority(&self, actor: Actor, org: OrgId) -> Result<Authority> {
@@ -79,10 +85,7 @@ impl Keys {
                 self.store.organisation(OrgScope::Every, org).await?;
                 Ok(Authority::Operator)
             }
-            Actor::User(user) => match self.store.role(org, user).await? {
-                Some(role) => Ok(Authority::Member { user, role }),
-                None => Err(Error::not_found("organisation", org)),
-            },
+            Actor::User(user) => member(org, user, self.store.role(org, user).await?),
         }
     }
 

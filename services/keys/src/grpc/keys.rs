@@ -12,7 +12,7 @@ use tracing::warn;
 use types::{Environment, KeyId, NewKey, OrgId, UserId};
 use zeroize::Zeroizing;
 
-use super::{Keys, letters::LiveKey, page_of, scope, wire};
+use super::{Keys, letters::LiveKey, member, page_of, scope, wire};
 use crate::{
     domain::{
         anomaly::{self, Restraint},
@@ -39,10 +39,7 @@ async fn lock_authority(tx: &mut Tx, actor: Actor, org: OrgId) -> Result<Authori
     tx.lock_organisation(org).await?;
     match actor {
         Actor::Operator => Ok(Authority::Operator),
-        Actor::User(user) => match tx.role(org, user).await? {
-            Some(role) => Ok(Authority::Member { user, role }),
-            None => Err(Error::not_found("organisation", org)),
-        },
+        Actor::User(user) => member(org, user, tx.role(org, user).await?),
     }
 }
 
