@@ -25,7 +25,7 @@ use testkit::{
 use tonic::Code;
 
 use self::{
-    bus::{STRANGER, announcements, bus, messages, sighted},
+    bus::{STRANGER, announcements, messages, sighted},
     look::{api, calls, detector, execute, listed, may_write, noted, of_kind, one, sprays, uuid},
     wallets::{
         a_wallet_falls_without_any_call, a_wallet_that_falls_fast_names_who_has_spent_it,
@@ -203,7 +203,7 @@ async fn keys_made_in_masses_are_flagged_and_the_anomaly_grows(stack: &Stack) {
     // The next one cannot be written at first: it comes again.
     may_write(stack, false).await;
     make(&mut made);
-    let bus = bus(stack).await;
+    let bus = stack.jetstream().await;
     let stream = bus.get_stream("KEYS").await.expect("the stream");
     let again = eventually(SETTLE_LIMIT, "the event comes again", async || {
         let info = stream.consumer_info(FOLLOWERS[0].1).await;
@@ -240,7 +240,7 @@ async fn an_event_that_cannot_be_read_is_put_aside(stack: &Stack) {
     let letters = "select count(*) from anomaly_detector.dead_letters
                     where subject = 'keys.v1.created.nobody' and reason like '%org_id%'";
     let event = KeyCreated::default().encode_to_vec();
-    let bus = bus(stack).await;
+    let bus = stack.jetstream().await;
     let sent = bus.publish("keys.v1.created.nobody", event.into()).await;
     let sequence = sent.expect("sent").await.expect("stored").sequence;
     let stream = bus.get_stream("KEYS").await.expect("the stream");
@@ -387,7 +387,7 @@ async fn repeating_every_event_changes_nothing(stack: &Stack) {
     let (before, announced) = (digests(stack).await, announcements(stack).await);
     assert!(announced.values().all(|times| *times <= 2), "{announced:?}");
     stack.replay_usage().await;
-    let bus = bus(stack).await;
+    let bus = stack.jetstream().await;
     for (name, follower) in FOLLOWERS {
         let stream = bus.get_stream(name).await.expect("the stream");
         stream.delete_consumer(follower).await.expect("deleted");

@@ -147,8 +147,7 @@ async fn live_keys_are_told_of(world: &World, org: &str) {
 
 /// A wallet that runs low is mailed about once, however often the event comes.
 async fn runs_low(world: &World, org: &str) {
-    let nats = world.stack.info()["nats_url"].as_str().unwrap().to_owned();
-    let jetstream = async_nats::jetstream::new(async_nats::connect(nats).await.unwrap());
+    let jetstream = world.stack.jetstream().await;
     let low = |percent, balance| WalletLow {
         org_id: org.to_owned(),
         percent,

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use async_nats::jetstream::{self, stream::Stream};
 use serde_json::Value;
 use sqlx::{PgPool, postgres::PgPoolOptions};
 use testkit::{
@@ -304,15 +305,22 @@ impl Stack {
         (died, armed)
     }
 
+    /// The bus, with its streams.
+    pub(crate) async fn jetstream(&self) -> jetstream::Context {
+        let url = self.info()["nats_url"].as_str().expect("a URL").to_owned();
+        jetstream::new(async_nats::connect(url).await.expect("NATS"))
+    }
+
+    /// The stream of usage.
+    pub(crate) async fn usage(&self) -> Stream {
+        let usage = self.jetstream().await.get_stream("USAGE").await;
+        usage.expect("the stream")
+    }
+
     /// Deletes the durable consumers, so that each service reads the stream from its first
     /// message, and waits until they have read it all. Returns how many messages there were.
     pub(crate) async fn replay_usage(&self) -> u64 {
-        let url = self.info()["nats_url"].as_str().expect("a URL").to_owned();
-        let nats = async_nats::connect(url).await.expect("NATS");
-        let stream = async_nats::jetstream::new(nats)
-            .get_stream("USAGE")
-            .await
-            .expect("the stream");
+        let stream = self.usage().await;
         let messages = stream.get_info().await.expect("its state").state.messages;
         assert!(messages > 0, "there is something to repeat");
         for name in CONSUMERS {

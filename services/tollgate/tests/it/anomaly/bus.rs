@@ -14,14 +14,9 @@ use crate::stack::Stack;
 /// An address that nobody has.
 pub(super) const STRANGER: &str = "203.0.113.99";
 
-pub(super) async fn bus(stack: &Stack) -> jetstream::Context {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    jetstream::new(async_nats::connect(url).await.expect("NATS"))
-}
-
 /// All messages of a subject that a stream holds.
 pub(super) async fn messages(stack: &Stack, stream: &str, subject: &str) -> Vec<Vec<u8>> {
-    let Ok(stream) = bus(stack).await.get_stream(stream).await else {
+    let Ok(stream) = stack.jetstream().await.get_stream(stream).await else {
         return Vec::new(); // nobody has published yet
     };
     let config = pull::OrderedConfig {

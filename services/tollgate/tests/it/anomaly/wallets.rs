@@ -7,7 +7,7 @@ use testkit::eventually;
 
 use super::{
     LIVE, TEST,
-    bus::{bus, fallen},
+    bus::fallen,
     look::{calls, of_kind, one},
 };
 use crate::stack::{Customer, SETTLE_LIMIT, Stack};
@@ -65,7 +65,10 @@ pub(super) async fn a_wallet_falls_without_any_call(stack: &Stack) -> Customer {
         reference_at_unix_micros: now,
         at_unix_micros: now,
     };
-    let (bus, subject) = (bus(stack).await, format!("wallet.v1.low.{}", customer.org));
+    let (bus, subject) = (
+        stack.jetstream().await,
+        format!("wallet.v1.low.{}", customer.org),
+    );
     let stream = eventually(SETTLE_LIMIT, "the stream is there", async || {
         let stream = bus.get_stream("WALLET").await;
         stream.map(drop).map_err(|error| error.to_string())

@@ -19,8 +19,7 @@ async fn put_aside(stack: &Stack, journal: Uuid) -> String {
         records: vec![record(0), record(1)],
         gaps: Vec::new(),
     };
-    let url = stack.info()["nats_url"].as_str().unwrap().to_owned();
-    let context = jetstream::new(async_nats::connect(url).await.unwrap());
+    let context = stack.jetstream().await;
     let subject = format!("usage.v1.jrn_{}", journal.simple());
     let taken = context
         .publish(subject, batch.encode_to_vec().into())

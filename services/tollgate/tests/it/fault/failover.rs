@@ -197,13 +197,7 @@ async fn promote(is_cut_off: bool) {
 }
 
 async fn lose_the_stream(stack: &Stack) {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let nats = async_nats::connect(url).await.expect("NATS");
-    let stream = async_nats::jetstream::new(nats)
-        .get_stream("USAGE")
-        .await
-        .expect("the stream");
-    stream.purge().await.expect("purged");
+    stack.usage().await.purge().await.expect("purged");
 }
 
 /// Waits until lending was frozen and goes on; how long it was frozen.

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use async_nats::jetstream;
 use prost::Message as _;
 use proto::events::v1::{Gap, Record, UsageBatch};
 use rustix::process::Signal;
@@ -38,14 +37,7 @@ async fn what_a_damaged_journal_has_lost_is_noted_and_holds_up_nobody() {
     // Its last calls will be lost, so what its gateway has told of them is what counts.
     known(&stack, &early, 10).await;
     call(&stack, &late_key, 9).await;
-    let dying = stack.pids("gateway")[0];
-    signal(dying, Signal::STOP);
-
-    let root = stack.info()["journals"][0]
-        .as_str()
-        .expect("a path")
-        .to_owned();
-    let journal = only_journal(&root);
+    let (dying, root, journal) = stopped(&stack);
     let calls_of = |customer: &Customer| calls_of(&journal, customer);
     let lost = [&calls_of(&early)[7..], &calls_of(&late)[3..6]].concat();
     assert_eq!(
@@ -118,13 +110,7 @@ async fn what_is_lost_on_disk_and_on_its_way_is_settled_before_its_lease_ends() 
         }
     });
     shipped.await.expect("shipped");
-    let dying = stack.pids("gateway")[0];
-    signal(dying, Signal::STOP);
-    let root = stack.info()["journals"][0]
-        .as_str()
-        .expect("a path")
-        .to_owned();
-    let journal = only_journal(&root);
+    let (dying, _, journal) = stopped(&stack);
     damage(&journal, &calls_of(&journal, &early)[7..]);
     signal(dying, Signal::KILL);
     gap_is_shipped(&stack, &journal).await;
@@ -138,9 +124,7 @@ async fn what_is_lost_on_disk_and_on_its_way_is_settled_before_its_lease_ends() 
 /// Waits until the stream has a message that tells of a gap in this journal. What its successor
 /// knew when it wrote that is in the same message, or in the next one.
 async fn gap_is_shipped(stack: &Stack, journal: &Journal) {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let context = jetstream::new(async_nats::connect(url).await.expect("NATS"));
-    let usage = context.get_stream("USAGE").await.expect("the stream");
+    let usage = stack.usage().await;
     let subject = format!("usage.v1.jrn_{}", journal.id.simple());
     let told = eventually(SETTLE_LIMIT, "the gap is told", async || {
         let last = usage.get_last_raw_message_by_subject(&subject).await;
@@ -257,10 +241,17 @@ async fn known(stack: &Stack, customer: &Customer, credits: i64) {
     told.await.expect("told");
 }
 
-fn only_journal(root: &str) -> Journal {
-    let mut found = Journals::read(&[root.into()]).expect("readable");
+/// Stops the gateway. Its process, the directory of its journals, and the one that is there.
+fn stopped(stack: &Stack) -> (i32, String, Journal) {
+    let dying = stack.pids("gateway")[0];
+    signal(dying, Signal::STOP);
+    let root = stack.info()["journals"][0]
+        .as_str()
+        .expect("a path")
+        .to_owned();
+    let mut found = Journals::read(&[root.clone().into()]).expect("readable");
     assert_eq!(found.count(), 1);
-    found.all.remove(0)
+    (dying, root, found.all.remove(0))
 }
 
 /// Numbers of a customer's calls that were paid, with their payloads.
@@ -337,8 +328,7 @@ async fn senseless_gaps_are_put_aside(stack: &Stack) {
         records: Vec::new(),
         gaps: vec![gap],
     };
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let context = jetstream::new(async_nats::connect(url).await.expect("NATS"));
+    let context = stack.jetstream().await;
     let subject = format!("usage.v1.jrn_{}", stranger.simple());
     let taken = context.publish(subject, batch.encode_to_vec().into()).await;
     taken.expect("published").await.expect("acknowledged");

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::{self, stream::Stream};
+use async_nats::jetstream::stream::Stream;
 use prost::Message as _;
 use proto::events::v1::UsageBatch;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng, seq::SliceRandom as _};
@@ -65,7 +65,7 @@ async fn replay(answers: usize) {
         .count("select count(*) from wallet.ledger_entries")
         .await;
 
-    let stream = usage(&stack).await;
+    let stream = stack.usage().await;
     let batches = batches(&stream).await;
     let mut again = Vec::new();
     for _ in 0..TIMES {
@@ -106,15 +106,6 @@ async fn replay(answers: usize) {
         ..Figures::of("F09", &[&outcome])
     };
     figures.print(&stack, &report).await;
-}
-
-async fn usage(stack: &Stack) -> Stream {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let nats = async_nats::connect(url).await.expect("NATS");
-    jetstream::new(nats)
-        .get_stream("USAGE")
-        .await
-        .expect("the stream")
 }
 
 /// Gateways have ended and given back what they were lent: nothing moves by itself any more.
@@ -161,8 +152,7 @@ fn cut(batch: &UsageBatch, random: &mut StdRng) -> Vec<UsageBatch> {
 }
 
 async fn publish(stack: &Stack, batches: &[UsageBatch]) {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    let context = jetstream::new(async_nats::connect(url).await.expect("NATS"));
+    let context = stack.jetstream().await;
     for batch in batches {
         let journal = uuid::Uuid::from_slice(&batch.journal_id).expect("an id");
         let subject = format!("usage.v1.jrn_{}", journal.simple());

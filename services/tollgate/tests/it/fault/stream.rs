@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use async_nats::jetstream::{self, stream::Stream};
 use prost::Message as _;
 use proto::events::v1::{Call, Disposition, Record, RecordKind, UsageBatch};
 use rustix::process::Signal;
@@ -18,21 +17,8 @@ use types::CALL_COST_MAX;
 use super::{Load, figures::Figures, fund, summary};
 use crate::stack::{CONSUMERS, SETTLE_LIMIT, Stack, signal};
 
-async fn jetstream(stack: &Stack) -> jetstream::Context {
-    let url = stack.info()["nats_url"].as_str().expect("a URL").to_owned();
-    jetstream::new(async_nats::connect(url).await.expect("NATS"))
-}
-
-async fn usage(stack: &Stack) -> Stream {
-    jetstream(stack)
-        .await
-        .get_stream("USAGE")
-        .await
-        .expect("the stream")
-}
-
 async fn messages(stack: &Stack) -> u64 {
-    let stream = usage(stack).await;
+    let stream = stack.usage().await;
     stream.get_info().await.expect("its state").state.messages
 }
 
@@ -91,9 +77,9 @@ pub(super) async fn lose_unapplied(
     );
     let lost = stored.await.expect("stored");
     if is_purged {
-        usage(stack).await.purge().await.expect("purged");
+        stack.usage().await.purge().await.expect("purged");
     } else {
-        let context = jetstream(stack).await;
+        let context = stack.jetstream().await;
         context.delete_stream("USAGE").await.expect("deleted");
     }
     sleepers.iter().for_each(|pid| signal(*pid, Signal::CONT));
@@ -117,12 +103,12 @@ async fn f10_a_full_stream_pushes_back_into_the_journal() {
     fund(&stack);
     let load = Load::start(&stack, &stack.demo("live_key"), 8);
     load.more_answers(200).await;
-    let stream = usage(&stack).await;
+    let stream = stack.usage().await;
     let wide = stream.get_info().await.expect("its state").config.clone();
     let mut narrow = wide.clone();
     let full = messages(&stack).await + 20;
     narrow.max_messages = i64::try_from(full).expect("small");
-    let context = jetstream(&stack).await;
+    let context = stack.jetstream().await;
     context.update_stream(&narrow).await.expect("narrowed");
     let filled = eventually(
         SETTLE_LIMIT,
@@ -298,7 +284,7 @@ fn noise(bytes: usize) -> String {
 }
 
 async fn publish(stack: &Stack, poisons: &[Poison]) {
-    let context = jetstream(stack).await;
+    let context = stack.jetstream().await;
     for poison in poisons {
         let subject = format!("usage.v1.jrn_{}", poison.journal.simple());
         let sent = context.publish(subject, poison.payload.clone().into());
