@@ -29,11 +29,15 @@ use quick_cache::{
     UnitWeighter,
     sync::{Cache, DefaultLifecycle},
 };
-use runtime::{Host, mutant};
+use runtime::{Host, Stop, mutant};
+use tokio::sync::mpsc;
 use types::{KeyHash, Refusal};
 
-pub(crate) use self::entry::Entry;
 use self::{copies::Copies, entry::Limiters};
+pub(crate) use self::{
+    copies::{SealedCopy, WAITING_MAX as COPIES_MAX},
+    entry::Entry,
+};
 use crate::{
     config::Config,
     hashing::{Hashing, Sought},
@@ -103,6 +107,7 @@ impl Keyring {
         lender: Arc<Lender>,
         strangers: Arc<Strangers>,
         metrics: Metrics,
+        left: mpsc::Sender<SealedCopy>,
     ) -> anyhow::Result<Self> {
         let generation = config.peppers.read().context("API_KEY_PEPPER")?;
         Ok(Self {
@@ -118,7 +123,7 @@ impl Keyring {
             limiters: Limiters::default(),
             news: News::default(),
             hashing: ArcSwap::from_pointee(Hashing::new(&generation)?),
-            copies: Copies::new(host.redis()),
+            copies: Copies::new(host.redis(), left),
             host: host.clone(),
             channel: host.channel("keys")?,
             lender,
@@ -210,7 +215,7 @@ impl Keyring {
             return Ok(Some((None, Source::Negative)));
         }
         let read_at = self.now();
-        if let Some(record) = self.copies.read(key).await
+        if let Some(record) = self.copies.read(key, read_at).await
             && let Some(entry) = self.take(hash, &record, Source::Redis, read_at)
         {
             if guard.insert(Arc::clone(&entry)).is_err() {
@@ -225,10 +230,7 @@ impl Keyring {
         let Some(entry) = self.take(hash, &record, Source::Keys, read_at) else {
             return Ok(None);
         };
-        if self.copies.write(key, &record, asked_at).await && self.is_outdated(hash, record.version)
-        {
-            self.copies.forget(std::slice::from_ref(hash)).await;
-        }
+        self.copies.leave(key, &record, asked_at);
         if guard.insert(Arc::clone(&entry)).is_err() {
             tracing::debug!("a key changed while it was read");
         }
@@ -328,6 +330,23 @@ impl Keyring {
             Err(status) => {
                 tracing::warn!(code = ?status.code(), error = status.message(), "no key look-up");
                 Err(Refusal::CreditsUnavailable)
+            }
+        }
+    }
+
+    /// Leaves copies for other gateways, until told to stop.
+    pub(crate) async fn leave_copies(&self, mut left: mpsc::Receiver<SealedCopy>, stop: Stop) {
+        loop {
+            let copy = tokio::select! {
+                copy = left.recv() => copy,
+                () = stop.requested() => None,
+            };
+            let Some(copy) = copy else { return };
+            // A change that came meanwhile has removed what was there before.
+            if self.copies.write(&copy, self.now()).await
+                && self.is_outdated(&copy.hash, copy.version)
+            {
+                self.copies.forget(std::slice::from_ref(&copy.hash)).await;
             }
         }
     }

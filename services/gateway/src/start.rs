@@ -26,7 +26,7 @@ use crate::{
     hashing::Hashing,
     idempotency::desk::Desk,
     journal::{Journal, Options, Recovered},
-    keyring::Keyring,
+    keyring::{self, Keyring},
     lease::Account,
     lender::Lender,
     listen::{self, Door},
@@ -128,13 +128,19 @@ pub(crate) fn edge(
     touches: mpsc::Sender<KeyUse>,
 ) -> anyhow::Result<Arc<Edge>> {
     let metrics = Metrics::register(host);
+    let (copies, left) = mpsc::channel(keyring::COPIES_MAX);
     let keyring = Arc::new(Keyring::new(
         host,
         config,
         Arc::clone(&lender),
         Arc::clone(&strangers),
         metrics.clone(),
+        copies,
     )?);
+    let own = Arc::clone(&keyring);
+    host.spawn("leave-copies", move |stop| async move {
+        own.leave_copies(left, stop).await;
+    });
     let own = Arc::clone(&keyring);
     Metrics::offer_staleness(host, move || own.staleness_seconds());
     Ok(Arc::new(Edge {

@@ -19,7 +19,7 @@ use super::{
         keyed::{LONG, SLOW_COST, ask, forgotten, read},
     },
     fund,
-    keys::{connect, dump, write_back},
+    keys::{connect, copied_key, write_back},
     stream::lose_unapplied,
 };
 use crate::{
@@ -185,13 +185,8 @@ async fn a_fill_without_a_look_at_the_version_revives_a_revoked_key() {
     // is another key.
     let mut revived = false;
     for _ in 0..TRIES {
-        let before = dump(&mut redis).await;
-        let (id, key) = stack.key(&customer, &LIVE);
+        let (id, key, copies) = copied_key(&stack, &customer, &mut redis).await;
         announced(&stack).await;
-        let answer = stack.call(&key, &Shot::get(DISTANCE)).await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        let mut copies = dump(&mut redis).await;
-        copies.retain(|copy| !before.contains(copy));
         stack.cli(&["key", "revoke", &id, "--reason", "leaked"]);
         announced(&stack).await;
         write_back(&mut redis, &copies).await;
