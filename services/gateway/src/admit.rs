@@ -20,7 +20,7 @@ use crate::{
     edge::{Denied, Edge},
     idempotency::{self, Replay},
     keyring::Entry,
-    lease::{Account, Hold, Owner},
+    lease::{Account, Hold, Owner, Permits},
     lender::CALL_WAITS_MAX,
     limits::{Limits, QuotaSpent},
     meter::{Facts, PERMITS, Ticket},
@@ -222,7 +222,7 @@ fn give_back_places(entry: &Entry, limits: Limits) {
 }
 
 /// A permit of each quota of the key, and credits.
-type Taken = (Vec<Hold>, Option<Hold>);
+type Taken = (Permits, Option<Hold>);
 
 /// Permits and credits: from the leases in hand without waiting, else all that is missing is asked
 /// for at once. When one is refused, the others go back with their holds; a quota's refusal is told
@@ -261,7 +261,7 @@ async fn take(
 /// `None`: some lease in hand has too little, and nothing was taken.
 fn take_in_hand(edge: &Edge, entry: &Entry, most: i64, now: u64) -> Option<Taken> {
     let now = i64::try_from(now / 1_000).unwrap_or(i64::MAX);
-    let mut permits = Vec::with_capacity(entry.quotas.len());
+    let mut permits = Permits::new();
     for account in &entry.quotas {
         permits.push(edge.lender.hold(account, PERMITS, now)?);
     }

@@ -21,7 +21,7 @@ pub(crate) fn judge(
     if !address::allowed(&entry.allow, client) {
         return Err(Refusal::IpNotAllowed);
     }
-    if !entry.scopes.contains(&route.scope) {
+    if !entry.scopes.contain(&route.scope) {
         return Err(Refusal::InsufficientScope);
     }
     Ok(())

@@ -15,9 +15,18 @@ use std::sync::{
 
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
+use smallvec::SmallVec;
 use types::{KeyId, OrgId, QuotaKind, Refusal, UserId};
 
 pub(crate) use cell::{Hold, Lease};
+
+/// Quotas that a key may have: a day's and a month's.
+const QUOTAS_MAX: usize = 2;
+
+/// Where the calls of a key take permits, one for each of its quotas.
+pub(crate) type Quotas = SmallVec<[Arc<Account>; QUOTAS_MAX]>;
+/// One permit of each.
+pub(crate) type Permits = SmallVec<[Hold; QUOTAS_MAX]>;
 
 /// Whose credits pay for a key's calls, or whose permits let them through.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

@@ -30,7 +30,7 @@ use crate::{
     idempotency::{Keyed, Replay},
     journal::{Kept, Reservation},
     keyring::Entry,
-    lease::Hold,
+    lease::{Hold, Permits},
     units::{Events, Units},
     upload::Upload,
 };
@@ -112,7 +112,7 @@ pub(crate) struct State {
     reservation: Option<Reservation>,
     hold: Option<Hold>,
     /// One permit of each quota of the key; used when the call is forwarded.
-    permits: Vec<Hold>,
+    permits: Permits,
     service: Option<Arc<Service>>,
     durability: Durability,
     terms: Terms,
@@ -173,7 +173,7 @@ impl Ticket {
             facts,
             reservation: Some(reservation),
             hold: None,
-            permits: Vec::new(),
+            permits: Permits::new(),
             service: None,
             durability: Durability::Process,
             terms: Terms::NONE,
@@ -212,7 +212,7 @@ impl Ticket {
     }
 
     /// Takes the credits for the call and its permits.
-    pub(crate) fn holds(&mut self, hold: Option<Hold>, permits: Vec<Hold>, route: &Route) {
+    pub(crate) fn holds(&mut self, hold: Option<Hold>, permits: Permits, route: &Route) {
         self.hold = hold;
         self.permits = permits;
         self.durability = route.durability;

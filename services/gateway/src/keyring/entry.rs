@@ -4,24 +4,29 @@ use std::sync::{Arc, OnceLock, atomic::AtomicI64};
 
 use ipnet::IpNet;
 use proto::keys::v1::KeyRecord;
+use smallvec::SmallVec;
 use types::{Gcra, KeyId, OrgId, QuotaKind, Rate, UserId};
 
 use crate::{
-    lease::{Account, Owner, Stated},
+    lease::{Account, Owner, Quotas, Stated},
     lender::Lender,
     limits::Pace,
     metrics::Source,
     principal::Beginning,
 };
 
-/// A key as the edge uses it.
+/// Bytes of scopes that need no memory of their own.
+const SCOPES_BYTES: usize = 40;
+
+/// A key as the edge uses it. What a call reads stands here and not behind pointers: with many keys
+/// each place in memory costs a call more than what it does there.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) key: KeyId,
     pub(crate) org: OrgId,
     pub(crate) user: UserId,
     pub(crate) test: bool,
-    pub(crate) scopes: Vec<String>,
+    pub(crate) scopes: Scopes,
     pub(crate) active: bool,
     pub(crate) revoked: bool,
     /// Unix microseconds.
@@ -33,16 +38,42 @@ pub(crate) struct Entry {
     pub(crate) allow: Vec<IpNet>,
     pub(crate) version: i64,
     pub(crate) account: Arc<Account>,
-    /// Where its calls take permits, one for each quota: the day's, then the month's.
-    pub(crate) quotas: Vec<Arc<Account>>,
+    /// The day's, then the month's.
+    pub(crate) quotas: Quotas,
     /// Minute of the last use that was reported.
     pub(crate) touched: AtomicI64,
     /// For its upstreams; made by its first call.
-    pub(crate) principal: OnceLock<Box<Beginning>>,
+    pub(crate) principal: OnceLock<Beginning>,
     /// Monotonic nanoseconds; the record is not older.
     pub(super) read_at: u64,
     /// Where it was read.
     pub(super) source: Source,
+}
+
+/// The scopes of a key, a space between two.
+#[derive(Debug)]
+pub(crate) struct Scopes(SmallVec<[u8; SCOPES_BYTES]>);
+
+impl Scopes {
+    pub(crate) fn new<'a>(scopes: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut text = SmallVec::new();
+        for scope in scopes {
+            if !text.is_empty() {
+                text.push(b' ');
+            }
+            text.extend_from_slice(scope.as_bytes());
+        }
+        Self(text)
+    }
+
+    pub(crate) fn contain(&self, scope: &str) -> bool {
+        let mut each = self.0.split(|byte| *byte == b' ');
+        each.any(|one| one == scope.as_bytes())
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// What a limiter limits.
@@ -102,7 +133,7 @@ pub(super) fn read(
         org,
         user,
         test: record.test,
-        scopes: record.scopes.clone(),
+        scopes: Scopes::new(record.scopes.iter().map(String::as_str)),
         active: record.active,
         revoked: record.revoked,
         expires_at,
@@ -128,12 +159,7 @@ pub(super) fn read(
 }
 
 /// The accounts of a key's quotas, which its lineage shares.
-fn quotas(
-    record: &KeyRecord,
-    org: OrgId,
-    (by, holder): (KeyId, KeyId),
-    lender: &Lender,
-) -> Vec<Arc<Account>> {
+fn quotas(record: &KeyRecord, org: OrgId, (by, holder): (KeyId, KeyId), lender: &Lender) -> Quotas {
     let quotas = [
         (QuotaKind::Daily, record.daily_quota),
         (QuotaKind::Monthly, record.monthly_quota),

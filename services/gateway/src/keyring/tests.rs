@@ -18,7 +18,7 @@ use uuid::Uuid;
 pub(crate) use self::script::Script;
 use super::*;
 use crate::{
-    lease::{Account, Owner},
+    lease::{Account, Owner, Quotas},
     tests::rig::{self, Rig},
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn entry(scopes: &[&str]) -> Entry {
         org: OrgId::new(id(1)),
         user: UserId::new(id(3)),
         test: false,
-        scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+        scopes: entry::Scopes::new(scopes.iter().copied()),
         active: true,
         revoked: false,
         expires_at: None,
@@ -40,7 +40,7 @@ pub(crate) fn entry(scopes: &[&str]) -> Entry {
         allow: Vec::new(),
         version: 1,
         account: Arc::new(Account::new(owner)),
-        quotas: Vec::new(),
+        quotas: Quotas::new(),
         touched: AtomicI64::new(0),
         principal: OnceLock::new(),
         read_at: 0,
@@ -347,7 +347,7 @@ fn sought_by(hashing: &Arc<Hashing>, key: &NewKey) -> Sought {
 const PEPPER: &str = "0123456789abcdef0123456789abcdef";
 
 fn copies(floor: i64) -> Copies {
-    let copies = Copies::new(None);
+    let copies = Copies::new(None, tokio::sync::mpsc::channel(1).0);
     copies.believe_from(floor);
     copies
 }
