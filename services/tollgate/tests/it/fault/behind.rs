@@ -182,11 +182,11 @@ impl Behind {
             ..Faults::default()
         });
         let lost = || [self.database.lost_requests(), self.database.lost_replies()];
-        let cut = eventually(CATCH_UP_LIMIT, "commits are cut off", async || {
-            match lost() {
-                lost if lost.iter().all(|lost| *lost >= times) => Ok(()),
-                lost => Err(format!("{lost:?} of {times}")),
-            }
+        // A cut connection is made anew before the next commit on it.
+        let limit = CATCH_UP_LIMIT + u32::try_from(times).expect("few") * Duration::from_secs(1);
+        let cut = eventually(limit, "commits are cut off", async || match lost() {
+            lost if lost.iter().all(|lost| *lost >= times) => Ok(()),
+            lost => Err(format!("{lost:?} of {times}")),
         });
         cut.await.expect("cut off");
         self.database.resume();
