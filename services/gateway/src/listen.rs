@@ -15,6 +15,7 @@ mod patience;
 mod request;
 mod roll;
 mod serve;
+mod spares;
 mod tls;
 mod wire;
 
@@ -47,8 +48,9 @@ pub(crate) use self::{
     serve::OnThread,
 };
 use self::{
-    limits::{BACKLOG, READ_BYTES, SPARES_MAX, UNSENT_BYTES_MAX},
+    limits::{BACKLOG, UNSENT_BYTES_MAX},
     roll::{Roll, Seat},
+    spares::Spares,
     wire::Stream,
 };
 use crate::{
@@ -101,8 +103,7 @@ pub(crate) struct Hall {
     clock: Clock,
     /// Of all requests without a body.
     nothing: Rc<Upload>,
-    /// Buffers that nobody needs now.
-    spares: RefCell<Vec<Vec<u8>>>,
+    spares: Spares,
     /// The field that says the date in answers, and the monotonic nanosecond when it is over.
     date: RefCell<(u64, String)>,
     /// Answers that hyper had no part in.
@@ -118,7 +119,7 @@ impl Hall {
             door,
             roll: Rc::default(),
             nothing: Upload::of(&[]),
-            spares: RefCell::default(),
+            spares: Spares::default(),
             date: RefCell::default(),
             #[cfg(test)]
             expressed: std::cell::Cell::default(),
@@ -138,40 +139,25 @@ impl Hall {
         head.extend_from_slice(date.1.as_bytes());
     }
 
-    /// An empty buffer.
-    fn buffer(&self) -> Vec<u8> {
-        let spare = self.spares.borrow_mut().pop();
-        spare.unwrap_or_else(|| Vec::with_capacity(READ_BYTES))
-    }
-
-    /// Keeps a buffer for another time.
-    fn spare(&self, mut buffer: Vec<u8>) {
-        let mut spares = self.spares.borrow_mut();
-        if buffer.capacity() == READ_BYTES && spares.len() < SPARES_MAX {
-            buffer.clear();
-            spares.push(buffer);
-        }
-    }
-
-    /// Reads what has come, with a buffer only if something has. None: nothing will.
+    /// Reads what has come of the bytes that are expected, with a buffer only if something has.
+    /// None: nothing will.
     fn poll_read(
         &self,
         stream: &mut (impl AsyncRead + Unpin),
         task: &mut Context<'_>,
+        expected: u64,
     ) -> Poll<Option<Vec<u8>>> {
-        let mut spares = self.spares.borrow_mut();
-        let spare = spares.pop();
-        let mut buffer = spare.unwrap_or_else(|| Vec::with_capacity(READ_BYTES));
+        let mut buffer = self.spares.take(expected);
         let read = poll_read_buf(Pin::new(stream), task, &mut buffer);
         if let Poll::Ready(Ok(1..)) = read {
             return Poll::Ready(Some(buffer));
         }
-        spares.push(buffer);
+        self.spares.keep(buffer);
         read.map(|_nothing| None)
     }
 
     async fn read(&self, stream: &mut Stream, seat: &Seat) -> Option<Vec<u8>> {
-        let read = std::future::poll_fn(|task| self.poll_read(stream, task)).await?;
+        let read = std::future::poll_fn(|task| self.poll_read(stream, task, 0)).await?;
         seat.life.read.add(read.len());
         Some(read)
     }

@@ -66,7 +66,7 @@ pub(super) async fn serve(
     let mut front = Front::new(hall, seat, stream);
     loop {
         if input.is_empty() && !front.take_ahead(&mut input) {
-            hall.spare(input);
+            hall.spares.keep(input);
             if front.is_ending {
                 return Next::End;
             }

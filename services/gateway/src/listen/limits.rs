@@ -17,6 +17,11 @@ pub(super) const BUFFER_BYTES_MAX: usize = 32 * 1024;
 pub(super) const READ_BYTES: usize = 16 * 1024;
 /// Buffers of that size that a thread keeps.
 pub(super) const SPARES_MAX: usize = 64;
+/// Read at once from an upstream when more than that is to come: fewer calls of the system for a
+/// long body. A call whose client reads slowly holds one such buffer.
+pub(super) const BODY_READ_BYTES: usize = 64 * 1024;
+/// Buffers of that size that a thread keeps.
+pub(super) const BODY_SPARES_MAX: usize = 16;
 /// Bytes that the kernel holds unsent for a client. A slow reader has no more of our memory.
 pub(super) const UNSENT_BYTES_MAX: u32 = 64 * 1024;
 

@@ -85,20 +85,21 @@ pub(super) async fn ask(
         Poll::Ready(Ok(()))
     })
     .await?;
-    let read = receive(front, direct, pauses).await;
+    let read = receive(front, direct, pauses, 0).await;
     let mut read = read.map_err(|why| why.or_broken(NoAnswer::Broken(sent)))?;
     interim::pass_on(front, direct, pauses, &mut read).await?;
     Ok(read)
 }
 
-/// Waits for bytes of an answer.
+/// Waits for bytes of an answer, of which so many are `expected`; 0: before its head says it.
 pub(super) async fn receive(
     front: &mut Front<'_>,
     direct: &mut Direct,
     pauses: &mut Pauses,
+    expected: u64,
 ) -> Result<Vec<u8>, NoAnswer> {
     std::future::poll_fn(
-        |task| match front.hall.poll_read(&mut direct.stream, task) {
+        |task| match front.hall.poll_read(&mut direct.stream, task, expected) {
             Poll::Ready(Some(read)) => Poll::Ready(Ok(read)),
             Poll::Ready(None) => Poll::Ready(Err(NoAnswer::Broken(0))),
             Poll::Pending if pauses.pause(task) => Poll::Ready(Err(NoAnswer::Timeout)),

@@ -418,14 +418,14 @@ impl Call<'_> {
                 }
                 front.write(&mut head, piece).await?;
                 crash_point!("gateway.last_byte_sent");
-                hall.spare(head);
-                hall.spare(read);
+                hall.spares.keep(head);
+                hall.spares.keep(read);
                 return Ok(());
             }
             front.write(&mut head, piece).await?;
             head.clear();
-            hall.spare(read);
-            read = match receive(front, &mut direct, &mut pauses).await {
+            hall.spares.keep(read);
+            read = match receive(front, &mut direct, &mut pauses, left).await {
                 Ok(read) => read,
                 Err(NoAnswer::Lost) => return Err(Exchanged::Gone),
                 Err(_) => {

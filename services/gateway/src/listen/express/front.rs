@@ -83,7 +83,7 @@ impl<'a> Front<'a> {
                 ahead
             }
         };
-        self.hall.spare(spare);
+        self.hall.spares.keep(spare);
         true
     }
 
@@ -115,7 +115,7 @@ impl<'a> Front<'a> {
         if !self.ahead.is_empty() {
             return false;
         }
-        match self.hall.poll_read(self.stream, task) {
+        match self.hall.poll_read(self.stream, task, 0) {
             Poll::Ready(Some(read)) => {
                 self.seat.life.read.add(read.len());
                 self.ahead = read;

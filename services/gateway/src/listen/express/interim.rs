@@ -36,7 +36,7 @@ pub(super) async fn pass_on(
         written.map_err(|_gone| NoAnswer::Lost)?;
         read.drain(..bytes);
         if read.is_empty() {
-            let more = receive(front, direct, pauses).await;
+            let more = receive(front, direct, pauses, 0).await;
             *read = more.map_err(|why| why.or_broken(NoAnswer::BrokenOff))?;
         }
     }

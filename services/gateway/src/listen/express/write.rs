@@ -73,7 +73,7 @@ pub(super) fn answer(
     limits: Limits,
     (now, is_last): (u64, bool),
 ) -> Vec<u8> {
-    let mut head = hall.buffer();
+    let mut head = hall.spares.take(0);
     let status = StatusCode::from_u16(answer.status).ok();
     let reason = status.and_then(|status| status.canonical_reason());
     let line = (answer.status, reason.unwrap_or_default());
