@@ -9,8 +9,8 @@ use types::{Networks, Pepper};
 use crate::listen::{Patience, Rules};
 
 /// Calls in flight, unless the environment says otherwise. One that waits for its upstream takes
-/// 16 kB, by hyper 70 kB: about a gigabyte at most. Connections and streams alone would allow six
-/// million of them.
+/// 16 kB, by hyper 70 kB, one that passes a long answer to a slow client 80 kB: 1.3 gigabytes at
+/// most. Connections and streams alone would allow six million of them.
 const CALLS_MAX: u64 = 16_384;
 
 /// What the environment says.
