@@ -181,43 +181,40 @@ pub(super) async fn connect(stack: &Stack) -> redis::aio::MultiplexedConnection 
     connected.await.expect("connected")
 }
 
-pub(super) async fn dump(redis: &mut redis::aio::MultiplexedConnection) -> Vec<(String, Vec<u8>)> {
-    let names: Vec<String> = redis::cmd("KEYS")
-        .arg("apikey:*")
-        .query_async(redis)
-        .await
-        .expect("names");
-    let mut found = Vec::new();
-    for name in names {
-        let value: Option<Vec<u8>> = redis::cmd("GET")
-            .arg(&name)
-            .query_async(redis)
-            .await
-            .expect("a value");
-        found.extend(value.map(|value| (name, value)));
-    }
-    found
+/// What Redis holds of a key.
+pub(super) struct Copied {
+    name: String,
+    value: Vec<u8>,
 }
 
-/// A key with the copies of it that gateways have left. They leave none for a moment after Redis
-/// has failed them, and not before they answer.
+/// A key with the copy of it that a gateway has left. None leaves one for a moment after Redis has
+/// failed it, nor before it answers: then it is another key.
 pub(super) async fn copied_key(
     stack: &Stack,
     customer: &Customer,
     redis: &mut redis::aio::MultiplexedConnection,
-) -> (String, String, Vec<(String, Vec<u8>)>) {
-    let before = dump(redis).await;
+) -> (String, String, Copied) {
     let copied = eventually(SETTLE_LIMIT, "a copy is left", || {
-        let (mut redis, before) = (redis.clone(), &before);
+        let mut redis = redis.clone();
         async move {
             let (id, key) = stack.key(customer, &LIVE);
             let answer = stack.call(&key, &Shot::get(DISTANCE)).await;
             assert_eq!(answer.status, 200, "{answer:?}");
-            let mut copies = dump(&mut redis).await;
-            copies.retain(|copy| !before.contains(copy));
-            match copies.is_empty() {
-                true => Err("none"),
-                false => Ok((id, key, copies)),
+            let named = "select 'apikey:' || encode(key_hash, 'hex') from keys.api_keys
+                          where id = $1::text::uuid";
+            let name: String = sqlx::query_scalar(named)
+                .bind(id.trim_start_matches("key_"))
+                .fetch_one(stack.pool())
+                .await
+                .expect("a key");
+            let value: Option<Vec<u8>> = redis::cmd("GET")
+                .arg(&name)
+                .query_async(&mut redis)
+                .await
+                .expect("a value");
+            match value {
+                None => Err("none"),
+                Some(value) => Ok((id, key, Copied { name, value })),
             }
         }
     });
@@ -225,30 +222,21 @@ pub(super) async fn copied_key(
 }
 
 /// Writes back what Redis held before, and lets gateways that remember nothing start on it.
-async fn restore(
-    stack: &Stack,
-    redis: &mut redis::aio::MultiplexedConnection,
-    dump: &[(String, Vec<u8>)],
-) {
+async fn restore(stack: &Stack, redis: &mut redis::aio::MultiplexedConnection, old: &Copied) {
     for pid in stack.pids("gateway") {
         signal(pid, Signal::KILL);
     }
-    write_back(redis, dump).await;
+    write_back(redis, old).await;
 }
 
 /// Writes back what Redis held before.
 pub(super) async fn write_back(
     redis: &mut redis::aio::MultiplexedConnection,
-    dump: &[(String, Vec<u8>)],
+    Copied { name, value }: &Copied,
 ) {
-    for (name, value) in dump {
-        let set = redis::cmd("SET")
-            .arg(name)
-            .arg(value)
-            .exec_async(redis)
-            .await;
-        set.expect("written back");
-    }
+    let mut set = redis::cmd("SET");
+    let set = set.arg(name).arg(value).exec_async(redis).await;
+    set.expect("written back");
 }
 
 /// Calls each gateway, from its first answer on. Returns how many were accepted, and how many

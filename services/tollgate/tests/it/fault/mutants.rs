@@ -185,14 +185,14 @@ async fn a_fill_without_a_look_at_the_version_revives_a_revoked_key() {
     // is another key.
     let mut revived = false;
     for _ in 0..TRIES {
-        let (id, key, copies) = copied_key(&stack, &customer, &mut redis).await;
+        let (id, key, copied) = copied_key(&stack, &customer, &mut redis).await;
         announced(&stack).await;
         stack.cli(&["key", "revoke", &id, "--reason", "leaked"]);
         announced(&stack).await;
-        write_back(&mut redis, &copies).await;
+        write_back(&mut redis, &copied).await;
         let answer = stack.call(&key, &Shot::get(DISTANCE)).await;
         revived |= answer.status == 200;
-        println!("{} copies, then {}", copies.len(), answer.status);
+        println!("{id}: {}", answer.status);
         if revived {
             break;
         }
