@@ -33,10 +33,10 @@ use runtime::{Host, Stop, mutant};
 use tokio::sync::mpsc;
 use types::{KeyHash, Refusal};
 
-use self::{copies::Copies, entry::Limiters};
-pub(crate) use self::{
-    copies::{SealedCopy, WAITING_MAX as COPIES_MAX},
-    entry::Entry,
+pub(crate) use self::{copies::SealedCopy, entry::Entry};
+use self::{
+    copies::{Believed, Copies},
+    entry::Limiters,
 };
 use crate::{
     config::Config,
@@ -101,16 +101,17 @@ pub(crate) struct Keyring {
 }
 
 impl Keyring {
+    /// Also returns the copies that are to be left for other gateways.
     pub(crate) fn new(
         host: &Host,
         config: &Config,
         lender: Arc<Lender>,
         strangers: Arc<Strangers>,
         metrics: Metrics,
-        left: mpsc::Sender<SealedCopy>,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<(Self, mpsc::Receiver<SealedCopy>)> {
         let generation = config.peppers.read().context("API_KEY_PEPPER")?;
-        Ok(Self {
+        let (copies, left) = Copies::new(host.redis());
+        let keyring = Self {
             known: Cache::with(
                 config.keys_max,
                 u64::try_from(config.keys_max).unwrap_or(u64::MAX),
@@ -123,13 +124,14 @@ impl Keyring {
             limiters: Limiters::default(),
             news: News::default(),
             hashing: ArcSwap::from_pointee(Hashing::new(&generation)?),
-            copies: Copies::new(host.redis(), left),
+            copies,
             host: host.clone(),
             channel: host.channel("keys")?,
             lender,
             strangers,
             metrics,
-        })
+        };
+        Ok((keyring, left))
     }
 
     fn now(&self) -> u64 {
@@ -215,8 +217,8 @@ impl Keyring {
             return Ok(Some((None, Source::Negative)));
         }
         let read_at = self.now();
-        if let Some(record) = self.copies.read(key, read_at).await
-            && let Some(entry) = self.take(hash, &record, Source::Redis, read_at)
+        if let Some(copy) = self.copies.read(key, read_at).await
+            && let Some(entry) = self.take_copy(hash, &copy, read_at)
         {
             if guard.insert(Arc::clone(&entry)).is_err() {
                 tracing::debug!("a key changed while it was read");
@@ -294,6 +296,16 @@ impl Keyring {
         newest.is_some_and(|newest| version < newest) && !mutant!("gateway.fills_unchecked")
     }
 
+    /// Takes a copy at `now` (monotonic nanoseconds). It is as old as its record: whoever has no
+    /// news believes it no longer than what he has read himself.
+    fn take_copy(&self, hash: &KeyHash, copy: &Believed, now: u64) -> Option<Arc<Entry>> {
+        let wall = self.host.clock().now().as_millisecond();
+        let age = u64::try_from(wall.saturating_sub(copy.asked_at)).unwrap_or(0);
+        let asked_at = now.saturating_sub(age.saturating_mul(1_000_000));
+        let entry = self.take(hash, &copy.record, Source::Redis, asked_at)?;
+        self.is_believed(&entry, now).then_some(entry)
+    }
+
     fn take(
         &self,
         hash: &KeyHash,
@@ -336,16 +348,21 @@ impl Keyring {
 
     /// Leaves copies for other gateways, until told to stop.
     pub(crate) async fn leave_copies(&self, mut left: mpsc::Receiver<SealedCopy>, stop: Stop) {
+        self.copies.connect().await;
         loop {
             let copy = tokio::select! {
                 copy = left.recv() => copy,
                 () = stop.requested() => None,
             };
             let Some(copy) = copy else { return };
+            let is_outdated = || self.is_outdated(&copy.hash, copy.version);
+            // Its key has changed while it waited.
+            if is_outdated() {
+                continue;
+            }
+            self.copies.write(&copy).await;
             // A change that came meanwhile has removed what was there before.
-            if self.copies.write(&copy, self.now()).await
-                && self.is_outdated(&copy.hash, copy.version)
-            {
+            if is_outdated() {
                 self.copies.forget(std::slice::from_ref(&copy.hash)).await;
             }
         }

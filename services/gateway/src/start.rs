@@ -26,7 +26,7 @@ use crate::{
     hashing::Hashing,
     idempotency::desk::Desk,
     journal::{Journal, Options, Recovered},
-    keyring::{self, Keyring},
+    keyring::{Keyring, SealedCopy},
     lease::Account,
     lender::Lender,
     listen::{self, Door},
@@ -63,7 +63,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     let (lender, renewals) = Lender::new(host, wallet, journal.clone(), name);
     let (touches, used) = mpsc::channel(sync::TOUCHES_MAX);
     let (strangers, passed) = Strangers::new(&config);
-    let edge = edge(
+    let (edge, left) = edge(
         host,
         &config,
         journal.clone(),
@@ -85,6 +85,10 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
             .collect(),
     };
     keep_keys(host, &edge, own, used, &stops)?;
+    let (keyring, stop) = (Arc::clone(&edge.keyring), stops.background.clone());
+    host.spawn("leave-copies", move |_| async move {
+        keyring.leave_copies(left, stop).await;
+    });
     let keyring = Arc::clone(&edge.keyring);
     host.watch(
         "reload-peppers",
@@ -117,7 +121,7 @@ pub async fn start(host: &Host, config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What the threads share.
+/// What the threads share; and the copies of keys that are to be left.
 pub(crate) fn edge(
     host: &Host,
     config: &Config,
@@ -126,24 +130,19 @@ pub(crate) fn edge(
     strangers: Arc<Strangers>,
     countries: Countries,
     touches: mpsc::Sender<KeyUse>,
-) -> anyhow::Result<Arc<Edge>> {
+) -> anyhow::Result<(Arc<Edge>, mpsc::Receiver<SealedCopy>)> {
     let metrics = Metrics::register(host);
-    let (copies, left) = mpsc::channel(keyring::COPIES_MAX);
-    let keyring = Arc::new(Keyring::new(
+    let (keyring, left) = Keyring::new(
         host,
         config,
         Arc::clone(&lender),
         Arc::clone(&strangers),
         metrics.clone(),
-        copies,
-    )?);
-    let own = Arc::clone(&keyring);
-    host.spawn("leave-copies", move |stop| async move {
-        own.leave_copies(left, stop).await;
-    });
+    )?;
+    let keyring = Arc::new(keyring);
     let own = Arc::clone(&keyring);
     Metrics::offer_staleness(host, move || own.staleness_seconds());
-    Ok(Arc::new(Edge {
+    let edge = Edge {
         clock: host.clock(),
         ids: host.ids(),
         tracer: host.tracer(),
@@ -175,7 +174,8 @@ pub(crate) fn edge(
             per_second: config.traces_per_second,
             burst: config.traces_per_second,
         },
-    }))
+    };
+    Ok((Arc::new(edge), left))
 }
 
 /// Keeps keys and services young.

@@ -4,8 +4,8 @@
 //! the copy was written after this process had its first news of changes. So neither a forged
 //! copy, nor one that was moved, nor an old dump brings a key back.
 //!
-//! No call waits for Redis longer than it would for `keys`: copies are left behind its back, and a
-//! Redis that has failed is left alone for a moment.
+//! No call waits for Redis longer than it would for `keys`: copies are left behind its back, and
+//! who has read in vain does not ask again for a moment.
 
 use std::{
     sync::atomic::{AtomicI64, AtomicU64, Ordering},
@@ -15,21 +15,21 @@ use std::{
 use prost::Message as _;
 use proto::keys::v1::KeyRecord;
 use redis::AsyncCommands;
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use types::KeyHash;
 
 use crate::hashing::{MAC_BYTES, Sought};
 
 /// Copies in Redis live so long.
 const REDIS_SECONDS: u64 = 3_600;
-/// Bytes of the time of writing.
-const WRITTEN_BYTES: usize = 8;
+/// Bytes of the time of the question to `keys`.
+const ASKED_AT_BYTES: usize = 8;
 /// A copy is read within so long, or `keys` is asked, which takes no longer.
-const PATIENCE: Duration = Duration::from_millis(20);
-/// Redis is left alone for so long after it has failed.
+const PATIENCE_NANOS: u64 = 20_000_000;
+/// Nothing is read for so long after that has failed.
 const REST_NANOS: u64 = 1_000_000_000;
 /// Copies waiting to be written; those that find no room are not left.
-pub(crate) const WAITING_MAX: usize = 1_000;
+const WAITING_MAX: usize = 1_000;
 
 /// The copies in Redis.
 pub(super) struct Copies {
@@ -37,9 +37,17 @@ pub(super) struct Copies {
     redis: Option<redis::aio::ConnectionManager>,
     /// Unix milliseconds; copies from before are not believed. 0: none is.
     floor: AtomicI64,
-    /// Monotonic nanoseconds; Redis is not asked before.
+    /// Monotonic nanoseconds; nothing is read before.
     rests_until: AtomicU64,
     waiting: mpsc::Sender<SealedCopy>,
+}
+
+/// A copy that may be believed.
+#[derive(Debug, PartialEq)]
+pub(super) struct Believed {
+    pub(super) record: KeyRecord,
+    /// Unix milliseconds: `keys` was asked for it then, by whoever has left it.
+    pub(super) asked_at: i64,
 }
 
 /// A copy to be left for other gateways.
@@ -50,16 +58,27 @@ pub(crate) struct SealedCopy {
 }
 
 impl Copies {
-    /// What is to be left comes out at the other end of `waiting`.
+    /// Also returns where the copies come out that are to be left.
     pub(super) fn new(
         redis: Option<redis::aio::ConnectionManager>,
-        waiting: mpsc::Sender<SealedCopy>,
-    ) -> Self {
-        Self {
+    ) -> (Self, mpsc::Receiver<SealedCopy>) {
+        let (waiting, left) = mpsc::channel(WAITING_MAX);
+        let copies = Self {
             redis,
             floor: AtomicI64::new(0),
             rests_until: AtomicU64::new(0),
             waiting,
+        };
+        (copies, left)
+    }
+
+    /// Connects, for as long as that takes: nobody who reads waits until it is done.
+    pub(super) async fn connect(&self) {
+        let Some(mut redis) = self.redis.clone() else {
+            return;
+        };
+        if let Err(error) = redis.ping::<()>().await {
+            tracing::debug!(%error, "Redis does not answer yet");
         }
     }
 
@@ -82,8 +101,8 @@ impl Copies {
         copy
     }
 
-    /// The record of a copy, if it may be believed.
-    pub(super) fn open(&self, key: &Sought, copy: &[u8]) -> Option<KeyRecord> {
+    /// What a copy says, if it may be believed.
+    pub(super) fn open(&self, key: &Sought, copy: &[u8]) -> Option<Believed> {
         let (tag, body) = copy.split_at_checked(MAC_BYTES)?;
         if !bool::from(subtle::ConstantTimeEq::ct_eq(
             tag,
@@ -92,35 +111,29 @@ impl Copies {
             tracing::warn!("a copy in Redis has a wrong MAC and was not believed");
             return None;
         }
-        let (written, record) = body.split_at_checked(WRITTEN_BYTES)?;
-        let written = i64::from_le_bytes(written.try_into().ok()?);
+        let (asked_at, record) = body.split_at_checked(ASKED_AT_BYTES)?;
+        let asked_at = i64::from_le_bytes(asked_at.try_into().ok()?);
         let floor = self.floor.load(Ordering::Acquire);
-        if floor == 0 || written < floor {
+        if floor == 0 || asked_at < floor {
             return None;
         }
-        KeyRecord::decode(record).ok()
+        let record = KeyRecord::decode(record).ok()?;
+        Some(Believed { record, asked_at })
     }
 
     /// The copy of a key at `now` (monotonic nanoseconds).
-    pub(super) async fn read(&self, key: &Sought, now: u64) -> Option<KeyRecord> {
-        let mut redis = self.redis.clone().filter(|_| !self.rests(now))?;
+    pub(super) async fn read(&self, key: &Sought, now: u64) -> Option<Believed> {
+        let rests = now < self.rests_until.load(Ordering::Relaxed);
+        let mut redis = self.redis.clone().filter(|_| !rests)?;
         let name = key.hash.cache_name();
-        let read = tokio::time::timeout(PATIENCE, redis.get::<_, Option<Vec<u8>>>(name)).await;
+        let patience = Duration::from_nanos(PATIENCE_NANOS);
+        let read = tokio::time::timeout(patience, redis.get::<_, Option<Vec<u8>>>(name)).await;
         let Ok(Ok(copy)) = read else {
-            self.rest(now);
+            let until = now.saturating_add(PATIENCE_NANOS + REST_NANOS);
+            self.rests_until.fetch_max(until, Ordering::Relaxed);
             return None;
         };
         self.open(key, &copy?)
-    }
-
-    /// Is Redis left alone at `now` (monotonic nanoseconds)?
-    fn rests(&self, now: u64) -> bool {
-        now < self.rests_until.load(Ordering::Relaxed)
-    }
-
-    fn rest(&self, now: u64) {
-        let until = now.saturating_add(REST_NANOS);
-        self.rests_until.fetch_max(until, Ordering::Relaxed);
     }
 
     /// Has a copy left for other gateways, as old as the question to `keys`. Does not wait.
@@ -133,25 +146,22 @@ impl Copies {
             version: record.version,
             sealed: Self::seal(key, record, asked_at),
         };
-        // Without it another gateway asks `keys`.
-        if self.waiting.try_send(copy).is_err() {
+        // Without it another gateway asks `keys`. After the last call nobody leaves any.
+        if let Err(TrySendError::Full(_)) = self.waiting.try_send(copy) {
             tracing::debug!("too many copies of keys wait for Redis, one is not left");
         }
     }
 
-    /// Writes a copy at `now` (monotonic nanoseconds). False when there is none then.
-    pub(super) async fn write(&self, copy: &SealedCopy, now: u64) -> bool {
-        let Some(mut redis) = self.redis.clone().filter(|_| !self.rests(now)) else {
-            return false;
+    /// Writes a copy. It may be there also when that has failed.
+    pub(super) async fn write(&self, copy: &SealedCopy) {
+        let Some(mut redis) = self.redis.clone() else {
+            return;
         };
         let name = copy.hash.cache_name();
         let stored: redis::RedisResult<()> = redis.set_ex(name, &copy.sealed, REDIS_SECONDS).await;
         if let Err(error) = &stored {
-            self.rest(now);
             tracing::debug!(%error, "no copy of a key was left in Redis");
         }
-        // It may be there all the same when only the answer was late.
-        true
     }
 
     /// Removes copies of keys that have changed.

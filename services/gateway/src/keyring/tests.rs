@@ -347,7 +347,7 @@ fn sought_by(hashing: &Arc<Hashing>, key: &NewKey) -> Sought {
 const PEPPER: &str = "0123456789abcdef0123456789abcdef";
 
 fn copies(floor: i64) -> Copies {
-    let copies = Copies::new(None, tokio::sync::mpsc::channel(1).0);
+    let (copies, _) = Copies::new(None);
     copies.believe_from(floor);
     copies
 }
@@ -363,7 +363,8 @@ proptest! {
         let record = KeyRecord { throttle_per_second: throttle, ..record(3) };
         let copy = Copies::seal(&sought, &record, 1_000);
         let copies = copies(1_000);
-        prop_assert_eq!(copies.open(&sought, &copy), Some(record));
+        let believed = Believed { record, asked_at: 1_000 };
+        prop_assert_eq!(copies.open(&sought, &copy), Some(believed));
         let mut forged = copy.clone();
         forged[at.index(copy.len())] ^= 1 << bit;
         prop_assert_eq!(copies.open(&sought, &forged), None);
@@ -408,6 +409,33 @@ async fn a_copy_that_was_rolled_back_is_not_believed() {
         let taken = keyring.take(&hash, &record(version), Source::Redis, keyring.now());
         assert_eq!(taken.is_some(), is_taken, "version {version}");
     }
+}
+
+/// S1: who is cut off believes a copy no longer than what he has read himself: from when it was
+/// read, not from when he finds it.
+#[tokio::test]
+async fn a_copy_grows_old_where_it_lies() {
+    let (keyring, _script) = asking(&[]).await;
+    inform(&keyring);
+    let hash = sought(&keyring, &key(1)).hash;
+    let seconds = |n: u64| n * 1_000_000_000;
+    let wall = keyring.host.clock().now().as_millisecond();
+    let taken = |now: u64, age_millis: i64| {
+        let copy = Believed {
+            record: record(1),
+            asked_at: wall - age_millis,
+        };
+        keyring.take_copy(&hash, &copy, now)
+    };
+    assert!(taken(seconds(100), 5_000).is_some());
+    assert!(taken(seconds(100), 10_001).is_none());
+    assert!(taken(seconds(100), 3_600_000).is_none());
+    // One who hears of changes need not care; nor does another's clock that is fast do harm.
+    assert!(taken(keyring.now(), 3_600_000).is_some());
+    let ahead = taken(seconds(100), -3_600_000).expect("as of now");
+    keyring.known.insert(hash, ahead);
+    assert!(keyring.cached(&hash, seconds(109)).is_some());
+    assert!(keyring.cached(&hash, seconds(111)).is_none());
 }
 
 /// A copy that an older gateway has left knows nothing of throttles; a newer one tells of them.

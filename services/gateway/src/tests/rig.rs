@@ -293,7 +293,7 @@ impl Rig {
             Countries::none(),
             touches,
         );
-        let edge: Arc<Edge> = edge.expect("an edge");
+        let (edge, _): (Arc<Edge>, _) = edge.expect("an edge");
         let upstream = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = upstream.local_addr().expect("bound");
         edge.catalogue.store(Arc::new(catalogue(address)));

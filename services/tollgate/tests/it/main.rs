@@ -11,6 +11,7 @@
 
 mod account;
 mod anomaly;
+mod apart;
 mod api;
 mod audit;
 mod cli;

@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -16,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    apart::Apart,
     stack::{Customer, Stack, signal},
     world::{SOON, World},
 };
@@ -212,100 +212,12 @@ async fn is_audited(stack: &Stack) {
     counted.await.unwrap();
 }
 
-/// A gateway of its own with peppers of its own, beside those of the stack.
-struct Apart {
-    child: Child,
-    base: String,
-    dir: tempfile::TempDir,
-}
-
-impl Apart {
-    async fn start(stack: &Stack) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let info = stack.info();
-        let secrets = std::fs::read(stack.data().join("ephemeral/secrets.json")).expect("secrets");
-        let secrets: Value = serde_json::from_slice(&secrets).expect("JSON");
-        std::fs::copy(current(stack), dir.path().join("pepper")).expect("copied");
-        let text = |value: &Value| value.as_str().expect("a text").to_owned();
-        let path = |name: &str| dir.path().join(name).display().to_string();
-        let port = testkit::ports::free();
-        let log = std::fs::File::create(dir.path().join("log")).expect("a log");
-        let variables = [
-            ("NATS_URL", text(&info["nats_url"])),
-            ("REDIS_URL", text(&info["redis_url"])),
-            ("TOLLGATE_SERVICE_TOKEN", text(&secrets["service_token"])),
-            ("TOLLGATE_OPERATOR_TOKEN", text(&secrets["operator_token"])),
-            (
-                "TOLLGATE_GATEWAY_PRINCIPAL_SECRET",
-                text(&secrets["principal_secret"]),
-            ),
-            ("API_KEY_PEPPER_FILE", path("pepper")),
-            ("API_KEY_PEPPER_PREVIOUS_FILE", path("pepper-previous")),
-            ("TOLLGATE_GATEWAY_JOURNAL_DIR", path("journal")),
-            ("TOLLGATE_GATEWAY_NAME", "apart".to_owned()),
-            ("TOLLGATE_GATEWAY_LISTEN", format!("127.0.0.1:{port}")),
-            (
-                "TOLLGATE_GATEWAY_UPSTREAM_NETWORKS",
-                "127.0.0.0/8".to_owned(),
-            ),
-            ("TOLLGATE_GRPC_LISTEN", "127.0.0.1:0".to_owned()),
-            ("TOLLGATE_OPS_LISTEN", "127.0.0.1:0".to_owned()),
-            ("TOLLGATE_KEYS_GRPC_URL", text(&info["grpc"]["keys"])),
-            ("TOLLGATE_WALLET_GRPC_URL", text(&info["grpc"]["wallet"])),
-            (
-                "TOLLGATE_USAGE_INGEST_GRPC_URL",
-                text(&info["grpc"]["usage-ingest"]),
-            ),
-            ("OTEL_SDK_DISABLED", "true".to_owned()),
-        ];
-        let child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
-            .args(["serve", "--target=gateway"])
-            .envs(variables)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a log"))
-            .stderr(log)
-            .spawn()
-            .expect("it starts");
-        let base = format!("http://127.0.0.1:{port}");
-        let apart = Self { child, base, dir };
-        let up = eventually(SOON, "the gateway answers", || async {
-            let seen = peppers(stack)["holders"].to_string().contains("apart");
-            let answer = Connection::to(&apart.base).call("", &Shot::get("/")).await;
-            match (answer, seen) {
-                (Ok(_), true) => Ok(()),
-                (answer, _) => Err(format!("{:?} {}", answer.err(), apart.log())),
-            }
-        });
-        up.await.unwrap();
-        apart
-    }
-
-    fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
-    }
-
-    /// Gives it peppers, as an operator who replaces a secret does.
-    async fn give(&self, stack: &Stack, current: &str, previous: &str) {
-        std::fs::write(self.dir.path().join("pepper-previous"), previous).expect("written");
-        swap(&self.dir.path().join("pepper"), current);
-        self.has(stack, current).await;
-    }
-
-    async fn has(&self, stack: &Stack, pepper: &str) {
-        let id = types::Pepper::new(pepper).unwrap().id();
-        holds(stack, "apart", &id).await;
-    }
-}
-
-impl Drop for Apart {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("--- log of the gateway apart\n{}", self.log());
-        }
-        if let Err(error) = self.child.kill().and_then(|()| self.child.wait().map(drop)) {
-            eprintln!("the gateway apart was gone: {error}");
-        }
-    }
+/// Gives it peppers, as an operator who replaces a secret does.
+async fn give(apart: &Apart, stack: &Stack, current: &str, previous: &str) {
+    std::fs::write(apart.dir().join("pepper-previous"), previous).expect("written");
+    swap(&apart.dir().join("pepper"), current);
+    let id = types::Pepper::new(current).unwrap().id();
+    holds(stack, "apart", &id).await;
 }
 
 fn current(stack: &Stack) -> PathBuf {
@@ -343,7 +255,8 @@ async fn a_gateway_may_follow_late_or_lead_and_both_refuse_what_is_revoked_betwe
     let world = World::start().await;
     let stack = &world.stack;
     let acme = stack.customer("Acme", 100_000);
-    let apart = Apart::start(stack).await;
+    let keys = stack.info()["grpc"]["keys"].as_str().unwrap().to_owned();
+    let apart = Apart::start(stack, &keys).await;
     let here = stack.gateways()[0].clone();
     let both = [here.as_str(), apart.base.as_str()];
     let old = read(&current(stack));
@@ -375,7 +288,7 @@ async fn a_gateway_may_follow_late_or_lead_and_both_refuse_what_is_revoked_betwe
     for base in both {
         assert_eq!(status(base, &key).await, 401);
     }
-    apart.give(stack, &new, &old).await;
+    give(&apart, stack, &new, &old).await;
     for base in both {
         assert_eq!(status(base, &key).await, 401);
         for key in [&waiting, &made] {
@@ -385,7 +298,7 @@ async fn a_gateway_may_follow_late_or_lead_and_both_refuse_what_is_revoked_betwe
 
     // Now it leads: keys it moves are found by those who have not heard of its pepper.
     let newest = "n".repeat(64);
-    apart.give(stack, &newest, &new).await;
+    give(&apart, stack, &newest, &new).await;
     let (_, made) = live_key(stack, &acme);
     for key in [&waiting, &made] {
         for base in [both[1], both[0]] {

@@ -1,16 +1,20 @@
-//! Keys while the cache is away, empty, or full of ghosts.
+//! Keys while the cache is away, empty, or full of ghosts, and where nobody hears of changes.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
 use testkit::{
     eventually,
     load::{self, Connection, Outcome, Shot},
+    proxy::Proxy,
 };
 
 use super::{DISTANCE, LIVE, Load, figures::Figures, summary};
-use crate::stack::{Customer, SETTLE_LIMIT, Stack, signal};
+use crate::{
+    apart::Apart,
+    stack::{Customer, SETTLE_LIMIT, Stack, signal},
+};
 
 /// Calls with a revoked key after each fault.
 const TRIES: usize = 40;
@@ -18,6 +22,12 @@ const TRIES: usize = 40;
 const FRESH: usize = 5;
 /// A key is verified within this, and more: the call that it is for is answered.
 const VERIFIED_MICROS: u64 = 50_000;
+/// A gateway that hears of no changes believes what it knew for so long at most.
+const CUT_OFF: Duration = Duration::from_secs(10);
+/// Calls with a revoked key, one after another, when that is over.
+const LATE_TRIES: usize = 100;
+/// Between two of those before.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// F20: Redis is killed, emptied, paused, and filled with what it held before the revocation.
 #[tokio::test]
@@ -159,6 +169,61 @@ async fn a_revocation_names_who_may_still_believe_the_key() {
         let (names, confirmed) = revoke();
         assert_eq!((names, confirmed), (json!([]), json!(2)), "{how:?}");
     }
+}
+
+/// S1: a gateway that does not reach `keys` accepts a revoked key for ten seconds at most, though
+/// its copy is back in Redis, which it does reach. Then it accepts none, until it hears of changes.
+#[tokio::test]
+async fn a_gateway_that_is_cut_off_soon_believes_neither_itself_nor_redis() {
+    let stack = Stack::start(&["--ephemeral", "--processes", "--gateways", "1"]).await;
+    let customer = stack.customer("Apart", 1_000_000);
+    let info = stack.info();
+    let keys = info["grpc"]["keys"].as_str().expect("a URL");
+    let keys = keys.trim_start_matches("http://").parse();
+    let way = Proxy::start(keys.expect("an address"))
+        .await
+        .expect("a proxy");
+    let apart = Apart::start(&stack, &format!("http://127.0.0.1:{}", way.port())).await;
+    let mut redis = connect(&stack).await;
+    let (id, revoked, old) = copied_key(&stack, &customer, &mut redis).await;
+    let (_, other) = stack.key(&customer, &LIVE);
+    let call = async |key: &str| {
+        let (mut connection, shot) = (Connection::to(&apart.base), Shot::get(DISTANCE));
+        let answer = connection.call(key, &shot).await;
+        answer.expect("an answer").status.as_u16()
+    };
+    assert_eq!((call(&revoked).await, call(&other).await), (200, 200));
+
+    way.disconnect();
+    let said = stack.cli(&["key", "revoke", &id, "--reason", "leaked"]);
+    let since = Instant::now();
+    assert_eq!(said["pending_gateways"], json!(["apart"]), "{said}");
+    write_back(&mut redis, &old).await;
+    let (mut accepted, mut pace) = (0, tokio::time::interval(PAUSE));
+    while since.elapsed() < CUT_OFF {
+        accepted += usize::from(call(&revoked).await == 200);
+        pace.tick().await;
+    }
+    for _ in 0..LATE_TRIES {
+        assert_eq!(
+            call(&revoked).await,
+            503,
+            "{accepted} before, which is allowed"
+        );
+    }
+    assert_eq!(call(&other).await, 503, "nor does it know more of this one");
+
+    way.resume();
+    let again = eventually(SETTLE_LIMIT, "it hears of changes", async || {
+        match (call(&revoked).await, call(&other).await) {
+            (401, 200) => Ok(()),
+            (200, _) => panic!("a revoked key was accepted"),
+            other => Err(format!("{other:?}")),
+        }
+    });
+    again
+        .await
+        .expect("it serves again, and not the revoked key");
 }
 
 #[derive(Clone, Copy, Debug)]
