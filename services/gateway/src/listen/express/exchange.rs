@@ -423,7 +423,7 @@ impl Call<'_> {
                 return Ok(());
             }
             front.write(&mut head, piece).await?;
-            head.clear();
+            hall.spares.keep(std::mem::take(&mut head));
             hall.spares.keep(read);
             read = match receive(front, &mut direct, &mut pauses, left).await {
                 Ok(read) => read,

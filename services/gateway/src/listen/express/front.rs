@@ -179,7 +179,7 @@ pub(super) struct Pieces<'a> {
 impl<'a> Pieces<'a> {
     pub(super) fn new(head: &'a mut Vec<u8>, body: &'a [u8]) -> Self {
         let second = match body.len() {
-            ..=COPIED_BYTES_MAX => {
+            ..=COPIED_BYTES_MAX if !head.is_empty() => {
                 head.extend_from_slice(body);
                 &[]
             }
