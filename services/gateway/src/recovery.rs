@@ -87,7 +87,7 @@ pub async fn recover(
     let ended = futures_util::stream::iter(found).map(|found| {
         let channel = channel.clone();
         async move {
-            let life = Life::new(host, channel, &found, figures, true);
+            let mut life = Life::new(host, channel, &found, figures, true);
             let ended = life.end(stop).await;
             ended.with_context(|| life.id.to_string())
         }
@@ -99,7 +99,7 @@ pub async fn recover(
 /// Brings a journal that was found at the start to its end.
 pub(crate) async fn end(host: Host, channel: Channel, found: Recovered, stop: Stop) {
     let figures = watch::Sender::new(Recovery::default());
-    let life = Life::new(&host, channel, &found, &figures, false);
+    let mut life = Life::new(&host, channel, &found, &figures, false);
     let mut insistence = Insistence::new(&host, life.id, false);
     while let Err(error) = life.end(&stop).await {
         if !insistence.may_pass(&error, &stop).await {
@@ -121,6 +121,8 @@ struct Life<'a> {
     found: &'a Recovered,
     journal: Journal,
     figures: &'a watch::Sender<Recovery>,
+    /// Numbers up to which the figures tell of it: shipped, and applied.
+    told: (u64, u64),
     /// The directory may be a copy: its lock does not prove that the owner is dead.
     may_be_copy: bool,
 }
@@ -138,6 +140,7 @@ impl<'a> Life<'a> {
         for damage in &found.damage {
             tracing::error!(journal.id = %id, ?damage, "a journal is damaged");
         }
+        let watermark = journal.watermark();
         Self {
             id,
             host,
@@ -145,11 +148,12 @@ impl<'a> Life<'a> {
             found,
             journal,
             figures,
+            told: (watermark, watermark),
             may_be_copy,
         }
     }
 
-    async fn end(&self, stop: &Stop) -> anyhow::Result<()> {
+    async fn end(&mut self, stop: &Stop) -> anyhow::Result<()> {
         let (mut totals, opened) = totals(self.host, &self.journal).await?;
         let mut opened = Some(opened);
         let gaps = self.found.gaps();
@@ -167,7 +171,7 @@ impl<'a> Life<'a> {
         });
         let mut kept = match lost {
             0 => None,
-            _ => Some(self.meet_the_lost(stop).await?),
+            _ => Some(self.meet_the_lost(&totals, stop).await?),
         };
         let (mut rounds, mut is_first) = (0, true);
         while rounds < ROUNDS_MAX {
@@ -175,8 +179,8 @@ impl<'a> Life<'a> {
             if let Some(opened) = opened.take() {
                 self.end_calls(opened, &mut totals, &open, stop).await?;
             }
-            if is_first {
-                self.count_credits(&open, &totals, lost > 0)?;
+            if is_first && lost == 0 {
+                self.count_credits(&open, &totals, false)?;
             }
             let owed = finals(&totals, &open, lost > 0, is_first)?;
             let closed = self.close(&owed, stop).await?;
@@ -201,9 +205,14 @@ impl<'a> Life<'a> {
     /// Waits until the wallet has applied the gaps: what is lost here may have been shipped, and
     /// count towards what leases have spent. Until there are final counts nothing goes, not even
     /// what says that there is a gap.
-    async fn meet_the_lost(&self, stop: &Stop) -> anyhow::Result<Kept> {
+    async fn meet_the_lost(
+        &mut self,
+        totals: &BTreeMap<LeaseId, Total>,
+        stop: &Stop,
+    ) -> anyhow::Result<Kept> {
         let kept = self.journal.keep(self.journal.watermark());
-        self.retire(stop).await?;
+        let open = self.retire(stop).await?;
+        self.count_credits(&open, totals, true)?;
         self.ship(Course::settled, stop).await?;
         Ok(kept)
     }
@@ -322,17 +331,17 @@ impl<'a> Life<'a> {
     }
 
     /// Ships until everything is applied as far as `how_far` counts.
-    async fn ship(&self, how_far: fn(&Course) -> u64, stop: &Stop) -> anyhow::Result<()> {
+    async fn ship(&mut self, how_far: fn(&Course) -> u64, stop: &Stop) -> anyhow::Result<()> {
         let (shipped, seen) = watch::channel(self.journal.watermark());
-        let mut told = (self.journal.watermark(), self.journal.watermark());
         let mut tell = || {
+            let told = self.told;
             let now = ((*seen.borrow()).max(told.0), self.journal.watermark());
             self.figures.send_modify(|all| {
                 let more = (now.0.saturating_sub(told.0), now.1.saturating_sub(told.1));
                 all.shipped = all.shipped.saturating_add(more.0);
                 all.applied = all.applied.saturating_add(more.1);
             });
-            told = now;
+            self.told = now;
         };
         let mut shipper = Shipper::of_earlier(self.host, self.found, shipped);
         let written = self.journal.next_seq();

@@ -10,7 +10,7 @@ mod credits;
 mod durable;
 mod failover;
 pub(crate) mod figures;
-mod gaps;
+pub(crate) mod gaps;
 mod idempotency;
 mod ids;
 mod keys;

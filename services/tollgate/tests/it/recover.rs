@@ -8,10 +8,13 @@ use std::{
 
 use rustix::process::Signal;
 use serde_json::Value;
-use testkit::{eventually, load::Shot};
+use testkit::{auditor::journal::Journals, eventually, load::Shot};
 
 use crate::{
-    fault::{DISTANCE, LIVE},
+    fault::{
+        DISTANCE, LIVE,
+        gaps::{calls_of, damage},
+    },
     stack::{Customer, SETTLE_LIMIT, Stack, signal},
 };
 
@@ -30,8 +33,12 @@ async fn f18_the_journals_of_a_dead_gateway_are_settled_once_whoever_recovers_th
     a_held_directory_is_refused(&stack);
     let stopped = Instant::now();
     let volume = lose_the_gateway(&stack, "volume");
-    let copy = stack.data().join("copy");
-    copy_tree(&volume, &copy);
+    let [copy, cracked] = ["copy", "cracked"].map(|name| {
+        let copy = stack.data().join(name);
+        copy_tree(&volume, &copy);
+        copy
+    });
+    lose_two_calls(&cracked, &customer);
     signal(bus, Signal::CONT);
 
     // Killed between the final counts of its leases, then run again.
@@ -69,8 +76,19 @@ async fn f18_the_journals_of_a_dead_gateway_are_settled_once_whoever_recovers_th
         (&twice["removed"], &twice["settled_credits"]),
         (&1.into(), &0.into())
     );
+    let thrice = self::summary(&recover(&stack, &cracked, None));
+    println!("the damaged copy: {thrice}");
+    assert_eq!(
+        (&thrice["removed"], &thrice["settled_credits"]),
+        (&1.into(), &0.into())
+    );
+    assert_eq!(thrice["gap_records"], 2, "{thrice}");
+    for summary in [&summary, &twice, &thrice] {
+        assert_eq!(summary["shipped"], summary["records"], "each counts once");
+    }
     let report = stack.audit();
-    println!("recovered twice: {report}");
+    println!("recovered thrice: {report}");
+    assert_eq!(report["recorded_gaps"], 0, "{report}");
     settled(&stack, &customer, 979);
     a_copy_of_a_living_gateway_is_left_alone(&stack);
     stack.audit();
@@ -113,6 +131,13 @@ fn copy_tree(from: &Path, to: &Path) {
         .status()
         .expect("cp runs");
     assert!(done.success());
+}
+
+/// Makes two paid calls in the middle of a journal unreadable.
+fn lose_two_calls(root: &Path, customer: &Customer) {
+    let found = Journals::read(&[root.to_owned()]).expect("readable");
+    let journal = found.all.first().expect("a journal");
+    damage(journal, &calls_of(journal, customer)[8..10]);
 }
 
 fn recover(stack: &Stack, dir: &Path, crash_at: Option<&str>) -> Output {

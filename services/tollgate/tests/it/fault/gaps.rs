@@ -255,7 +255,7 @@ fn stopped(stack: &Stack) -> (i32, String, Journal) {
 }
 
 /// Numbers of a customer's calls that were paid, with their payloads.
-fn calls_of(journal: &Journal, customer: &Customer) -> Vec<(u64, Vec<u8>)> {
+pub(crate) fn calls_of(journal: &Journal, customer: &Customer) -> Vec<(u64, Vec<u8>)> {
     let org: types::OrgId = customer.org.parse().expect("an id");
     let is_of = |payload: &[u8]| {
         let record = Record::decode(payload).expect("a record");
@@ -267,7 +267,7 @@ fn calls_of(journal: &Journal, customer: &Customer) -> Vec<(u64, Vec<u8>)> {
 }
 
 /// Flips a byte in each of these records.
-fn damage(journal: &Journal, records: &[(u64, Vec<u8>)]) {
+pub(crate) fn damage(journal: &Journal, records: &[(u64, Vec<u8>)]) {
     for segment in &journal.segments {
         let path = journal.dir.join(&segment.name);
         let mut bytes = std::fs::read(&path).expect("readable");
